@@ -1,0 +1,155 @@
+//! The stage graph: what a query becomes before it runs.
+//!
+//! ```text
+//!   stage 0: scan, filter, partial group_by  --hash(carrier) 6-->  stage 1: final group_by  --gather-->  result
+//! ```
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{NodeId, StageId};
+
+/// A job's stages in topological order; the last one's partitions, in order, are the result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageGraph {
+    /// The stages; a stage reads only from stages before it.
+    pub stages: Vec<Stage>,
+    /// The result's schema, as an Arrow IPC stream without batches, so that an empty result has columns.
+    pub schema: Bytes,
+}
+
+/// One stage: the same work on every partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Its place in the graph.
+    pub id: StageId,
+    /// What it does.
+    pub work: Work,
+    /// The stages it reads, in the order of the fragment's placeholders.
+    pub inputs: Vec<StageInput>,
+    /// How its rows leave it.
+    pub exchange: Exchange,
+    /// One task per output partition.
+    pub tasks: Vec<TaskSpec>,
+    /// Its operators, from input to output, for people (`explain`).
+    pub operators: Vec<String>,
+    /// Why this stage runs as one task, where that is the planner's limit rather than the query's nature.
+    pub single_because: Option<String>,
+    /// Nodes known to see every file this stage scans, in order of id. Empty for a stage that scans no file.
+    pub seen_by: Vec<NodeId>,
+    /// Nodes that were asked and do not see them. A node in neither list may be tried.
+    pub unseen_by: Vec<NodeId>,
+}
+
+/// What a stage's tasks do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// Run this fragment (written and read by `floe-query` only).
+    Fragment(Bytes),
+    /// Nothing: the partitions came with the submission and lie where this says, one entry a partition.
+    Held(Vec<Placed>),
+}
+
+/// One edge of the graph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageInput {
+    /// The producer.
+    pub stage: StageId,
+    /// Which of its output a task reads.
+    pub read: Read,
+}
+
+/// Which part of a producer's output task `t` reads. Map outputs are always read in partition order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Read {
+    /// The whole of partition `t - first`, or nothing where there is none such (a union's branches).
+    Partition {
+        /// The consumer's task that reads the producer's partition 0.
+        first: u32,
+    },
+    /// Every partition, whole (gather, broadcast).
+    All,
+    /// Bucket `t` of every partition (hash, range).
+    Bucket,
+}
+
+/// How a stage's rows leave it. Map outputs are one indexed file each, with `buckets` segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exchange {
+    /// Partition to partition, unmoved.
+    Pass,
+    /// All to one consumer task (or the driver), in partition order.
+    Gather,
+    /// All to every consumer task.
+    Broadcast,
+    /// By hash of keys.
+    Hash {
+        /// The keys, for people.
+        keys: Vec<String>,
+        /// How many buckets.
+        buckets: u32,
+    },
+    /// By sampled ranges of sort keys.
+    Range {
+        /// The keys, for people.
+        keys: Vec<String>,
+        /// How many buckets.
+        buckets: u32,
+    },
+}
+
+impl Exchange {
+    /// How many segments each map output has.
+    pub fn buckets(&self) -> u32 {
+        match self {
+            Self::Pass | Self::Gather | Self::Broadcast => 1,
+            Self::Hash { buckets, .. } | Self::Range { buckets, .. } => *buckets,
+        }
+    }
+}
+
+/// One task of a stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Which part of the stage's files it scans (written and read by `floe-query` only); empty if none.
+    pub split: Bytes,
+    /// An estimate of the bytes it scans from files; inputs from other stages are known exactly when it starts.
+    pub scan_bytes: u64,
+}
+
+/// What is known of one finished partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputMeta {
+    /// Rows and bytes of each bucket, in order; one entry where the exchange has no buckets.
+    pub buckets: Vec<BucketMeta>,
+}
+
+impl OutputMeta {
+    /// Rows in all buckets.
+    pub fn rows(&self) -> u64 {
+        self.buckets.iter().map(|b| b.rows).sum()
+    }
+
+    /// Bytes in all buckets, as stored (Arrow IPC).
+    pub fn bytes(&self) -> u64 {
+        self.buckets.iter().map(|b| b.bytes).sum()
+    }
+}
+
+/// Size of one bucket of a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketMeta {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of Arrow IPC as stored.
+    pub bytes: u64,
+}
+
+/// Where a finished partition lies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// The nodes that hold a whole copy, the first preferred.
+    pub nodes: Vec<NodeId>,
+    /// Its size.
+    pub meta: OutputMeta,
+}

@@ -1,0 +1,127 @@
+//! Jobs as drivers see them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::ids::{JobId, NodeId, StageId};
+
+/// What a driver submits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// A short text for `floe jobs`: the SQL, or what the driver calls it.
+    pub label: String,
+    /// The query.
+    pub query: Query,
+}
+
+/// A query in either of its forms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// Polars SQL. A table name that is a path or a glob (`FROM 'data/*.parquet'`) is scanned by its ending;
+    /// other names are looked up in `tables`.
+    Sql {
+        /// The statement.
+        text: String,
+        /// Table name to path, glob or directory.
+        tables: BTreeMap<String, String>,
+        /// The driver's working directory, against which relative paths are resolved.
+        directory: String,
+    },
+    /// A serialized Polars `DslPlan` (`DslPlan::serialize_versioned`, or py-polars' `LazyFrame.serialize()`).
+    /// Frames in memory travel inside it.
+    Plan {
+        /// The plan.
+        dsl: Bytes,
+        /// The driver's working directory, against which relative paths are resolved.
+        directory: String,
+    },
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobPhase {
+    /// Accepted; tasks are waiting or running.
+    Running,
+    /// Done; the result waits to be collected.
+    Succeeded,
+    /// Ended with this failure.
+    Failed(Failure),
+    /// Ended because somebody asked for it.
+    Cancelled,
+}
+
+impl JobPhase {
+    /// Whether nothing more will happen to the job.
+    pub fn is_terminal(&self) -> bool {
+        !matches!(self, Self::Running)
+    }
+
+    /// One word for tables: `running`, `succeeded`, `failed`, `cancelled`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A job's state, as the answering node knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The job.
+    pub id: JobId,
+    /// The driver's label.
+    pub label: String,
+    /// Where it stands.
+    pub phase: JobPhase,
+    /// Progress by stage, in order.
+    pub stages: Vec<StageProgress>,
+    /// When it was accepted, in milliseconds since the Unix epoch by the accepting node's clock.
+    pub submitted_unix_ms: u64,
+    /// When it ended, likewise.
+    pub ended_unix_ms: Option<u64>,
+    /// Tasks that ran, in order of their end: who ran what, when. At most [`MAX_TIMELINE`] of them.
+    pub timeline: Vec<TaskRun>,
+}
+
+/// How many task runs a job's status lists at most; the first ones are kept.
+pub const MAX_TIMELINE: usize = 4096;
+
+/// One stage's progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProgress {
+    /// The stage.
+    pub stage: StageId,
+    /// Its last operator, for people.
+    pub name: String,
+    /// Tasks in all.
+    pub tasks: u32,
+    /// Tasks running now, as far as the answering node knows.
+    pub running: u32,
+    /// Tasks done.
+    pub done: u32,
+    /// Rows its finished tasks put out.
+    pub rows: u64,
+    /// Bytes its finished tasks put out.
+    pub bytes: u64,
+}
+
+/// One task's run, for timelines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRun {
+    /// The stage.
+    pub stage: StageId,
+    /// The partition.
+    pub partition: u32,
+    /// Where it ran.
+    pub node: NodeId,
+    /// When it started, in milliseconds since the Unix epoch by its node's clock.
+    pub started_unix_ms: u64,
+    /// How long it ran.
+    pub elapsed_ms: u64,
+}

@@ -1,0 +1,20 @@
+//! What crosses the wire between Floe's nodes and drivers: ids, job specifications and status, stage
+//! graphs, typed failures, messages, and their framing.
+//!
+//! This crate knows neither libp2p nor Polars: what only they understand travels as bytes.
+
+pub mod failure;
+pub mod frame;
+pub mod graph;
+pub mod ids;
+pub mod job;
+pub mod message;
+pub mod node;
+pub mod version;
+
+pub use failure::Failure;
+pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, TaskSpec, Work};
+pub use ids::{AttemptId, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
+pub use job::{JobPhase, JobSpec, JobStatus, Query, StageProgress};
+pub use message::{PeerMessage, Request, Response};
+pub use node::{Load, Member, NodeInfo, NodeRole};
