@@ -57,6 +57,13 @@ pub enum PeerMessage {
     },
     /// Worker to leader: an attempt ended.
     Report(Report),
+    /// Any node to the leader: a result partition could not be had from this node, which should hold it.
+    Lost {
+        /// The partition.
+        partition: TaskId,
+        /// Who was asked.
+        node: NodeId,
+    },
 }
 
 /// A task to run.

@@ -1,0 +1,157 @@
+//! A job's handle.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_protocol::message::{Request, Response};
+use floe_protocol::{Failure, JobId, JobPhase, JobStatus};
+use futures::StreamExt;
+
+use crate::error::{Error, Result};
+use crate::link::Exchange;
+use crate::mesh::Mesh;
+use crate::patience::Patience;
+use crate::result::ResultStream;
+use crate::watch::Watch;
+
+/// How long a node may not know a job that this handle saw accepted. A majority holds it, but the node that the
+/// driver went over to may have yet to hear of it.
+const HEARSAY: Duration = Duration::from_secs(5);
+
+/// One submission. Dropping the handle leaves the job alone: [`Mesh::job`] finds it again by its id, from any
+/// process and through any node.
+///
+/// ```no_run
+/// # async fn example(mesh: floe_client::Mesh) -> floe_client::Result<()> {
+/// use futures::StreamExt;
+///
+/// let job = mesh.sql("SELECT carrier, COUNT(*) AS flights FROM 'flights.parquet' GROUP BY carrier").await?;
+/// let mut progress = job.watch();
+/// while let Some(status) = progress.next().await {
+///     for stage in &status?.stages {
+///         println!("{}: {} of {} tasks, {} rows", stage.name, stage.done, stage.tasks, stage.rows);
+///     }
+/// }
+/// let mut result = job.stream().await?;
+/// while let Some(batch) = result.next().await {
+///     println!("{} rows", batch?.num_rows());
+/// }
+/// job.release().await
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Job {
+    mesh: Mesh,
+    id: JobId,
+    /// Whether this handle saw the mesh accept the job, so that it must exist.
+    accepted: bool,
+}
+
+impl Job {
+    pub(crate) fn new(mesh: Mesh, id: JobId, accepted: bool) -> Self {
+        Self { mesh, id, accepted }
+    }
+
+    /// Its id, in text 16 hexadecimal digits.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// Where it stands now.
+    pub async fn status(&self) -> Result<JobStatus> {
+        let (answer, exchange) = self.ask(&Request::Job { id: self.id }).await?;
+        match answer {
+            Response::Job(status) => Ok(status),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Its status now and at every change, ending with the terminal one. It goes on through another node when
+    /// the one it came from is lost; a status may then be repeated.
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.clone())
+    }
+
+    /// Waits until it ended, however it did. There is no limit on the time a job may run; wrap this in
+    /// `tokio::time::timeout` to set one.
+    pub async fn wait(&self) -> Result<JobStatus> {
+        let mut statuses = self.watch();
+        while let Some(status) = statuses.next().await {
+            let status = status?;
+            if status.phase.is_terminal() {
+                return Ok(status);
+            }
+        }
+        // A watch ends only after a terminal status or an error, both of which have returned.
+        Err(Error::Local(format!(
+            "the watch on job {} ended before the job did",
+            self.id
+        )))
+    }
+
+    /// Stops it: its tasks end and its partitions are freed. Cancelling an ended job changes nothing.
+    pub async fn cancel(&self) -> Result<()> {
+        self.done(&Request::Cancel { id: self.id }).await
+    }
+
+    /// Says that its result is no longer needed, so that the nodes can free it.
+    pub async fn release(&self) -> Result<()> {
+        self.done(&Request::Release { id: self.id }).await
+    }
+
+    /// Waits until it succeeded, then streams its result, batch by batch, in the query's order. Only as much is
+    /// held in memory as was asked for and a bounded window beyond.
+    pub async fn stream(&self) -> Result<ResultStream> {
+        self.succeeded().await?;
+        ResultStream::open(self.clone()).await
+    }
+
+    /// Waits until it ended, and makes an error of any end but success.
+    pub(crate) async fn succeeded(&self) -> Result<()> {
+        match self.wait().await?.phase {
+            JobPhase::Failed(failure) => Err(Error::JobFailed {
+                job: self.id,
+                failure,
+            }),
+            JobPhase::Cancelled => Err(Error::JobCancelled { job: self.id }),
+            JobPhase::Succeeded | JobPhase::Running => Ok(()),
+        }
+    }
+
+    /// Asks any node, as long as the mesh's patience goes.
+    pub(crate) async fn ask(&self, request: &Request) -> Result<(Response, Exchange)> {
+        self.ask_within(request, &mut self.mesh.link().patience()).await
+    }
+
+    /// Asks any node while there is patience, and believes that the job exists if it was accepted.
+    pub(crate) async fn ask_within(
+        &self,
+        request: &Request,
+        patience: &mut Patience,
+    ) -> Result<(Response, Exchange)> {
+        let mut hearsay = Patience::new(if self.accepted { HEARSAY } else { Duration::ZERO });
+        loop {
+            match self.mesh.link().ask(request, None::<&Bytes>, patience).await {
+                Err(Error::Failure(Failure::NoSuchJob { .. })) if hearsay.pause().await => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The mesh that runs it.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        self.mesh.link().patience()
+    }
+
+    async fn done(&self, request: &Request) -> Result<()> {
+        let (answer, exchange) = self.ask(request).await?;
+        match answer {
+            Response::Done => Ok(()),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The Rust client of a Floe mesh: connect to any node, submit, watch, collect.
+//!
+//! ```no_run
+//! # async fn example() -> floe_client::Result<()> {
+//! use floe_client::Mesh;
+//! use futures::TryStreamExt;
+//!
+//! let mesh = Mesh::connect(["/ip4/127.0.0.1/tcp/4001"]).await?;
+//! let job = mesh
+//!     .sql("SELECT carrier, COUNT(*) AS flights FROM flights GROUP BY carrier ORDER BY flights DESC")
+//!     .table("flights", "data/flights.parquet")
+//!     .await?;
+//! let mut result = job.stream().await?;
+//! println!("{}", result.schema());
+//! while let Some(batch) = result.try_next().await? {
+//!     println!("{} rows", batch.num_rows());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With the feature `polars`, a `LazyFrame` runs on the mesh and comes back as a `DataFrame`: see
+//! `Mesh::collect`.
+//!
+//! **What happens when a node is lost.** A job lives in the mesh, not in its driver. Every call, watch and result
+//! that was under way goes on through another node under the same job id, for up to [`DEFAULT_TIMEOUT`] without
+//! an answer; a result goes on with the batch after the last one that was read.
+//!
+//! The modules, in the order of a call: `mesh` asks, `link` finds a node that answers (among `nodes`, with
+//! `patience`), `job` and `watch` follow, `fetch` brings the result in pieces that `ipc` cuts, and `result` and
+//! `frame` decode them.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod error;
+mod fetch;
+#[cfg(feature = "polars")]
+mod frame;
+mod ipc;
+mod job;
+mod link;
+pub mod local;
+mod mesh;
+mod nodes;
+mod patience;
+mod query;
+mod result;
+mod watch;
+
+pub use error::{Error, Result};
+#[cfg(feature = "polars")]
+pub use frame::{FrameStream, lazy_spec};
+pub use job::Job;
+pub use mesh::{Mesh, MeshBuilder, new_job_id};
+pub use patience::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT};
+pub use query::Sql;
+pub use result::ResultStream;
+pub use watch::Watch;
+
+pub use floe_protocol::message::Status;
+pub use floe_protocol::{
+    Failure, JobId, JobPhase, JobSpec, JobStatus, NodeId, NodeInfo, NodeRole, Query, StageGraph,
+    StageProgress,
+};
+pub use floe_transport::MeshKey;

@@ -1,0 +1,392 @@
+//! The one connection that a driver has at a time, and going on through another node when it is lost.
+//!
+//! ```text
+//!             ask                       a node answers
+//!   (none) ─────────> dialling ──────────────────────────────> connected ──┐ ask
+//!      ▲                 │ all refuse, or no patience left         │  ▲    │
+//!      │                 ▼                                         │  └────┘
+//!      │               error                                       │
+//!      └──────────── the connection breaks, or no answer in time ──┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_protocol::message::Status;
+use floe_protocol::{Failure, Request, Response};
+use floe_transport::stream::send_bytes;
+use floe_transport::{
+    Body, BodyError, CALL, CallError, Connection, Credentials, DialError, MeshKey, Refusal, Role, Stream,
+    read_frame, write_frame,
+};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use libp2p::Multiaddr;
+use libp2p::identity::Keypair;
+
+use crate::error::{Error, Result};
+use crate::nodes::Nodes;
+use crate::patience::Patience;
+
+/// How long one node may take to be connected to. On a network where that takes longer no query is of use.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How many nodes are dialled at once, and how long one is given before the next is tried too: a node that is
+/// switched off answers nothing, and the one after it should not wait for that.
+const MAX_DIALS: usize = 4;
+const DIAL_STAGGER: Duration = Duration::from_millis(250);
+
+/// How long a node may take to answer a question before another is asked.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same for what needs planning and the agreement of others, who may be electing a leader.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// How often the list of nodes is brought up to date while nothing else happens.
+const REFRESH: Duration = Duration::from_secs(5);
+
+/// How many times one node may say that it cannot answer now before another is asked.
+const MAX_EXCUSES: u32 = 4;
+
+/// A driver's way into its mesh.
+#[derive(Debug)]
+pub(crate) struct Link {
+    identity: Keypair,
+    credentials: Credentials,
+    timeout: Duration,
+    nodes: std::sync::Mutex<Nodes>,
+    /// Held while dialling, so that many calls at once dial once.
+    current: tokio::sync::Mutex<Option<Connection>>,
+}
+
+/// One question's stream after its first answer.
+pub(crate) struct Exchange {
+    address: Multiaddr,
+    channel: Channel,
+    /// The stream ends with its connection.
+    _connection: Connection,
+}
+
+/// What comes next on an exchange's stream.
+enum Channel {
+    Frames(Stream),
+    Body(Box<Body<Stream>>),
+}
+
+/// A question that brought no answer: another node may have one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Body(#[from] BodyError),
+}
+
+impl Link {
+    /// Connects to the first node that answers, and keeps learning the others.
+    pub(crate) async fn connect(
+        key: MeshKey,
+        addresses: Vec<Multiaddr>,
+        connect_timeout: Duration,
+        timeout: Duration,
+    ) -> Result<Arc<Self>> {
+        let link = Arc::new(Self {
+            identity: Keypair::generate_ed25519(),
+            credentials: Credentials::new(key, Role::Driver),
+            timeout,
+            nodes: std::sync::Mutex::new(Nodes::new(addresses)),
+            current: tokio::sync::Mutex::new(None),
+        });
+        let (response, exchange) = link
+            .ask(&Request::Status, None, &mut Patience::new(connect_timeout))
+            .await?;
+        match response {
+            Response::Status(status) => link.learn(&status),
+            other => return Err(exchange.unexpected(&other)),
+        }
+        tokio::spawn(refresh(Arc::downgrade(&link)));
+        Ok(link)
+    }
+
+    /// The patience of one call.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(self.timeout)
+    }
+
+    /// Asks until a node answers with more than that it cannot: one after the other, while there is patience.
+    /// Returns its first response, and the stream for what follows.
+    pub(crate) async fn ask(
+        &self,
+        request: &Request,
+        body: Option<&Bytes>,
+        patience: &mut Patience,
+    ) -> Result<(Response, Exchange)> {
+        let mut excuses = 0;
+        loop {
+            let connection = self.connection(patience).await?;
+            let failure = match ask_once(&connection, request, body).await {
+                Ok((Response::Failed(failure), _)) if is_excuse(&failure) => failure,
+                Ok((Response::Failed(failure), _)) => return Err(Error::Failure(failure)),
+                Ok((Response::NotLeader(_), _)) => {
+                    let message = "the mesh is between two leaders".to_owned();
+                    Failure::Unavailable { message }
+                }
+                Ok((response, exchange)) => {
+                    if let Response::Status(status) = &response {
+                        self.learn(status);
+                    }
+                    return Ok((response, exchange));
+                }
+                Err(lost) => {
+                    tracing::debug!(address = %connection.address(), %lost, "the node is lost");
+                    self.leave(&connection).await;
+                    if let Lost::Call(error) = &lost
+                        && error.is_garbage()
+                    {
+                        return Err(Error::malformed(connection.address(), error));
+                    }
+                    if !patience.pause().await {
+                        let tried = vec![(connection.address().to_string(), lost.to_string())];
+                        return Err(Error::Unreachable {
+                            tried,
+                            waited: patience.waited(),
+                        });
+                    }
+                    continue;
+                }
+            };
+            tracing::debug!(address = %connection.address(), %failure, "the node cannot answer now");
+            excuses += 1;
+            if excuses % MAX_EXCUSES == 0 {
+                // It may be cut off from the others.
+                self.leave(&connection).await;
+            }
+            if !patience.pause().await {
+                return Err(Error::Unavailable {
+                    failure,
+                    waited: patience.waited(),
+                });
+            }
+        }
+    }
+
+    /// The present connection, or a new one.
+    async fn connection(&self, patience: &mut Patience) -> Result<Connection> {
+        let mut current = self.current.lock().await;
+        if let Some(connection) = &*current {
+            if connection.is_open() {
+                return Ok(connection.clone());
+            }
+            self.nodes().failed(connection.address());
+            *current = None;
+        }
+        loop {
+            match self.dial(patience.left()).await {
+                Ok(connection) => {
+                    tracing::debug!(address = %connection.address(), "connected");
+                    self.nodes().answered(connection.address());
+                    *current = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(failures) => {
+                    if let Some(refused) = refused(&failures) {
+                        return Err(refused);
+                    }
+                    if !patience.pause().await {
+                        let tried = failures
+                            .iter()
+                            .map(|(to, error)| (to.to_string(), reason(error)))
+                            .collect();
+                        return Err(Error::Unreachable {
+                            tried,
+                            waited: patience.waited(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Dials every known node, the best first, until one answers. Otherwise returns why each did not.
+    async fn dial(&self, left: Duration) -> Result<Connection, BTreeMap<Multiaddr, DialError>> {
+        let mut waiting = self.nodes().candidates().into_iter();
+        let mut dials = FuturesUnordered::new();
+        let mut failures = BTreeMap::new();
+        let dial = |address: Multiaddr| async move {
+            let timeout = DIAL_TIMEOUT.min(left);
+            let dialled =
+                Connection::dial(&self.identity, self.credentials.clone(), address.clone(), timeout);
+            (address, dialled.await)
+        };
+        dials.extend(waiting.next().map(dial));
+        while !dials.is_empty() {
+            let more = dials.len() < MAX_DIALS && waiting.len() > 0;
+            tokio::select! {
+                Some((address, dialled)) = dials.next() => match dialled {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => {
+                        self.nodes().failed(&address);
+                        failures.insert(address, error);
+                        if dials.is_empty() {
+                            dials.extend(waiting.next().map(dial));
+                        }
+                    }
+                },
+                () = tokio::time::sleep(DIAL_STAGGER), if more => dials.extend(waiting.next().map(dial)),
+            }
+        }
+        Err(failures)
+    }
+
+    /// Gives a connection up: the next call goes to another node first.
+    async fn leave(&self, connection: &Connection) {
+        let mut current = self.current.lock().await;
+        if current
+            .as_ref()
+            .is_some_and(|current| current.peer() == connection.peer())
+        {
+            *current = None;
+        }
+        self.nodes().failed(connection.address());
+    }
+
+    fn learn(&self, status: &Status) {
+        self.nodes().learn(status);
+    }
+
+    fn nodes(&self) -> std::sync::MutexGuard<'_, Nodes> {
+        // The list is whole after every step, so one that panicked in between leaves nothing half done.
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Learns the mesh's present members, if there is a connection to learn them by.
+    async fn refresh(&self) {
+        let connection = self.current.lock().await.clone();
+        let Some(connection) = connection.filter(Connection::is_open) else {
+            return;
+        };
+        if let Ok((Response::Status(status), _)) = ask_once(&connection, &Request::Status, None).await {
+            self.learn(&status);
+        }
+    }
+}
+
+/// Refreshes the list of nodes for as long as the link is in use.
+async fn refresh(link: Weak<Link>) {
+    loop {
+        tokio::time::sleep(REFRESH).await;
+        let Some(link) = link.upgrade() else { return };
+        link.refresh().await;
+    }
+}
+
+async fn ask_once(
+    connection: &Connection,
+    request: &Request,
+    body: Option<&Bytes>,
+) -> Result<(Response, Exchange), Lost> {
+    let waited = match request {
+        Request::Submit { .. } | Request::Explain | Request::Cancel { .. } | Request::Release { .. } => {
+            DECISION_TIMEOUT
+        }
+        _ => ANSWER_TIMEOUT,
+    };
+    let timeout = |_| CallError::Timeout { waited };
+    let ask = async {
+        let mut stream = connection.open(CALL).await.map_err(CallError::Open)?;
+        write_frame(&mut stream, request).await?;
+        Ok::<_, CallError>(stream)
+    };
+    let mut stream = tokio::time::timeout(waited, ask).await.map_err(timeout)??;
+    if let Some(body) = body {
+        // However long it takes: the transfer itself notices when it stands still.
+        send_bytes(&mut stream, body.clone()).await?;
+    }
+    let response = tokio::time::timeout(waited, read_frame(&mut stream))
+        .await
+        .map_err(timeout)??;
+    let channel = match &response {
+        Response::Result { .. } => Channel::Body(Box::new(Body::new(stream))),
+        _ => Channel::Frames(stream),
+    };
+    let address = connection.address().clone();
+    Ok((
+        response,
+        Exchange {
+            address,
+            channel,
+            _connection: connection.clone(),
+        },
+    ))
+}
+
+impl Exchange {
+    /// The node's address.
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The next response of a question that has several.
+    pub(crate) async fn next_response(&mut self) -> Result<Response, Lost> {
+        match &mut self.channel {
+            Channel::Frames(stream) => Ok(read_frame(stream).await?),
+            Channel::Body(_) => Err(CallError::Ended.into()),
+        }
+    }
+
+    /// The next piece of the answer's body; nothing at its end.
+    pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Lost> {
+        match &mut self.channel {
+            Channel::Frames(_) => Ok(None),
+            Channel::Body(body) => Ok(body.next().await.transpose()?),
+        }
+    }
+
+    /// The error of a response that does not answer the question.
+    pub(crate) fn unexpected(&self, response: &Response) -> Error {
+        match response {
+            Response::Failed(failure) => Error::Failure(failure.clone()),
+            other => Error::malformed(&self.address, format!("it does not fit the question: {other:?}")),
+        }
+    }
+}
+
+/// Whether a failure means that the node cannot answer now, and another, or the same one later, may.
+pub(crate) fn is_excuse(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Unavailable { .. } | Failure::NodeLost { .. } | Failure::InputLost { .. }
+    )
+}
+
+/// The refusal that makes dialling again useless: no node did anything but refuse, one for a reason that lasts.
+fn refused(failures: &BTreeMap<Multiaddr, DialError>) -> Option<Error> {
+    let lasting = |error: &DialError| match error {
+        DialError::Refused { refusal, .. } => !matches!(refusal, Refusal::Timeout | Refusal::Broken(_)),
+        DialError::BadAddress { .. } | DialError::WrongPeer { .. } | DialError::Identity(_) => true,
+        DialError::NobodyAnswers { .. } => false,
+    };
+    if !failures.values().all(lasting) {
+        return None;
+    }
+    // Another node at a known address says less than a refusal does.
+    let first = failures
+        .values()
+        .find(|error| matches!(error, DialError::Refused { .. }));
+    first
+        .or(failures.values().next())
+        .map(|error| Error::Refused(error.to_string()))
+}
+
+/// A dial's error, without the address that stands before it.
+fn reason(error: &DialError) -> String {
+    match error {
+        DialError::NobodyAnswers { .. } => "nobody answers".to_owned(),
+        DialError::Refused { refusal, .. } => refusal.to_string(),
+        DialError::BadAddress { .. } => "not an address of a node".to_owned(),
+        DialError::WrongPeer { obtained, .. } => format!("another node answers there, {obtained}"),
+        DialError::Identity(error) => error.to_string(),
+    }
+}

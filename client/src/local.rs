@@ -1,0 +1,55 @@
+//! The mesh of this machine and user: where its key lies and which of its nodes run.
+
+use std::path::{Path, PathBuf};
+
+use floe_transport::MeshKey;
+use floe_transport::registry::local_nodes;
+
+use crate::error::{Error, Result};
+
+/// The user's Floe directory: `FLOE_HOME`, else `floe` in the platform's data directory.
+pub fn home() -> Result<PathBuf> {
+    if let Some(home) = std::env::var_os("FLOE_HOME").filter(|home| !home.is_empty()) {
+        return Ok(home.into());
+    }
+    let data = dirs::data_dir().ok_or(Error::Incomplete(
+        "this user has no data directory: set FLOE_HOME to a directory for floe's data",
+    ))?;
+    Ok(data.join("floe"))
+}
+
+/// Where the mesh key of `floe up` lies that was given none.
+pub fn key_file(home: &Path) -> PathBuf {
+    home.join("mesh.key")
+}
+
+/// Where running nodes announce themselves to each other and to drivers.
+pub fn registry(home: &Path) -> PathBuf {
+    home.join("running")
+}
+
+/// The addresses of nodes on this machine that announced themselves under this key. Some may have died since.
+pub fn nodes(home: &Path, key: &MeshKey) -> Vec<String> {
+    local_nodes(&registry(home), &key.fingerprint())
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// Reads the mesh key that drivers use unless given another: the file that `FLOE_KEY_FILE` names, else the
+/// user's own.
+pub(crate) fn key() -> Result<MeshKey> {
+    let path = match std::env::var_os("FLOE_KEY_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => path.into(),
+        None => key_file(&home()?),
+    };
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Error::Local(format!(
+            "the mesh key cannot be read from {}: {error}",
+            path.display()
+        ))
+    })?;
+    text.trim()
+        .parse()
+        .map_err(|error| Error::Local(format!("{} holds no mesh key: {error}", path.display())))
+}

@@ -1,0 +1,232 @@
+//! The way into a mesh: connecting, submitting, asking.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_protocol::message::{Request, Response, Status};
+use floe_protocol::{JobId, JobSpec, JobStatus, StageGraph, frame};
+use floe_transport::MeshKey;
+use libp2p::Multiaddr;
+
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::link::{Exchange, Link};
+use crate::local;
+use crate::patience::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT};
+use crate::query::Sql;
+
+/// A mesh, through whichever of its nodes answers. Cloning it is cheap and shares the connection.
+///
+/// It is connected to one node at a time and learns the others from it; when that node is lost, every call,
+/// watch and result goes on through another.
+///
+/// ```no_run
+/// # async fn example(key: floe_client::MeshKey) -> floe_client::Result<()> {
+/// let mesh = floe_client::Mesh::builder()
+///     .key(key)
+///     .address("/ip4/192.0.2.7/tcp/4001")
+///     .connect()
+///     .await?;
+/// for node in mesh.status().await?.nodes {
+///     println!("{} {} {}", node.member.id, node.member.name, node.role.name());
+/// }
+/// let job = mesh.sql("SELECT COUNT(*) FROM 'flights.parquet'").await?;
+/// println!("submitted {}", job.id());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    link: Arc<Link>,
+}
+
+impl Mesh {
+    /// Connects to any of these nodes with the key of this machine's user, the one that `floe up` uses when it
+    /// is given none. For another key, see [`Mesh::builder`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> floe_client::Result<()> {
+    /// let mesh = floe_client::Mesh::connect(["/ip4/127.0.0.1/tcp/4001"]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect<A: AsRef<str>>(addresses: impl IntoIterator<Item = A>) -> Result<Self> {
+        Self::builder().addresses(addresses).connect().await
+    }
+
+    /// Connects to the mesh that runs on this machine, with the key of this machine's user.
+    pub async fn local() -> Result<Self> {
+        let key = local::key()?;
+        let addresses = local::nodes(&local::home()?, &key);
+        if addresses.is_empty() {
+            return Err(Error::Incomplete(
+                "no mesh runs on this machine: start one with `floe up`",
+            ));
+        }
+        Self::builder().key(key).addresses(addresses).connect().await
+    }
+
+    /// Settings for a connection.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// The mesh as the connected node knows it: its members, their roles and load, the leader.
+    pub async fn status(&self) -> Result<Status> {
+        let (answer, exchange) = self.ask(&Request::Status, None).await?;
+        match answer {
+            Response::Status(status) => Ok(status),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// A Polars SQL statement. Awaiting it submits it; before that, tables can be named.
+    ///
+    /// ```no_run
+    /// # async fn example(mesh: floe_client::Mesh) -> floe_client::Result<()> {
+    /// let job = mesh
+    ///     .sql("SELECT origin, AVG(dep_delay) AS delay FROM flights GROUP BY origin ORDER BY delay DESC")
+    ///     .table("flights", "data/flights/*.parquet")
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sql(&self, text: impl Into<String>) -> Sql {
+        Sql::new(self.clone(), text.into())
+    }
+
+    /// Submits a job under a new id. Returns when a majority of the mesh's voters hold it: from then on it
+    /// survives its driver and the loss of any node.
+    pub async fn submit(&self, spec: JobSpec) -> Result<Job> {
+        self.submit_as(new_job_id()?, spec).await
+    }
+
+    /// Submits a job under an id that the caller chose, with [`new_job_id`], and can therefore cancel at any
+    /// moment. Repeating it with the same id submits once.
+    pub async fn submit_as(&self, id: JobId, spec: JobSpec) -> Result<Job> {
+        let body = encode(&spec)?;
+        let (answer, exchange) = self.ask(&Request::Submit { id }, Some(&body)).await?;
+        match answer {
+            Response::Accepted { id } => Ok(Job::new(self.clone(), id, true)),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// The stages that a job would become, without running it.
+    pub async fn explain(&self, spec: &JobSpec) -> Result<StageGraph> {
+        let body = encode(spec)?;
+        let (answer, exchange) = self.ask(&Request::Explain, Some(&body)).await?;
+        match answer {
+            Response::Explained(graph) => Ok(graph),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Every job that the mesh knows.
+    pub async fn jobs(&self) -> Result<Vec<JobStatus>> {
+        let (answer, exchange) = self.ask(&Request::Jobs, None).await?;
+        match answer {
+            Response::Jobs(jobs) => Ok(jobs),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// A job submitted before, by this process or another. Whether it exists shows with the first question.
+    pub fn job(&self, id: JobId) -> Job {
+        Job::new(self.clone(), id, false)
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    async fn ask(&self, request: &Request, body: Option<&Bytes>) -> Result<(Response, Exchange)> {
+        self.link.ask(request, body, &mut self.link.patience()).await
+    }
+}
+
+/// How to reach a mesh. Made by [`Mesh::builder`].
+#[derive(Clone, Debug, Default)]
+pub struct MeshBuilder {
+    key: Option<MeshKey>,
+    addresses: Vec<String>,
+    connect_timeout: Option<Duration>,
+    timeout: Option<Duration>,
+}
+
+impl MeshBuilder {
+    /// The mesh's key: unless set, the one in the file that `FLOE_KEY_FILE` names, else that of this machine's
+    /// user, which `floe up` made.
+    pub fn key(mut self, key: MeshKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// One more node's address, a multiaddress. One that answers is enough: the others are learned from it.
+    pub fn address(mut self, address: impl AsRef<str>) -> Self {
+        self.addresses.push(address.as_ref().to_owned());
+        self
+    }
+
+    /// More addresses.
+    pub fn addresses<A: AsRef<str>>(mut self, addresses: impl IntoIterator<Item = A>) -> Self {
+        self.addresses
+            .extend(addresses.into_iter().map(|address| address.as_ref().to_owned()));
+        self
+    }
+
+    /// How long connecting goes on looking for a node that answers: [`DEFAULT_CONNECT_TIMEOUT`] unless set.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// How long each later call goes on through other nodes: [`DEFAULT_TIMEOUT`] unless set. It does not limit
+    /// how long a job may run or a result may take.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Connects to the first node that answers and learns the others from it.
+    pub async fn connect(self) -> Result<Mesh> {
+        let key = match self.key {
+            Some(key) => key,
+            None => local::key()?,
+        };
+        if self.addresses.is_empty() {
+            return Err(Error::Incomplete("no node's address was given"));
+        }
+        let addresses = self
+            .addresses
+            .into_iter()
+            .map(parse_address)
+            .collect::<Result<Vec<_>>>()?;
+        let connect_timeout = self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
+        let call_timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let link = Link::connect(key, addresses, connect_timeout, call_timeout).await?;
+        Ok(Mesh { link })
+    }
+}
+
+fn parse_address(text: String) -> Result<Multiaddr> {
+    text.parse()
+        .map_err(|error: libp2p::multiaddr::Error| Error::Address {
+            reason: error.to_string(),
+            address: text,
+        })
+}
+
+fn encode(spec: &JobSpec) -> Result<Bytes> {
+    let bytes =
+        frame::encode(spec).map_err(|error| Error::Local(format!("the job cannot be written: {error}")))?;
+    Ok(bytes.into())
+}
+
+/// A fresh id for [`Mesh::submit_as`].
+pub fn new_job_id() -> Result<JobId> {
+    getrandom::u64()
+        .map(JobId)
+        .map_err(|error| Error::Local(format!("the system gives no random numbers: {error}")))
+}

@@ -1,0 +1,113 @@
+//! SQL on its way to a mesh.
+
+use std::collections::BTreeMap;
+use std::future::{Future, IntoFuture};
+use std::path::Path;
+use std::pin::Pin;
+
+use floe_protocol::{JobSpec, Query, StageGraph};
+
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::mesh::Mesh;
+
+/// The most characters of a statement that become the job's label.
+const MAX_LABEL_CHARS: usize = 200;
+
+/// A statement with its tables, made by [`Mesh::sql`]. Awaiting it submits it.
+#[derive(Clone, Debug)]
+#[must_use = "a statement is submitted when it is awaited"]
+pub struct Sql {
+    mesh: Mesh,
+    text: String,
+    tables: BTreeMap<String, String>,
+    directory: Option<String>,
+    label: Option<String>,
+}
+
+impl Sql {
+    pub(crate) fn new(mesh: Mesh, text: String) -> Self {
+        Self {
+            mesh,
+            text,
+            tables: BTreeMap::new(),
+            directory: None,
+            label: None,
+        }
+    }
+
+    /// Gives a name to a file, a glob or a directory. The nodes read it, so it must be a path that they can see.
+    pub fn table(mut self, name: impl Into<String>, path: impl AsRef<Path>) -> Self {
+        self.tables
+            .insert(name.into(), path.as_ref().to_string_lossy().into_owned());
+        self
+    }
+
+    /// The directory against which relative paths are resolved; this process's own unless set.
+    pub fn directory(mut self, directory: impl AsRef<Path>) -> Self {
+        self.directory = Some(directory.as_ref().to_string_lossy().into_owned());
+        self
+    }
+
+    /// What `floe jobs` shows; the statement itself unless set.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// The job as it would be submitted.
+    pub fn spec(&self) -> Result<JobSpec> {
+        let directory = match &self.directory {
+            Some(directory) => directory.clone(),
+            None => working_directory()?,
+        };
+        let label = self.label.clone().unwrap_or_else(|| shorten(&self.text));
+        let query = Query::Sql {
+            text: self.text.clone(),
+            tables: self.tables.clone(),
+            directory,
+        };
+        Ok(JobSpec { label, query })
+    }
+
+    /// Plans the statement without running it.
+    pub async fn explain(self) -> Result<StageGraph> {
+        self.mesh.explain(&self.spec()?).await
+    }
+}
+
+impl IntoFuture for Sql {
+    type Output = Result<Job>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<Job>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.mesh.submit(self.spec()?).await })
+    }
+}
+
+/// This process's directory, in text.
+pub(crate) fn working_directory() -> Result<String> {
+    let directory = std::env::current_dir()
+        .map_err(|error| Error::Local(format!("the working directory cannot be told: {error}")))?;
+    Ok(directory.to_string_lossy().into_owned())
+}
+
+/// A statement on one line, cut to a label's length.
+fn shorten(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MAX_LABEL_CHARS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_one_short_line() {
+        assert_eq!(shorten("SELECT *\n  FROM t"), "SELECT * FROM t");
+        assert_eq!(shorten(&"ä".repeat(500)).chars().count(), MAX_LABEL_CHARS + 1);
+    }
+}

@@ -1,0 +1,122 @@
+//! A job's result as a stream of Arrow record batches.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use arrow_array::RecordBatch;
+use arrow_ipc::reader::StreamDecoder;
+use arrow_schema::{ArrowError, SchemaRef};
+use bytes::Bytes;
+use floe_protocol::OutputMeta;
+use futures::Stream;
+use futures::stream::BoxStream;
+
+use crate::error::Result;
+use crate::fetch::Fetch;
+use crate::ipc::Piece;
+use crate::job::Job;
+
+/// How a partition ends; it makes the decoder give out a last batch that has no body.
+const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+
+/// A job's result, made by [`Job::stream`]: its batches in the query's order. It goes on through another node,
+/// where it was, when the one it comes from is lost.
+pub struct ResultStream {
+    schema: SchemaRef,
+    partitions: Vec<OutputMeta>,
+    batches: BoxStream<'static, Result<RecordBatch>>,
+}
+
+impl ResultStream {
+    pub(crate) async fn open(job: Job) -> Result<Self> {
+        let fetch = Fetch::open(job).await?;
+        let schema = decode_schema(fetch.schema())
+            .map_err(|error| fetch.malformed(format!("the result's schema: {error}")))?;
+        let partitions = fetch.partitions().to_vec();
+        let state = (fetch, Batches::default());
+        let batches = futures::stream::try_unfold(state, |(mut fetch, mut batches)| async move {
+            loop {
+                if let Some(batch) = batches.ready.pop_front() {
+                    return Ok(Some((batch, (fetch, batches))));
+                }
+                let Some(piece) = fetch.next().await? else {
+                    return Ok(None);
+                };
+                batches.take(piece).map_err(|error| fetch.malformed(error))?;
+            }
+        });
+        Ok(Self {
+            schema,
+            partitions,
+            batches: Box::pin(batches),
+        })
+    }
+
+    /// The columns, known before the first batch and without one.
+    pub fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    /// How many rows the whole result has.
+    pub fn rows(&self) -> u64 {
+        self.partitions.iter().map(OutputMeta::rows).sum()
+    }
+
+    /// How many bytes the whole result has as it is sent.
+    pub fn bytes(&self) -> u64 {
+        self.partitions.iter().map(OutputMeta::bytes).sum()
+    }
+}
+
+impl Stream for ResultStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.batches.as_mut().poll_next(context)
+    }
+}
+
+impl std::fmt::Debug for ResultStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResultStream")
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Decodes pieces to batches.
+#[derive(Default)]
+struct Batches {
+    decoder: StreamDecoder,
+    ready: VecDeque<RecordBatch>,
+}
+
+impl Batches {
+    fn take(&mut self, piece: Piece) -> Result<(), ArrowError> {
+        match piece {
+            Piece::Schema(message) => {
+                self.decoder = StreamDecoder::new();
+                self.feed(message)
+            }
+            Piece::Dictionary { message, .. } | Piece::Batch { message, .. } => self.feed(message),
+            Piece::End => self.feed(Bytes::from_static(&END_OF_STREAM)),
+        }
+    }
+
+    fn feed(&mut self, message: Bytes) -> Result<(), ArrowError> {
+        let mut buffer = message.into();
+        while let Some(batch) = self.decoder.decode(&mut buffer)? {
+            self.ready.push_back(batch);
+        }
+        Ok(())
+    }
+}
+
+fn decode_schema(bytes: &Bytes) -> Result<SchemaRef, ArrowError> {
+    let mut decoder = StreamDecoder::new();
+    decoder.decode(&mut bytes.clone().into())?;
+    decoder
+        .schema()
+        .ok_or_else(|| ArrowError::IpcError("there is none".into()))
+}

@@ -1,0 +1,111 @@
+//! A job's progress, live.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use floe_protocol::JobStatus;
+use floe_protocol::message::{Request, Response};
+use futures::Stream;
+use futures::stream::BoxStream;
+
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::link::Exchange;
+use crate::patience::Patience;
+
+/// After how long without a status the question is asked again. A job may well not change for longer, but a
+/// node that hangs would otherwise keep its watchers waiting for ever.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// The statuses of one job, made by [`Job::watch`]: the present one, then one at every change, the last one
+/// terminal.
+pub struct Watch {
+    statuses: BoxStream<'static, Result<JobStatus>>,
+}
+
+impl Watch {
+    pub(crate) fn new(job: Job) -> Self {
+        let patience = job.patience();
+        let source = Source {
+            job,
+            patience,
+            exchange: None,
+            ended: false,
+        };
+        let statuses = futures::stream::unfold(source, |mut source| async move {
+            let status = source.next().await?;
+            Some((status, source))
+        });
+        Self {
+            statuses: Box::pin(statuses),
+        }
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<JobStatus>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.statuses.as_mut().poll_next(context)
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+/// Where a watch's statuses come from.
+struct Source {
+    job: Job,
+    /// How long it goes on without any node's answer.
+    patience: Patience,
+    exchange: Option<Exchange>,
+    ended: bool,
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<Result<JobStatus>> {
+        if self.ended {
+            return None;
+        }
+        let status = self.answer().await;
+        self.ended = !matches!(&status, Ok(status) if !status.phase.is_terminal());
+        Some(status)
+    }
+
+    async fn answer(&mut self) -> Result<JobStatus> {
+        loop {
+            let (response, exchange) = match self.exchange.take() {
+                Some(mut exchange) => match tokio::time::timeout(SILENCE, exchange.next_response()).await {
+                    Ok(Ok(response)) => (response, exchange),
+                    // The node is silent, or lost: whether it is alive shows when it is asked anew.
+                    Ok(Err(_)) | Err(_) => continue,
+                },
+                None => {
+                    let request = Request::Watch { id: self.job.id() };
+                    self.job.ask_within(&request, &mut self.patience).await?
+                }
+            };
+            match response {
+                Response::Job(status) => {
+                    self.patience.renew();
+                    self.exchange = Some(exchange);
+                    return Ok(status);
+                }
+                // The node cannot go on; asking anew finds one that can, or says why none does.
+                Response::Failed(failure) if failure.is_deterministic() => {
+                    return Err(Error::Failure(failure));
+                }
+                Response::Failed(_) | Response::NotLeader(_) => {
+                    if !self.patience.pause().await {
+                        return Err(exchange.unexpected(&response));
+                    }
+                }
+                other => return Err(exchange.unexpected(&other)),
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! One admitted connection between two members of a Floe mesh: TCP, Noise, admission, Yamux; framed calls and
+//! bulk bodies on its streams. Nodes and drivers use the same code.
+//!
+//! ```text
+//!   admission    who may connect: both ends prove the mesh key before anything else is read
+//!   transport    TCP + Noise + admission + Yamux as one libp2p transport
+//!   substreams   the libp2p behaviour that opens and accepts a connection's streams
+//!   call         frames: one request, its responses
+//!   stream       bulk bodies: credits, acknowledgement, a sender's failure
+//!   keepalive    notices a peer that fell silent
+//!   connection   a driver's connection: all of the above behind one handle
+//!   registry     the nodes of this machine, found through a directory
+//! ```
+//!
+//! Absent: discovery, a mesh, Polars.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod admission;
+pub mod call;
+pub mod connection;
+pub mod keepalive;
+pub mod registry;
+pub mod stream;
+pub mod substreams;
+pub mod transport;
+
+use floe_protocol::NodeId;
+use libp2p::{PeerId, StreamProtocol};
+use sha2::{Digest, Sha256};
+
+pub use admission::{Credentials, MeshKey, Refusal, Role, refusal_of};
+pub use call::{CallError, read_frame, write_frame};
+pub use connection::{Connection, DialError};
+pub use libp2p::Stream;
+pub use stream::{Body, BodyError, send_body};
+pub use substreams::{OpenError, Opener};
+pub use transport::transport;
+
+/// Calls: one [`floe_protocol::Request`], perhaps a body, then responses, perhaps a body. Open to every role.
+pub const CALL: StreamProtocol = StreamProtocol::new("/floe/call/1");
+
+/// One-way [`floe_protocol::PeerMessage`]s from one node to another, in order. Closed to drivers.
+pub const CONTROL: StreamProtocol = StreamProtocol::new("/floe/control/1");
+
+/// The node's id that belongs to a libp2p identity.
+pub fn node_id(peer: &PeerId) -> NodeId {
+    let digest = Sha256::digest(peer.to_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    // Zero means "nobody" in Raft.
+    NodeId(u64::from_be_bytes(first).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_id_is_the_start_of_the_digest_of_its_peer_id() {
+        let peer: PeerId = "12D3KooWRnLkr1fzPvRVXsRp1s5PZsGDVxsbmYTDBGQy6VN1zTNg"
+            .parse()
+            .unwrap();
+        let digest = Sha256::digest(peer.to_bytes());
+        let text = digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>();
+        assert_eq!(node_id(&peer).to_string(), text);
+    }
+}

@@ -1,0 +1,41 @@
+//! TCP, Noise with admission, Yamux: one libp2p transport.
+
+use std::time::Duration;
+
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::core::upgrade::Version;
+use libp2p::identity::Keypair;
+use libp2p::{PeerId, Transport, noise, tcp, yamux};
+
+use crate::admission::{Admission, Credentials, Roster};
+
+/// How long a connection may take from its first packet to Yamux.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many streams may be open on one connection at once. Yamux lets each have 256 KiB in flight before it tunes
+/// itself, so this times 256 KiB must stay below its 1 GiB per connection.
+const MAX_STREAMS: usize = 1024;
+
+/// An identity that cannot sign, and so cannot prove itself.
+#[derive(Debug, thiserror::Error)]
+#[error("this identity key cannot be used: {0}")]
+pub struct IdentityError(#[from] noise::Error);
+
+/// A transport that only admitted peers pass. Their roles go into `roster`.
+pub fn transport(
+    identity: &Keypair,
+    credentials: Credentials,
+    roster: Roster,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, IdentityError> {
+    let noise = noise::Config::new(identity)?;
+    let admission = Admission::new(noise, identity.public().to_peer_id(), credentials, roster);
+    let mut yamux = yamux::Config::default();
+    yamux.set_max_num_streams(MAX_STREAMS);
+    Ok(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1)
+        .authenticate(admission)
+        .multiplex(yamux)
+        .timeout(HANDSHAKE_TIMEOUT)
+        .boxed())
+}

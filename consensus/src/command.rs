@@ -1,0 +1,89 @@
+//! What an entry of the replicated log says. The log holds decisions, not traffic: task starts and
+//! heartbeats stay out of it.
+
+use floe_protocol::frame::{FrameError, decode, encode};
+use floe_protocol::job::TaskRun;
+use floe_protocol::{JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId};
+use serde::{Deserialize, Serialize};
+
+/// One entry: a command and the id under which it applies once, however often it was proposed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Chosen at random by the proposer.
+    pub request: RequestId,
+    /// What to do.
+    pub command: Command,
+}
+
+/// A decision of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The mesh begins, with its founder as first member. Always the first entry, and the only one of its kind.
+    Genesis {
+        /// The new mesh.
+        mesh: MeshId,
+        /// Its founder.
+        member: Member,
+    },
+    /// A node becomes a member, or is known by new addresses.
+    Join {
+        /// The node.
+        member: Member,
+    },
+    /// A node is no longer a member.
+    Leave {
+        /// The node.
+        node: NodeId,
+    },
+    /// A job is accepted.
+    Submit {
+        /// Chosen by the driver, so that submitting twice is safe.
+        job: JobId,
+        /// A short text for people.
+        label: String,
+        /// What to run.
+        graph: StageGraph,
+        /// When, by the accepting node's clock.
+        submitted_unix_ms: u64,
+    },
+    /// All partitions of a stage exist. With the last stage's the job has succeeded. Saying it again replaces
+    /// what was known, since lost partitions are made anew elsewhere.
+    StageDone {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: StageId,
+        /// Where each partition lies, in order.
+        outputs: Vec<Placed>,
+        /// Which tasks ran for it since it was last said.
+        runs: Vec<TaskRun>,
+        /// When, by the leader's clock.
+        ended_unix_ms: u64,
+    },
+    /// A job ends without a result.
+    EndJob {
+        /// The job.
+        job: JobId,
+        /// [`JobPhase::Failed`] or [`JobPhase::Cancelled`].
+        phase: JobPhase,
+        /// When, by the proposer's clock.
+        ended_unix_ms: u64,
+    },
+    /// The jobs' results are no longer needed.
+    Release {
+        /// The jobs.
+        jobs: Vec<JobId>,
+    },
+}
+
+impl Entry {
+    /// As bytes for the log.
+    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
+        encode(self)
+    }
+
+    /// From the log's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        decode(bytes)
+    }
+}

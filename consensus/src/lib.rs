@@ -1,0 +1,27 @@
+//! What a Floe mesh agrees on and decides: replicated log, state machine, membership, scheduler.
+//!
+//! ```text
+//!   command ──> replica (raft-rs) ──> state_machine ──> event ──> scheduler (on the leader) ──> effects
+//!                  │    ▲
+//!               log.rs  └ membership: who founds, who votes
+//! ```
+//!
+//! This crate does no IO. It holds no socket, file, thread, clock or random number: time comes in as a
+//! number, messages and entries go out as values, and the same inputs always give the same outputs. (One
+//! exception is raft-rs, which draws election timeouts at random; [`replica::Config`] can narrow the range to
+//! one value.) It knows neither Polars nor libp2p: fragments and splits are bytes here.
+
+pub mod command;
+pub mod event;
+pub mod log;
+pub mod membership;
+pub mod replica;
+pub mod scheduler;
+pub mod state_machine;
+
+pub use command::{Command, Entry};
+pub use event::Event;
+pub use log::{LogError, LogStore, MemoryLog, Persist};
+pub use replica::{Output, ProposeError, Replica, StepError};
+pub use scheduler::{Effect, Input, Scheduler};
+pub use state_machine::StateMachine;

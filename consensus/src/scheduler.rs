@@ -1,0 +1,561 @@
+//! What the leader does with the jobs: which task runs where, and what happens when it fails or its node
+//! goes. Soft state that lives only as long as the leadership.
+//!
+//! ```text
+//!   events of the state machine ┐                 ┌ Send: Assign, Abort, Free, AskInventory, Lease
+//!   NodeUp, NodeDown, Alive     ├──> step(now) ──>┤ Propose: StageDone, EndJob
+//!   Inventory, Report, Tick     ┘                 └ NodeLost
+//! ```
+//!
+//! It is level-triggered: the replicated state says what must be done, the inventories say what exists, and
+//! it works off the difference. A new leader starts one of these from the replicated state, asks every node
+//! what it holds and runs, and goes on from there: finished partitions are kept, running attempts adopted.
+//! Messages and proposals may be lost: what is not confirmed is said again.
+//!
+//! Whose word counts: an inventory or a sign of life only under this leader's fence; a report if and only if
+//! it is of an attempt that this scheduler assigned or adopted, whatever its fence, since an attempt's number
+//! is unique across leaders.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
+use std::sync::Arc;
+
+use floe_protocol::message::{Assignment, Inventory, Report, Segment};
+use floe_protocol::{
+    AttemptId, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed, StageGraph, StageId,
+    StageProgress, TaskId, Work,
+};
+
+use crate::command::Command;
+use crate::event::Event;
+use crate::state_machine::StateMachine;
+
+mod job;
+mod placement;
+mod recovery;
+
+pub use placement::{MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
+pub use recovery::{
+    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_DEATHS, MAX_INPUT_LOSSES, SLOW_FACTOR, SLOW_MS, UNSEEN_PATIENCE_MS,
+};
+
+use job::{Attempt, Job, Place};
+use placement::{Nodes, Standing, Wish, task_memory_bytes};
+
+/// How often nodes are told that this leader still leads, and are expected to answer.
+pub const LEASE_INTERVAL_MS: u64 = 500;
+
+/// A proposal that has not applied by then is made again.
+pub const PROPOSE_RETRY_MS: u64 = 2_000;
+
+/// An inventory that has not come by then is asked for again.
+pub const INVENTORY_RETRY_MS: u64 = 1_000;
+
+/// Partitions of a job that nobody knows are freed after this long: a submission's frames are stored before
+/// the job is accepted.
+pub const ORPHAN_MS: u64 = 120_000;
+
+/// How many such jobs are remembered. Beyond it they wait for the next inventory.
+const MAX_ORPHANS: usize = 16_384;
+
+/// Something the scheduler must know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// The mesh accepted a job.
+    JobAccepted {
+        /// The job.
+        job: JobId,
+        /// What to run.
+        graph: Arc<StageGraph>,
+    },
+    /// The mesh knows a stage's partitions.
+    StageDone {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: StageId,
+    },
+    /// A job ended.
+    JobEnded {
+        /// The job.
+        job: JobId,
+        /// How.
+        phase: JobPhase,
+    },
+    /// The jobs' partitions are needed no more.
+    JobsFreed {
+        /// The jobs.
+        jobs: Vec<JobId>,
+    },
+    /// A node is connected (anew), this one included. It is asked for its inventory.
+    NodeUp {
+        /// The node.
+        node: NodeId,
+        /// How many tasks it runs at once; 0 if it takes none.
+        slots: u32,
+        /// Its memory budget.
+        memory_bytes: u64,
+    },
+    /// The connection to a node was lost.
+    NodeDown {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node answered a lease.
+    Alive {
+        /// The node.
+        node: NodeId,
+        /// The fence it answered.
+        fence: Fence,
+        /// Its load.
+        load: Load,
+    },
+    /// A node said what it holds and runs.
+    Inventory {
+        /// The node.
+        node: NodeId,
+        /// What it said.
+        inventory: Inventory,
+    },
+    /// An attempt ended.
+    Report {
+        /// The node it ran on.
+        node: NodeId,
+        /// How it ended.
+        report: Report,
+    },
+    /// A node that should hold a partition could not give it to someone who collects a result.
+    PartitionLost {
+        /// The partition.
+        partition: TaskId,
+        /// The node that was asked.
+        node: NodeId,
+    },
+    /// Time passed. To be given every 50 to 100 ms.
+    Tick,
+}
+
+/// Something the node must do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send a message to a node, this one included.
+    Send(NodeId, PeerMessage),
+    /// Propose a command, under a request id of the node's choice.
+    Propose(Command),
+    /// A node is gone: what ran there runs elsewhere, what it held is made anew if needed.
+    NodeLost(NodeId),
+}
+
+/// The leader's view of jobs and nodes.
+pub struct Scheduler {
+    fence: Fence,
+    now_ms: u64,
+    started_ms: u64,
+    jobs: BTreeMap<JobId, Job>,
+    nodes: Nodes,
+    /// Jobs with tasks that may be assigned, each once, in turn.
+    turn: VecDeque<JobId>,
+    queued: BTreeSet<JobId>,
+    /// Commands that end jobs, until they apply, and when they were last proposed.
+    ending: BTreeMap<JobId, (Command, u64)>,
+    /// Members whose inventories are awaited before anything is assigned.
+    settling: Option<BTreeSet<NodeId>>,
+    /// Jobs that nodes hold partitions of and nobody knows, since when.
+    orphans: BTreeMap<(JobId, NodeId), u64>,
+    leased_ms: u64,
+    ticked_ms: u64,
+    aborts: BTreeMap<NodeId, Vec<AttemptId>>,
+    effects: Vec<Effect>,
+}
+
+impl Scheduler {
+    /// A new leader's scheduler. `state` holds all that earlier leaders committed ([`Event::Elected`]).
+    /// `now_ms` is in milliseconds since the Unix epoch, by a clock that never goes back.
+    ///
+    /// The caller then gives [`Input::NodeUp`] for every node that is connected, its own included, and
+    /// [`Input::NodeDown`] for every member that is not.
+    pub fn new(fence: Fence, now_ms: u64, state: &StateMachine) -> Self {
+        let mut scheduler = Self {
+            fence,
+            now_ms,
+            started_ms: now_ms,
+            jobs: BTreeMap::new(),
+            nodes: Nodes::default(),
+            turn: VecDeque::new(),
+            queued: BTreeSet::new(),
+            ending: BTreeMap::new(),
+            settling: None,
+            orphans: BTreeMap::new(),
+            leased_ms: 0,
+            ticked_ms: now_ms,
+            aborts: BTreeMap::new(),
+            effects: Vec::new(),
+        };
+        for node in state.members().keys() {
+            scheduler.nodes.entry(*node).heard_ms = now_ms;
+        }
+        for (id, job) in state.jobs() {
+            let Some(work) = &job.work else { continue };
+            let outputs: Vec<_> = work.outputs.iter().map(|outputs| outputs.as_deref()).collect();
+            scheduler.add_job(*id, work.graph.clone(), &outputs, job.phase.is_terminal());
+        }
+        if !scheduler.jobs.is_empty() {
+            scheduler.settling = Some(state.members().keys().copied().collect());
+        }
+        scheduler
+    }
+
+    /// Takes in what happened at `now_ms`, and says what to do.
+    pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
+        self.now_ms = self.now_ms.max(now_ms);
+        match input {
+            Input::JobAccepted { job, graph } => self.job_accepted(job, graph),
+            Input::StageDone { job, stage } => self.stage_agreed(job, stage),
+            Input::JobEnded { job, phase: JobPhase::Succeeded } => {
+                if let Some(job) = self.jobs.get_mut(&job) {
+                    job.succeeded = true;
+                }
+            }
+            Input::JobEnded { job, .. } => {
+                self.ending.remove(&job);
+                self.stop(job);
+            }
+            Input::JobsFreed { jobs } => self.jobs_freed(jobs),
+            Input::NodeUp { node, slots, memory_bytes } => {
+                self.nodes.up(node, slots, memory_bytes, self.now_ms);
+                self.ask(node);
+            }
+            Input::NodeDown { node } => self.node_down(node),
+            Input::Alive { node, fence, load } if fence == self.fence => self.alive(node, load),
+            Input::Inventory { node, inventory } if inventory.fence == self.fence => {
+                self.inventory(node, inventory);
+            }
+            Input::Alive { .. } | Input::Inventory { .. } => {}
+            Input::Report { node, report } => self.report(node, report),
+            Input::PartitionLost { partition, node } => {
+                self.nodes.entry(node).held.remove(&partition);
+                self.drop_partitions(node, [partition]);
+            }
+            Input::Tick => self.tick(),
+        }
+        self.settle();
+        self.dispatch();
+        for (node, attempts) in mem::take(&mut self.aborts) {
+            self.send(node, PeerMessage::Abort { fence: self.fence, attempts });
+        }
+        mem::take(&mut self.effects)
+    }
+
+    /// The fence under which everything is sent.
+    pub fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    /// A job's live progress; `None` if the job is unknown here or has ended, and the replicated state knows
+    /// as much.
+    pub fn progress(&self, job: JobId) -> Option<Vec<StageProgress>> {
+        self.jobs.get(&job).filter(|job| !job.succeeded).map(Job::progress)
+    }
+
+    /// Whether a node answers.
+    pub fn is_alive(&self, node: NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.standing != Standing::Absent)
+    }
+
+    /// What a node last said of its load.
+    pub fn load(&self, node: NodeId) -> Load {
+        self.nodes.get(node).map(|node| node.load).unwrap_or_default()
+    }
+
+    /// The nodes heard of within the last `window_ms`; the start of this leadership counts as hearing of every
+    /// member.
+    pub fn heard_within(&self, window_ms: u64) -> BTreeSet<NodeId> {
+        let since = self.now_ms.saturating_sub(window_ms);
+        self.nodes.iter().filter(|(_, node)| node.heard_ms >= since).map(|(id, _)| id).collect()
+    }
+
+    fn add_job(&mut self, id: JobId, graph: Arc<StageGraph>, outputs: &[Option<&[Placed]>], succeeded: bool) {
+        let mut job = Job::new(id, graph);
+        job.restore(outputs);
+        job.succeeded = succeeded;
+        for stage in 0..job.stages.len() {
+            for (partition, placed) in job.outputs(stage).into_iter().flatten().enumerate() {
+                let task = job.task_id(Place { stage, partition: partition as u32 });
+                for node in placed.nodes {
+                    self.nodes.entry(node).held.insert(task);
+                }
+            }
+        }
+        job.start();
+        self.jobs.insert(id, job);
+        self.touch(id);
+    }
+
+    fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
+        if self.jobs.contains_key(&id) {
+            return;
+        }
+        self.add_job(id, graph, &[], false);
+        // Holders that are gone already hold nothing.
+        if self.settling.is_none() {
+            let absent: Vec<_> = self
+                .nodes
+                .iter()
+                .filter(|(_, node)| node.standing == Standing::Absent && !node.held.is_empty())
+                .map(|(id, _)| id)
+                .collect();
+            for node in absent {
+                self.lose_partitions(node);
+            }
+        }
+    }
+
+    fn stage_agreed(&mut self, id: JobId, stage: StageId) {
+        if let Some(job) = self.jobs.get_mut(&id)
+            && let Some(stage) = job.stages.get_mut(stage.0 as usize)
+            // Otherwise it has changed since, and is proposed again.
+            && stage.proposed_ms.is_some()
+        {
+            stage.agreed = true;
+            stage.runs.clear();
+        }
+    }
+
+    fn jobs_freed(&mut self, jobs: Vec<JobId>) {
+        for id in &jobs {
+            self.ending.remove(id);
+            self.stop(*id);
+            self.nodes.free_job(*id);
+        }
+        let connected: Vec<_> = self.nodes.iter().filter(|(_, node)| node.connected).map(|(id, _)| id).collect();
+        for node in connected {
+            self.send(node, PeerMessage::Free { fence: self.fence, jobs: jobs.clone() });
+        }
+    }
+
+    /// Aborts what runs of a job and forgets it.
+    fn stop(&mut self, id: JobId) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        self.queued.remove(&id);
+        self.turn.retain(|queued| *queued != id);
+        for attempt in job.stages.iter().flat_map(|stage| &stage.tasks).flat_map(|task| &task.attempts) {
+            self.nodes.release(attempt.node, attempt.id);
+            self.aborts.entry(attempt.node).or_default().push(attempt.id);
+        }
+    }
+
+    /// Ends a job with a failure. It is proposed until it applies.
+    fn fail(&mut self, id: JobId, failure: Failure) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let command = if job.succeeded {
+            // Its result was lost and cannot be made anew.
+            Command::Release { jobs: vec![id] }
+        } else {
+            Command::EndJob { job: id, phase: JobPhase::Failed(failure), ended_unix_ms: self.now_ms }
+        };
+        self.stop(id);
+        self.effects.push(Effect::Propose(command.clone()));
+        self.ending.insert(id, (command, self.now_ms));
+    }
+
+    fn report(&mut self, node: NodeId, report: Report) {
+        self.heard(node);
+        let Report { attempt, outcome, mut run, .. } = report;
+        let Some(job) = self.jobs.get_mut(&attempt.task.job) else { return };
+        let Some(place) = job.place(attempt.task) else { return };
+        if !job.task(place).attempts.iter().any(|a| a.id == attempt && a.node == node) {
+            return;
+        }
+        self.nodes.release(node, attempt);
+        match outcome {
+            Ok(meta) if job.fits(place, &meta) => {
+                (run.stage, run.partition, run.node) = (attempt.task.stage, attempt.task.partition, node);
+                let stage = &mut job.stages[place.stage];
+                stage.elapsed_ms.push(run.elapsed_ms);
+                stage.runs.push(run);
+                self.finish(attempt.task.job, place, node, meta, Some(attempt));
+            }
+            Ok(meta) => {
+                let message = format!("task {} made {} buckets", attempt.task, meta.buckets.len());
+                self.failed(place, attempt, node, Failure::Internal { message });
+            }
+            Err(failure) => self.failed(place, attempt, node, failure),
+        }
+    }
+
+    /// A partition exists on a node: other attempts at it are of no use.
+    fn finish(&mut self, id: JobId, place: Place, node: NodeId, meta: OutputMeta, by: Option<AttemptId>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        self.nodes.entry(node).held.insert(job.task_id(place));
+        for attempt in job.finish(place, node, meta) {
+            if Some(attempt.id) != by {
+                self.nodes.release(attempt.node, attempt.id);
+                self.aborts.entry(attempt.node).or_default().push(attempt.id);
+            }
+        }
+        self.touch(id);
+    }
+
+    /// After any change of a job: its turn if it has tasks to assign, and its complete stages proposed.
+    fn touch(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.has_ready() && self.queued.insert(id) {
+            self.turn.push_back(id);
+        }
+        for position in 0..job.stages.len() {
+            let stage = &job.stages[position];
+            let said = stage.proposed_ms.is_some_and(|at| self.now_ms < at + PROPOSE_RETRY_MS);
+            if stage.agreed || said || !stage.is_complete() {
+                continue;
+            }
+            let Some(outputs) = job.outputs(position) else { continue };
+            let stage = &mut job.stages[position];
+            stage.proposed_ms = Some(self.now_ms);
+            self.effects.push(Effect::Propose(Command::StageDone {
+                job: id,
+                stage: StageId(position as u32),
+                outputs,
+                runs: stage.runs.clone(),
+                ended_unix_ms: self.now_ms,
+            }));
+        }
+    }
+
+    fn tick(&mut self) {
+        self.check_leases();
+        let jobs: Vec<_> = self.jobs.keys().copied().collect();
+        for id in jobs {
+            self.touch(id);
+            self.check_stuck(id);
+            self.second_copies(id);
+        }
+        for (command, proposed_ms) in self.ending.values_mut() {
+            if self.now_ms >= *proposed_ms + PROPOSE_RETRY_MS {
+                *proposed_ms = self.now_ms;
+                self.effects.push(Effect::Propose(command.clone()));
+            }
+        }
+        self.free_orphans();
+    }
+
+    /// Assigns tasks, one of each job in turn, while nodes can take them.
+    fn dispatch(&mut self) {
+        if self.settling.is_some() {
+            return;
+        }
+        let mut blocked = Vec::new();
+        while self.nodes.any_free() {
+            let Some(id) = self.turn.pop_front() else { break };
+            let assigned = self.assign_next(id);
+            if !self.jobs.get(&id).is_some_and(Job::has_ready) {
+                self.queued.remove(&id);
+            } else if assigned {
+                self.turn.push_back(id);
+            } else {
+                blocked.push(id);
+            }
+        }
+        self.turn.extend(blocked);
+    }
+
+    /// Assigns one task of a job, if any can be.
+    fn assign_next(&mut self, id: JobId) -> bool {
+        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        for stage in 0..job.stages.len() {
+            let Some(place) = job.next_ready(stage) else { continue };
+            let Some(inputs) = job.segments(place) else { continue };
+            let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
+            if let Some(node) = choose(&self.nodes, job, place, &inputs, memory_bytes, false) {
+                self.assign(id, place, node, inputs, memory_bytes);
+                return true;
+            }
+            if !job.task(place).excluded.is_empty() {
+                recovery::relent(&self.nodes, job, place);
+            }
+        }
+        false
+    }
+
+    fn assign(&mut self, id: JobId, place: Place, node: NodeId, inputs: Vec<Vec<Segment>>, memory_bytes: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let spec = &job.graph.stages[place.stage];
+        let Work::Fragment(fragment) = &spec.work else { return };
+        let (fragment, buckets, split) = (fragment.clone(), spec.exchange.buckets(), job.spec(place).split.clone());
+        let task = job.task_id(place);
+        let tries = &mut job.task_mut(place).tries;
+        let number = (self.fence.term & u64::from(u32::MAX)) << 32 | u64::from(*tries);
+        *tries = tries.wrapping_add(1);
+        let attempt = AttemptId { task, attempt: number };
+        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
+        self.nodes.reserve(node, attempt, memory_bytes);
+        let budget_bytes = self.nodes.get(node).map_or(memory_bytes, |node| node.memory_bytes());
+        let assignment = Assignment {
+            fence: self.fence,
+            attempt,
+            fragment,
+            split,
+            buckets,
+            inputs,
+            memory_bytes: memory_bytes.min(budget_bytes),
+        };
+        self.send(node, PeerMessage::Assign(Box::new(assignment)));
+    }
+
+    fn send(&mut self, node: NodeId, message: PeerMessage) {
+        self.effects.push(Effect::Send(node, message));
+    }
+}
+
+impl Input {
+    /// What the scheduler must know of an event, if anything.
+    pub fn from_event(event: &Event) -> Option<Self> {
+        match event {
+            Event::JobAccepted { job, graph } => Some(Self::JobAccepted { job: *job, graph: graph.clone() }),
+            Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
+            Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),
+            Event::JobsFreed { jobs } => Some(Self::JobsFreed { jobs: jobs.clone() }),
+            _ => None,
+        }
+    }
+}
+
+/// The node for a task: where at least half of its input lies, else the least loaded that may run it.
+fn choose(
+    nodes: &Nodes,
+    job: &Job,
+    place: Place,
+    inputs: &[Vec<Segment>],
+    memory_bytes: u64,
+    at_once: bool,
+) -> Option<NodeId> {
+    let spec = &job.graph.stages[place.stage];
+    let stage = &job.stages[place.stage];
+    let task = job.task(place);
+    let mut bytes_at: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let mut total = 0;
+    for segment in inputs.iter().flatten() {
+        total += segment.bytes;
+        if let Some(node) = segment.nodes.first() {
+            *bytes_at.entry(*node).or_default() += segment.bytes;
+        }
+    }
+    let local = bytes_at.into_iter().filter(|(_, bytes)| total > 0 && *bytes * 2 >= total);
+    let sees = |node: &NodeId| nodes.is_live(*node) && !stage.blind.contains_key(node);
+    let wish = Wish {
+        local: local.max_by_key(|(_, bytes)| *bytes).map(|(node, _)| node),
+        // Nodes that nobody asked are tried only when all that see the files are gone.
+        only: if spec.seen_by.iter().any(sees) { &spec.seen_by } else { &[] },
+        memory_bytes,
+        at_once,
+    };
+    nodes.pick(&wish, |node| {
+        stage.blind.contains_key(&node)
+            || task.excluded.contains(&node)
+            || task.attempts.iter().any(|attempt| attempt.node == node)
+    })
+}
+
+/// Bytes a task reads, from files and from other stages.
+fn read_bytes(job: &Job, place: Place, inputs: &[Vec<Segment>]) -> u64 {
+    inputs.iter().flatten().map(|segment| segment.bytes).sum::<u64>() + job.spec(place).scan_bytes
+}

@@ -1,0 +1,472 @@
+//! One job as the scheduler sees it: which tasks are wanted, which can start, which are done. It knows nodes
+//! only as the places where partitions lie.
+//!
+//! ```text
+//!            wanted            inputs exist          assigned            reported
+//!    Idle ──────────> Waiting ─────────────> Ready ──────────> Running ──────────> Done
+//!     ^                ^   ^ <───an input lost─┘ ^                │                 │
+//!     │                │   └─────────────────────┴──attempt lost──┘                 │
+//!     └────────────────┴──partition lost: still read by an unfinished task? ────────┘
+//!                          no: Idle, yes: Waiting
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use floe_protocol::graph::TaskSpec;
+use floe_protocol::job::TaskRun;
+use floe_protocol::message::Segment;
+use floe_protocol::{
+    AttemptId, JobId, NodeId, OutputMeta, Placed, Read, StageGraph, StageId, StageProgress, TaskId, Work,
+};
+
+/// A task's place in its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) stage: usize,
+    pub(super) partition: u32,
+}
+
+/// One job.
+pub(super) struct Job {
+    pub(super) id: JobId,
+    pub(super) graph: Arc<StageGraph>,
+    pub(super) stages: Vec<Stage>,
+    /// It succeeded; its result must be kept, or made anew, until it is released.
+    pub(super) succeeded: bool,
+    /// Since when a task of it can run nowhere.
+    pub(super) stuck_since_ms: Option<u64>,
+}
+
+/// One stage of a job.
+pub(super) struct Stage {
+    pub(super) tasks: Vec<Task>,
+    /// Tasks that may be assigned, in order. May name some that no longer are [`State::Ready`].
+    pub(super) ready: VecDeque<u32>,
+    pub(super) running: BTreeSet<u32>,
+    pub(super) done: u32,
+    /// Nodes that do not see the stage's files, and what they said; the file that was missed last.
+    pub(super) blind: BTreeMap<NodeId, String>,
+    pub(super) missed: Option<String>,
+    /// Run times of finished tasks, for telling slow ones.
+    pub(super) elapsed_ms: Vec<u64>,
+    /// Runs not yet told with a `StageDone`.
+    pub(super) runs: Vec<TaskRun>,
+    /// Whether the replicated state knows the outputs as they are, and when that was last proposed.
+    pub(super) agreed: bool,
+    pub(super) proposed_ms: Option<u64>,
+    /// Stages that read it: which, and how.
+    consumers: Vec<(usize, Read)>,
+}
+
+/// One task.
+pub(super) struct Task {
+    pub(super) state: State,
+    /// Attempts under way, the oldest first.
+    pub(super) attempts: Vec<Attempt>,
+    /// Counts attempts under this leader.
+    pub(super) tries: u32,
+    /// Attempts that failed for want of resources or by a fault.
+    pub(super) failures: u32,
+    /// Times an input turned out to be lost.
+    pub(super) input_losses: u32,
+    /// Nodes that went away while they ran it.
+    pub(super) deaths: Vec<NodeId>,
+    /// Nodes where it failed.
+    pub(super) excluded: Vec<NodeId>,
+}
+
+/// Where a task stands; see the module's diagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Idle,
+    Waiting,
+    Ready,
+    Running,
+    Done(Placed),
+}
+
+/// One attempt under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    pub(super) id: AttemptId,
+    pub(super) node: NodeId,
+    pub(super) since_ms: u64,
+}
+
+impl Job {
+    /// A job of which nothing has run, but what came with the submission.
+    pub(super) fn new(id: JobId, graph: Arc<StageGraph>) -> Self {
+        let outputs: Vec<_> = graph
+            .stages
+            .iter()
+            .map(|stage| match &stage.work {
+                Work::Held(placed) => Some(placed.as_slice()),
+                Work::Fragment(_) => None,
+            })
+            .collect();
+        let mut job = Self {
+            id,
+            stages: graph.stages.iter().map(Stage::new).collect(),
+            graph: graph.clone(),
+            succeeded: false,
+            stuck_since_ms: None,
+        };
+        for (consumer, spec) in graph.stages.iter().enumerate() {
+            for input in &spec.inputs {
+                job.stages[input.stage.0 as usize].consumers.push((consumer, input.read));
+            }
+        }
+        job.restore(&outputs);
+        job
+    }
+
+    /// Takes over what the replicated state says of finished stages.
+    pub(super) fn restore(&mut self, outputs: &[Option<&[Placed]>]) {
+        for (stage, outputs) in self.stages.iter_mut().zip(outputs) {
+            let Some(outputs) = outputs else { continue };
+            for (task, placed) in stage.tasks.iter_mut().zip(*outputs) {
+                task.state = State::Done(placed.clone());
+            }
+            stage.done = stage.tasks.len() as u32;
+            stage.agreed = true;
+        }
+    }
+
+    /// Wants everything that the result takes: once, at the start.
+    pub(super) fn start(&mut self) {
+        let last = self.stages.len() - 1;
+        let all: Vec<_> = (0..self.stages[last].tasks.len() as u32)
+            .map(|partition| Place { stage: last, partition })
+            .collect();
+        self.want(all);
+    }
+
+    pub(super) fn task(&self, place: Place) -> &Task {
+        &self.stages[place.stage].tasks[place.partition as usize]
+    }
+
+    pub(super) fn task_mut(&mut self, place: Place) -> &mut Task {
+        &mut self.stages[place.stage].tasks[place.partition as usize]
+    }
+
+    pub(super) fn task_id(&self, place: Place) -> TaskId {
+        TaskId { job: self.id, stage: StageId(place.stage as u32), partition: place.partition }
+    }
+
+    pub(super) fn spec(&self, place: Place) -> &TaskSpec {
+        &self.graph.stages[place.stage].tasks[place.partition as usize]
+    }
+
+    /// Where a task is in this job, if it is of this job.
+    pub(super) fn place(&self, id: TaskId) -> Option<Place> {
+        let place = Place { stage: id.stage.0 as usize, partition: id.partition };
+        self.stages.get(place.stage)?.tasks.get(id.partition as usize)?;
+        (id.job == self.id).then_some(place)
+    }
+
+    pub(super) fn is_held(&self, stage: usize) -> bool {
+        matches!(self.graph.stages[stage].work, Work::Held(_))
+    }
+
+    /// Whether a partition's buckets are as many as its stage says.
+    pub(super) fn fits(&self, place: Place, meta: &OutputMeta) -> bool {
+        meta.buckets.len() == self.graph.stages[place.stage].exchange.buckets() as usize
+    }
+
+    /// Makes the tasks and whatever they lack wanted, and ready where nothing is lacking.
+    pub(super) fn want(&mut self, mut places: Vec<Place>) {
+        let mut wanted = Vec::new();
+        while let Some(place) = places.pop() {
+            if self.task(place).state != State::Idle {
+                continue;
+            }
+            self.task_mut(place).state = State::Waiting;
+            wanted.push(place);
+            let idle = self.inputs(place).into_iter().filter(|input| self.task(*input).state == State::Idle);
+            places.extend(idle.collect::<Vec<_>>());
+        }
+        wanted.sort();
+        for place in wanted {
+            self.make_ready(place);
+        }
+    }
+
+    /// The partitions a task reads. Once a stage that is read whole is complete, that is left out: only what
+    /// may be lacking counts here.
+    fn inputs(&self, place: Place) -> Vec<Place> {
+        let mut inputs = Vec::new();
+        for input in &self.graph.stages[place.stage].inputs {
+            let stage = input.stage.0 as usize;
+            let producer = &self.stages[stage];
+            if producer.is_complete() {
+                continue;
+            }
+            inputs.extend(
+                partitions(input.read, place.partition, producer.tasks.len())
+                    .map(|partition| Place { stage, partition }),
+            );
+        }
+        inputs
+    }
+
+    fn has_inputs(&self, place: Place) -> bool {
+        self.graph.stages[place.stage].inputs.iter().all(|input| {
+            let producer = &self.stages[input.stage.0 as usize];
+            producer.is_complete()
+                || partitions(input.read, place.partition, producer.tasks.len())
+                    .all(|partition| producer.tasks[partition as usize].is_done())
+        })
+    }
+
+    fn make_ready(&mut self, place: Place) {
+        // What came with the submission cannot be made anew: it waits for its holder to come back.
+        let waits = self.task(place).state == State::Waiting;
+        if waits && !self.is_held(place.stage) && self.has_inputs(place) {
+            self.task_mut(place).state = State::Ready;
+            self.stages[place.stage].ready.push_back(place.partition);
+        }
+    }
+
+    /// The next task of a stage that can be assigned.
+    pub(super) fn next_ready(&mut self, stage: usize) -> Option<Place> {
+        let stage_state = &mut self.stages[stage];
+        while let Some(partition) = stage_state.ready.front().copied() {
+            if stage_state.tasks[partition as usize].state == State::Ready {
+                return Some(Place { stage, partition });
+            }
+            stage_state.ready.pop_front();
+        }
+        None
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        self.stages.iter().any(|stage| !stage.ready.is_empty())
+    }
+
+    /// An attempt begins: of a task that is ready, or runs already, or (adopted) had not got so far.
+    pub(super) fn begin(&mut self, place: Place, attempt: Attempt) {
+        let task = self.task_mut(place);
+        task.state = State::Running;
+        task.attempts.push(attempt);
+        let stage = &mut self.stages[place.stage];
+        stage.running.insert(place.partition);
+        if stage.ready.front() == Some(&place.partition) {
+            stage.ready.pop_front();
+        }
+    }
+
+    /// An attempt is over without a result. Its task starts again unless another attempt is under way.
+    pub(super) fn abandon(&mut self, place: Place, attempt: AttemptId) {
+        let task = self.task_mut(place);
+        task.attempts.retain(|a| a.id != attempt);
+        if task.state == State::Running && task.attempts.is_empty() {
+            task.state = State::Idle;
+            self.stages[place.stage].running.remove(&place.partition);
+            self.want(vec![place]);
+        }
+    }
+
+    /// A partition exists. Returns the attempts that are no longer needed for it.
+    pub(super) fn finish(&mut self, place: Place, node: NodeId, meta: OutputMeta) -> Vec<Attempt> {
+        let stage = &mut self.stages[place.stage];
+        let task = &mut stage.tasks[place.partition as usize];
+        let attempts = std::mem::take(&mut task.attempts);
+        task.state = State::Done(Placed { nodes: vec![node], meta });
+        stage.done += 1;
+        stage.agreed = false;
+        stage.proposed_ms = None;
+        stage.running.remove(&place.partition);
+        for waiting in self.readers(place, &State::Waiting) {
+            self.make_ready(waiting);
+        }
+        attempts
+    }
+
+    /// Tasks in a state that read a partition, but those that still lack another partition of a stage they
+    /// read whole.
+    fn readers(&self, place: Place, state: &State) -> Vec<Place> {
+        let mut readers = Vec::new();
+        for (stage, read) in &self.stages[place.stage].consumers {
+            let tasks = &self.stages[*stage].tasks;
+            let of_interest = |partition: u32| {
+                let is = tasks.get(partition as usize).is_some_and(|task| task.state == *state);
+                is.then_some(Place { stage: *stage, partition })
+            };
+            match read {
+                Read::Partition { first } => {
+                    readers.extend(first.checked_add(place.partition).and_then(of_interest));
+                }
+                Read::All | Read::Bucket if *state == State::Waiting && !self.stages[place.stage].is_complete() => {}
+                Read::All | Read::Bucket => readers.extend((0..tasks.len() as u32).filter_map(of_interest)),
+            }
+        }
+        readers
+    }
+
+    /// A node holds a partition no more. Returns whether it is lost with that: then it is Idle, and
+    /// [`Job::want_lost`] decides whether it is made anew.
+    pub(super) fn drop_holder(&mut self, place: Place, node: NodeId) -> bool {
+        let stage = &mut self.stages[place.stage];
+        let task = &mut stage.tasks[place.partition as usize];
+        let State::Done(placed) = &mut task.state else { return false };
+        placed.nodes.retain(|holder| *holder != node);
+        stage.agreed = false;
+        stage.proposed_ms = None;
+        if !placed.nodes.is_empty() {
+            return false;
+        }
+        task.state = State::Idle;
+        stage.done -= 1;
+        for ready in self.readers(place, &State::Ready) {
+            self.task_mut(ready).state = State::Waiting;
+        }
+        true
+    }
+
+    /// Makes lost partitions wanted again where a task that is not done reads them, or the result is theirs.
+    pub(super) fn want_lost(&mut self, mut lost: Vec<Place>) {
+        // Later stages first: what they want again makes earlier ones needed.
+        lost.sort_by(|a, b| b.cmp(a));
+        for place in lost {
+            let last = place.stage + 1 == self.stages.len();
+            let unfinished = [State::Waiting, State::Running];
+            let is_read = |state: &State| {
+                self.stages[place.stage].consumers.iter().any(|(stage, read)| {
+                    let tasks = &self.stages[*stage].tasks;
+                    match read {
+                        Read::Partition { first } => first
+                            .checked_add(place.partition)
+                            .and_then(|partition| tasks.get(partition as usize))
+                            .is_some_and(|task| task.state == *state),
+                        Read::All | Read::Bucket => tasks.iter().any(|task| task.state == *state),
+                    }
+                })
+            };
+            if last || unfinished.iter().any(is_read) {
+                self.want(vec![place]);
+            }
+        }
+    }
+
+    /// What a task reads, for each of its stage's inputs, in partition order. Empty buckets are left out.
+    /// `None` if an input does not exist.
+    pub(super) fn segments(&self, place: Place) -> Option<Vec<Vec<Segment>>> {
+        let mut inputs = Vec::new();
+        for input in &self.graph.stages[place.stage].inputs {
+            let stage = input.stage.0 as usize;
+            let producer = &self.stages[stage];
+            let bucket = (input.read == Read::Bucket).then_some(place.partition);
+            let mut segments = Vec::new();
+            for partition in partitions(input.read, place.partition, producer.tasks.len()) {
+                let State::Done(placed) = &producer.tasks[partition as usize].state else { return None };
+                let (rows, bytes) = match bucket {
+                    Some(bucket) => {
+                        let meta = placed.meta.buckets.get(bucket as usize).copied().unwrap_or_default();
+                        (meta.rows, meta.bytes)
+                    }
+                    None => (placed.meta.rows(), placed.meta.bytes()),
+                };
+                if bucket.is_some() && rows == 0 {
+                    continue;
+                }
+                let partition = self.task_id(Place { stage, partition });
+                segments.push(Segment { partition, bucket, rows, bytes, nodes: placed.nodes.clone() });
+            }
+            inputs.push(segments);
+        }
+        Some(inputs)
+    }
+
+    /// Where a complete stage's partitions lie.
+    pub(super) fn outputs(&self, stage: usize) -> Option<Vec<Placed>> {
+        let placed = self.stages[stage].tasks.iter().map(|task| match &task.state {
+            State::Done(placed) => Some(placed.clone()),
+            _ => None,
+        });
+        placed.collect()
+    }
+
+    /// Partitions that came with the submission, are needed, and lie nowhere any more.
+    pub(super) fn lost_submission(&self) -> Option<Place> {
+        let held = (0..self.stages.len()).filter(|stage| self.is_held(*stage));
+        held.flat_map(|stage| (0..self.stages[stage].tasks.len() as u32).map(move |partition| Place { stage, partition }))
+            .find(|place| self.task(*place).state == State::Waiting)
+    }
+
+    pub(super) fn progress(&self) -> Vec<StageProgress> {
+        self.graph
+            .stages
+            .iter()
+            .zip(&self.stages)
+            .map(|(spec, stage)| {
+                let done = stage.tasks.iter().filter_map(|task| match &task.state {
+                    State::Done(placed) => Some(&placed.meta),
+                    _ => None,
+                });
+                let (rows, bytes) = done.fold((0, 0), |(r, b), meta| (r + meta.rows(), b + meta.bytes()));
+                StageProgress {
+                    stage: spec.id,
+                    name: spec.operators.last().cloned().unwrap_or_default(),
+                    tasks: stage.tasks.len() as u32,
+                    running: stage.running.len() as u32,
+                    done: stage.done,
+                    rows,
+                    bytes,
+                }
+            })
+            .collect()
+    }
+}
+
+impl Stage {
+    fn new(spec: &floe_protocol::Stage) -> Self {
+        Self {
+            tasks: spec.tasks.iter().map(|_| Task::new()).collect(),
+            ready: VecDeque::new(),
+            running: BTreeSet::new(),
+            done: 0,
+            blind: spec.unseen_by.iter().map(|node| (*node, "not found".to_owned())).collect(),
+            missed: None,
+            elapsed_ms: Vec::new(),
+            runs: Vec::new(),
+            agreed: false,
+            proposed_ms: None,
+            consumers: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.done as usize == self.tasks.len()
+    }
+}
+
+impl Task {
+    fn new() -> Self {
+        Self {
+            state: State::Idle,
+            attempts: Vec::new(),
+            tries: 0,
+            failures: 0,
+            input_losses: 0,
+            deaths: Vec::new(),
+            excluded: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done(_))
+    }
+}
+
+/// Which of a producer's partitions a task reads.
+fn partitions(read: Read, task: u32, count: usize) -> std::ops::Range<u32> {
+    let count = count as u32;
+    match read {
+        Read::All | Read::Bucket => 0..count,
+        Read::Partition { first } => match task.checked_sub(first) {
+            Some(partition) if partition < count => partition..partition + 1,
+            _ => 0..0,
+        },
+    }
+}

@@ -1,0 +1,442 @@
+//! What happens when something goes wrong: a task fails, a node falls silent, a partition is lost, a leader
+//! is new. Every failure is typed, and each type has one answer.
+
+use floe_protocol::message::Inventory;
+use floe_protocol::{AttemptId, Failure, JobId, Load, NodeId, PeerMessage, TaskId};
+
+use super::job::{Attempt, Job, Place, State};
+use super::placement::{Nodes, Standing, task_memory_bytes};
+use super::{
+    Effect, INVENTORY_RETRY_MS, LEASE_INTERVAL_MS, MAX_ORPHANS, ORPHAN_MS, Scheduler, choose, read_bytes,
+};
+
+/// A node that is connected and silent for this long is lost.
+pub const LEASE_MS: u64 = 3_000;
+
+/// A node whose connection is gone may come back for this long before it is lost.
+pub const GRACE_MS: u64 = 300;
+
+/// Attempts at one task that may fail for want of resources or by a fault, under one leader.
+pub const MAX_ATTEMPTS: u32 = 4;
+
+/// Nodes that may go away while they run one task: more of it looks like the task's own doing.
+pub const MAX_DEATHS: usize = 3;
+
+/// Times that one task's inputs may turn out to be lost, under one leader.
+pub const MAX_INPUT_LOSSES: u32 = 16;
+
+/// How long a job waits for a node to come back that alone sees its files or holds its frames.
+pub const UNSEEN_PATIENCE_MS: u64 = 10_000;
+
+/// A task that takes this many times the median of its finished siblings is slow.
+pub const SLOW_FACTOR: u64 = 2;
+
+/// No task is slow before this.
+pub const SLOW_MS: u64 = 2_000;
+
+/// A tick this late means that this node was stalled: the others' silence proves nothing.
+const STALL_MS: u64 = 1_000;
+
+impl Scheduler {
+    /// An attempt failed: decides what becomes of its task and its job.
+    pub(super) fn failed(&mut self, place: Place, attempt: AttemptId, node: NodeId, failure: Failure) {
+        let id = attempt.task.job;
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match failure {
+            failure if failure.is_deterministic() => return self.fail(id, failure),
+            Failure::InputLost { partition, node: holder } => {
+                let task = job.task_mut(place);
+                task.input_losses += 1;
+                if task.input_losses > MAX_INPUT_LOSSES {
+                    return self.fail(id, Failure::InputLost { partition, node: holder });
+                }
+                job.abandon(place, attempt);
+                if let Some(lost) = job.place(partition) {
+                    self.nodes.entry(holder).held.remove(&partition);
+                    if job.drop_holder(lost, holder) {
+                        job.want_lost(vec![lost]);
+                    }
+                }
+            }
+            Failure::Blind { why, path } => {
+                let stage = &mut job.stages[place.stage];
+                stage.blind.insert(node, why);
+                stage.missed = Some(path);
+                job.abandon(place, attempt);
+            }
+            Failure::NodeLost { .. } | Failure::Cancelled => {
+                // Nothing is known against the task or the node: it stops, or could not reach another.
+                let task = job.task_mut(place);
+                task.failures += 1;
+                if task.failures >= MAX_ATTEMPTS {
+                    return self.fail(id, failure);
+                }
+                job.abandon(place, attempt);
+            }
+            failure => {
+                let task = job.task_mut(place);
+                task.failures += 1;
+                task.excluded.push(node);
+                if task.failures >= MAX_ATTEMPTS {
+                    return self.fail(id, failure);
+                }
+                job.abandon(place, attempt);
+            }
+        }
+        self.touch(id);
+        self.check_stuck(id);
+    }
+
+    /// Ends a job that can run nowhere: at once if every node that could see its files is here and does not,
+    /// else after a while.
+    pub(super) fn check_stuck(&mut self, id: JobId) {
+        if self.settling.is_some() {
+            return;
+        }
+        let Some(failure_and_hope) = self.stuck(id) else {
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.stuck_since_ms = None;
+            }
+            return;
+        };
+        let (failure, hope) = failure_and_hope;
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let since = *job.stuck_since_ms.get_or_insert(self.now_ms);
+        if !hope || self.now_ms >= since + UNSEEN_PATIENCE_MS {
+            self.fail(id, failure);
+        }
+    }
+
+    /// Why a job can run nowhere, and whether a node that is away might mend that.
+    fn stuck(&mut self, id: JobId) -> Option<(Failure, bool)> {
+        let job = self.jobs.get_mut(&id)?;
+        if let Some(lost) = job.lost_submission() {
+            let partition = job.task_id(lost);
+            let floe_protocol::Work::Held(placed) = &job.graph.stages[lost.stage].work else { return None };
+            let node = placed.get(lost.partition as usize)?.nodes.first().copied().unwrap_or(NodeId(0));
+            return Some((Failure::InputLost { partition, node }, true));
+        }
+        for position in 0..job.stages.len() {
+            if job.next_ready(position).is_none() {
+                continue;
+            }
+            let (spec, stage) = (&job.graph.stages[position], &job.stages[position]);
+            let blind = |node: &NodeId| stage.blind.contains_key(node);
+            let present = |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing != Standing::Absent);
+            if stage.blind.is_empty() || self.nodes.iter().any(|(node, _)| present(&node) && !blind(&node)) {
+                continue;
+            }
+            let away: Vec<_> = spec.seen_by.iter().filter(|node| !present(node) && !blind(node)).collect();
+            let mut looked: Vec<_> = stage.blind.iter().map(|(node, why)| format!("node {node}: {why}")).collect();
+            looked.extend(away.iter().map(|node| format!("node {node}: saw it and is gone")));
+            let path = stage.missed.clone().unwrap_or_else(|| "its files".to_owned());
+            return Some((Failure::Unseen { path, looked: looked.join("; ") }, !away.is_empty()));
+        }
+        None
+    }
+
+    /// Starts a second copy of tasks that take much longer than their siblings did, once nothing else of the
+    /// stage waits. Whichever copy ends first counts.
+    pub(super) fn second_copies(&mut self, id: JobId) {
+        if self.settling.is_some() {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let mut slow = Vec::new();
+        for (position, stage) in job.stages.iter().enumerate() {
+            let left = stage.tasks.len() - stage.done as usize;
+            if stage.running.is_empty() || stage.running.len() < left || left > stage.done as usize {
+                continue;
+            }
+            let mut elapsed_ms = stage.elapsed_ms.clone();
+            if elapsed_ms.is_empty() {
+                continue;
+            }
+            let middle = elapsed_ms.len() / 2;
+            let median_ms = *elapsed_ms.select_nth_unstable(middle).1;
+            let limit_ms = median_ms.saturating_mul(SLOW_FACTOR).max(SLOW_MS);
+            for partition in &stage.running {
+                if let [only] = stage.tasks[*partition as usize].attempts.as_slice()
+                    && self.now_ms.saturating_sub(only.since_ms) > limit_ms
+                {
+                    slow.push(Place { stage: position, partition: *partition });
+                }
+            }
+        }
+        for place in slow {
+            let Some(job) = self.jobs.get(&id) else { return };
+            let Some(inputs) = job.segments(place) else { continue };
+            let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
+            if let Some(node) = choose(&self.nodes, job, place, &inputs, memory_bytes, true) {
+                self.assign(id, place, node, inputs, memory_bytes);
+            }
+        }
+    }
+
+    /// A node is connected, or speaks after a silence: nothing is assigned to it until its inventory came.
+    pub(super) fn ask(&mut self, node: NodeId) {
+        let now_ms = self.now_ms;
+        self.nodes.update(node, |node| {
+            node.standing = Standing::Asked;
+            node.asked_ms = now_ms;
+        });
+        self.send(node, PeerMessage::AskInventory { fence: self.fence });
+    }
+
+    pub(super) fn node_down(&mut self, node: NodeId) {
+        let now_ms = self.now_ms;
+        self.nodes.update(node, |node| {
+            node.connected = false;
+            node.down_ms = Some(now_ms);
+        });
+        if self.nodes.get(node).is_none_or(|node| node.standing == Standing::Absent)
+            && let Some(awaited) = &mut self.settling
+        {
+            awaited.remove(&node);
+        }
+    }
+
+    pub(super) fn heard(&mut self, node: NodeId) {
+        let now_ms = self.now_ms;
+        self.nodes.update(node, |node| node.heard_ms = now_ms);
+    }
+
+    pub(super) fn alive(&mut self, node: NodeId, load: Load) {
+        self.heard(node);
+        self.nodes.update(node, |node| node.load = load);
+        if self.nodes.get(node).is_some_and(|node| node.connected && node.standing == Standing::Absent) {
+            self.ask(node);
+        }
+    }
+
+    /// Renews the leases and finds the nodes that no longer answer.
+    pub(super) fn check_leases(&mut self) {
+        let late_ms = self.now_ms.saturating_sub(self.ticked_ms);
+        if late_ms >= STALL_MS {
+            for node in self.nodes.iter_mut() {
+                node.heard_ms += late_ms;
+                node.down_ms = node.down_ms.map(|down_ms| down_ms + late_ms);
+            }
+        }
+        self.ticked_ms = self.now_ms;
+        let now_ms = self.now_ms;
+        let lost: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.standing != Standing::Absent)
+            .filter(|(_, node)| match node.down_ms {
+                Some(down_ms) => now_ms >= down_ms + GRACE_MS,
+                None => now_ms >= node.heard_ms + LEASE_MS,
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for node in lost {
+            self.lose(node);
+        }
+        if now_ms < self.leased_ms + LEASE_INTERVAL_MS {
+            return;
+        }
+        self.leased_ms = now_ms;
+        let connected: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.connected)
+            .map(|(id, node)| (id, node.standing == Standing::Asked && now_ms >= node.asked_ms + INVENTORY_RETRY_MS))
+            .collect();
+        for (node, ask) in connected {
+            if ask {
+                self.ask(node);
+            } else {
+                self.send(node, PeerMessage::Lease { fence: self.fence });
+            }
+        }
+    }
+
+    /// A node is gone: its tasks run elsewhere, and what only it held is made anew where that is needed.
+    fn lose(&mut self, node: NodeId) {
+        self.nodes.update(node, |node| node.standing = Standing::Absent);
+        self.effects.push(Effect::NodeLost(node));
+        self.lose_partitions(node);
+        let attempts = self.nodes.get(node).map(|node| node.attempts()).unwrap_or_default();
+        for (attempt, had_slot) in attempts {
+            self.vanished(attempt, node, had_slot);
+        }
+        if let Some(awaited) = &mut self.settling {
+            awaited.remove(&node);
+        }
+    }
+
+    /// An attempt is gone with its node, or the node no longer knows it.
+    fn vanished(&mut self, attempt: AttemptId, node: NodeId, ran: bool) {
+        self.nodes.release(node, attempt);
+        let id = attempt.task.job;
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(place) = job.place(attempt.task) else { return };
+        let task = job.task_mut(place);
+        if ran {
+            task.deaths.push(node);
+        }
+        if task.deaths.len() >= MAX_DEATHS {
+            let nodes: Vec<_> = task.deaths.iter().map(NodeId::to_string).collect();
+            let message = format!(
+                "task {} of stage {} was given up: {} nodes went away while they ran it ({}); it may need more memory than they have",
+                place.partition,
+                place.stage,
+                nodes.len(),
+                nodes.join(", ")
+            );
+            return self.fail(id, Failure::Refused { message });
+        }
+        job.abandon(place, attempt);
+        self.touch(id);
+    }
+
+    /// Whatever a node held is lost, unless another holds it too.
+    pub(super) fn lose_partitions(&mut self, node: NodeId) {
+        let held = std::mem::take(&mut self.nodes.entry(node).held);
+        self.drop_partitions(node, held);
+    }
+
+    /// The partitions, in order of job, are no longer on the node.
+    pub(super) fn drop_partitions(&mut self, node: NodeId, partitions: impl IntoIterator<Item = TaskId>) {
+        let mut lost: Vec<(JobId, Vec<Place>)> = Vec::new();
+        for partition in partitions {
+            let Some(job) = self.jobs.get_mut(&partition.job) else { continue };
+            let Some(place) = job.place(partition) else { continue };
+            if lost.last().is_none_or(|(id, _)| *id != partition.job) {
+                lost.push((partition.job, Vec::new()));
+            }
+            if job.drop_holder(place, node)
+                && let Some((_, places)) = lost.last_mut()
+            {
+                places.push(place);
+            }
+        }
+        for (id, places) in lost {
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.want_lost(places);
+            }
+            self.touch(id);
+        }
+    }
+
+    /// A node said what it holds and runs: what differs from what was believed is put right.
+    pub(super) fn inventory(&mut self, node: NodeId, inventory: Inventory) {
+        self.heard(node);
+        if !self.nodes.get(node).is_some_and(|node| node.connected) {
+            return;
+        }
+        let Inventory { mut held, running, load, .. } = inventory;
+        self.nodes.update(node, |node| {
+            node.standing = Standing::Live;
+            node.load = load;
+        });
+        held.sort_by_key(|(task, _)| *task);
+        for (task, meta) in &held {
+            let Some(job) = self.jobs.get(&task.job) else {
+                let known = self.ending.contains_key(&task.job) || self.orphans.len() >= MAX_ORPHANS;
+                if !known {
+                    self.orphans.entry((task.job, node)).or_insert(self.now_ms);
+                }
+                continue;
+            };
+            let Some(place) = job.place(*task) else { continue };
+            if job.fits(place, meta) && !job.task(place).is_done() {
+                self.finish(task.job, place, node, meta.clone(), None);
+            }
+        }
+        let believed = self.nodes.get(node).map(|node| node.held.clone()).unwrap_or_default();
+        let missing: Vec<_> = believed
+            .into_iter()
+            .filter(|task| held.binary_search_by_key(task, |(held, _)| *held).is_err())
+            .collect();
+        for task in &missing {
+            self.nodes.entry(node).held.remove(task);
+        }
+        self.drop_partitions(node, missing);
+
+        for attempt in &running {
+            if !self.nodes.get(node).is_some_and(|node| node.runs(*attempt)) && !self.adopt(*attempt, node) {
+                self.aborts.entry(node).or_default().push(*attempt);
+            }
+        }
+        let believed = self.nodes.get(node).map(|node| node.attempts()).unwrap_or_default();
+        for (attempt, had_slot) in believed {
+            if !running.contains(&attempt) {
+                self.vanished(attempt, node, had_slot);
+            }
+        }
+        if let Some(awaited) = &mut self.settling {
+            awaited.remove(&node);
+        }
+    }
+
+    /// Takes over an attempt that an earlier leader assigned, or this one before the node was lost. False if
+    /// its task is not wanted, or runs twice already.
+    fn adopt(&mut self, attempt: AttemptId, node: NodeId) -> bool {
+        let Some(job) = self.jobs.get_mut(&attempt.task.job) else { return false };
+        let Some(place) = job.place(attempt.task) else { return false };
+        let task = job.task(place);
+        let wanted = matches!(task.state, State::Waiting | State::Ready | State::Running) && !job.is_held(place.stage);
+        if !wanted || task.attempts.len() >= 2 {
+            return false;
+        }
+        let inputs = job.segments(place).unwrap_or_default();
+        let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
+        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
+        self.nodes.reserve(node, attempt, memory_bytes);
+        true
+    }
+
+    /// Ends the wait for inventories at the start of a leadership: when all members answered; when the grace
+    /// has passed and all that are connected answered; or when a lease has passed. What nobody holds by then
+    /// is lost.
+    pub(super) fn settle(&mut self) {
+        let Some(awaited) = &self.settling else { return };
+        let since_ms = self.now_ms.saturating_sub(self.started_ms);
+        let answering = self.nodes.iter().any(|(_, node)| node.standing == Standing::Asked);
+        let done = (awaited.is_empty() && !answering)
+            || (since_ms >= GRACE_MS && !answering)
+            || since_ms >= LEASE_MS;
+        if !done {
+            return;
+        }
+        self.settling = None;
+        let absent: Vec<_> =
+            self.nodes.iter().filter(|(_, node)| node.standing != Standing::Live).map(|(id, _)| id).collect();
+        for node in absent {
+            self.lose_partitions(node);
+        }
+    }
+
+    /// Frees partitions of jobs that are still unknown after a while.
+    pub(super) fn free_orphans(&mut self) {
+        let now_ms = self.now_ms;
+        let due: Vec<_> =
+            self.orphans.iter().filter(|(_, since)| now_ms >= **since + ORPHAN_MS).map(|(key, _)| *key).collect();
+        for (job, node) in due {
+            self.orphans.remove(&(job, node));
+            if !self.jobs.contains_key(&job) && self.nodes.is_live(node) {
+                self.send(node, PeerMessage::Free { fence: self.fence, jobs: vec![job] });
+            }
+        }
+    }
+}
+
+/// A task that fits no node but those where it failed: others of its stage need not wait behind it, and if it
+/// failed on every node that may run it, it may be tried there again.
+pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) {
+    let (spec, stage) = (&job.graph.stages[place.stage], &job.stages[place.stage]);
+    let excluded = &job.task(place).excluded;
+    let elsewhere = nodes.iter().any(|(node, state)| {
+        state.standing != Standing::Absent
+            && !excluded.contains(&node)
+            && !stage.blind.contains_key(&node)
+            && (spec.seen_by.is_empty() || spec.seen_by.binary_search(&node).is_ok())
+    });
+    if elsewhere {
+        job.stages[place.stage].ready.rotate_left(1);
+    } else {
+        job.task_mut(place).excluded.clear();
+    }
+}

@@ -1,0 +1,60 @@
+//! Queries: from a Polars plan or SQL text to a graph of stages, and running one task of a stage.
+//!
+//! This crate knows Polars and no network. Read it in the order a query goes:
+//!
+//! ```text
+//!   sql.rs        text -> LazyFrame
+//!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
+//!   files.rs      what files are, whether two nodes see the same one, how a scan is split
+//!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces
+//!   separable.rs    which expressions see one row at a time, so that rows may be split among tasks
+//!   aggregate.rs    which aggregates have a partial form
+//!   fragment.rs   a stage's work as bytes, and running it on one task's inputs: `run`
+//!   exchange.rs     rows of a task's output into buckets, by hash or by range
+//!   explain.rs    the graph as text
+//! ```
+//!
+//! **Invariant.** A plan returns what Polars on one machine returns, its order included where Polars promises
+//! one. An operator is split among tasks only where that is shown to hold; all others run as one task, and the
+//! stage says why ([`floe_protocol::Stage::single_because`]).
+//!
+//! **Invariant.** Nothing here waits, dials or keeps state between calls: planning and running are functions of
+//! their arguments and of the files they name.
+
+mod aggregate;
+mod exchange;
+mod explain;
+mod files;
+mod fragment;
+mod plan;
+mod separable;
+mod sql;
+mod stages;
+
+use floe_protocol::Failure;
+use polars::prelude::PolarsError;
+
+pub use explain::explain;
+pub use files::inspect;
+pub use fragment::{Stop, run, run_until};
+pub use plan::{Planned, Shape, paths, plan};
+
+/// Polars' own message, once: without the plan that it prints beneath some of them, and without our wrapping.
+fn query_failure(error: PolarsError) -> Failure {
+    let text = error.to_string();
+    let end = text.find("\n\nResolved plan until failure").unwrap_or(text.len());
+    Failure::Query {
+        message: text[..end].trim().to_owned(),
+    }
+}
+
+/// What a caught panic said.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a message".to_owned()
+    }
+}

@@ -1,0 +1,169 @@
+//! What does not work says so in a sentence, once.
+
+use std::path::PathBuf;
+
+use floe_protocol::message::Inspected;
+use floe_protocol::{Failure, Query, Work};
+use floe_query::Stop;
+use polars::prelude::*;
+
+use crate::data::{directory, path};
+use crate::mesh::{ROOMY, collect, held, inputs, lazy, sql};
+
+fn failure(query: &Query) -> Failure {
+    collect(query, &ROOMY)
+        .err()
+        .unwrap_or_else(|| panic!("{query:?} worked"))
+}
+
+fn message(text: &str) -> String {
+    match failure(&sql(text)) {
+        Failure::Query { message } => message,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+#[test]
+fn polars_own_message_comes_through_once() {
+    for (text, words) in [
+        ("select nonsense from t", "nonsense"),
+        ("select id from t group by", "Expected"),
+        ("select sum(name) from t", "sum"),
+        ("select id + name from t where name + 1 > 2", "arithmetic"),
+        ("select cast(name as int) from t", "conversion"),
+    ] {
+        let message = message(text);
+        assert!(message.contains(words), "{text}: {message}");
+        assert!(
+            !message.contains("Resolved plan") && !message.contains("stack backtrace"),
+            "{message}"
+        );
+        let first = message.lines().next().unwrap();
+        assert_eq!(message.matches(first).count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_unseen() {
+    for name in ["gone.parquet", "gone/*.csv", "gone"] {
+        let query = sql(&format!("select * from read_parquet('{name}')"));
+        let Failure::Unseen { path, looked } = failure(&query) else {
+            panic!("{name}")
+        };
+        assert_eq!(path, format!("{}/{name}", directory()));
+        assert!(looked.starts_with("this node: "), "{looked}");
+    }
+    let scan = LazyFrame::scan_parquet(PlRefPath::new("gone.parquet"), Default::default()).unwrap();
+    assert!(matches!(failure(&lazy(scan)), Failure::Unseen { .. }));
+    let found = floe_query::inspect(&[format!("{}/many", directory()), "/gone".into()]);
+    assert!(matches!(&found[0], Inspected::Files(files) if files.len() == 6));
+    assert_eq!(found[1], Inspected::Missing("not found".into()));
+}
+
+fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let to = directory.path().join(name);
+    let mut bytes = std::fs::read(path("t.parquet").as_str()).unwrap();
+    change(&mut bytes);
+    std::fs::write(&to, bytes).unwrap();
+    (directory, to)
+}
+
+#[test]
+fn a_truncated_file_is_named() {
+    let (_keep, at) = copy("short.parquet", |bytes| bytes.truncate(bytes.len() / 2));
+    let message = message(&format!("select * from '{}'", at.display()));
+    assert!(message.contains("short.parquet"), "{message}");
+    // One of many, not the first.
+    let (keep, _) = copy("a.parquet", |_| {});
+    std::fs::write(keep.path().join("b.parquet"), b"PAR1 and nothing else").unwrap();
+    let message = self::message(&format!("select * from '{}/*.parquet'", keep.path().display()));
+    assert!(message.contains("b.parquet"), "{message}");
+    // The footer is sound, the pages are not.
+    let (_keep, at) = copy("holes.parquet", |bytes| {
+        let half = bytes.len() / 2;
+        bytes[4..half].fill(0xff);
+    });
+    let message = self::message(&format!("select * from '{}'", at.display()));
+    assert!(message.contains("holes.parquet"), "{message}");
+}
+
+#[test]
+fn a_file_that_changed_after_planning_is_not_read() {
+    let (_keep, at) = copy("changing.parquet", |_| {});
+    let planned = floe_query::plan(&sql(&format!("select * from '{}'", at.display())), &ROOMY).unwrap();
+    std::fs::copy(path("none.parquet").as_str(), &at).unwrap();
+    let stage = &planned.graph.stages[0];
+    let Work::Fragment(fragment) = &stage.work else {
+        panic!("held")
+    };
+    let failure = floe_query::run(fragment, &stage.tasks[0].split, vec![], 1).unwrap_err();
+    let Failure::Blind { path, why } = failure else {
+        panic!("{failure:?}")
+    };
+    assert_eq!(path, at.to_string_lossy());
+    assert!(why.contains("bytes instead of"), "{why}");
+    assert_eq!(planned.scans[0].1.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_sent_is_refused() {
+    let udf = rows().map(Ok, Default::default(), None, Some("my function"));
+    for frame in [udf] {
+        let mut dsl = Vec::new();
+        let written = frame
+            .logical_plan
+            .serialize_versioned(&mut dsl, Default::default());
+        assert!(written.is_err(), "Polars refuses closures itself");
+    }
+}
+
+fn rows() -> LazyFrame {
+    crate::data::rows(0, 10).lazy()
+}
+
+#[test]
+fn garbage_is_not_a_plan() {
+    let empty = Query::Plan {
+        dsl: Default::default(),
+        directory: "/".into(),
+    };
+    assert!(matches!(failure(&empty), Failure::Version { .. }));
+    let Query::Plan { dsl, directory } = lazy(rows()) else {
+        panic!("sql")
+    };
+    for cut in [5, 40, 80, dsl.len() - 1] {
+        let query = Query::Plan {
+            dsl: dsl.slice(..cut),
+            directory: directory.clone(),
+        };
+        let Failure::Version { message } = failure(&query) else {
+            panic!("cut at {cut}")
+        };
+        assert!(message.contains("py-polars 1.40"), "{message}");
+    }
+    // Another build's hash of the schema is no obstacle.
+    let mut other = dsl.to_vec();
+    other[15..79].fill(b'0');
+    let query = Query::Plan {
+        dsl: other.into(),
+        directory,
+    };
+    assert_eq!(collect(&query, &ROOMY).unwrap().height(), 10);
+    assert!(floe_query::run(b"garbage", b"", vec![], 1).is_err());
+}
+
+#[test]
+fn a_task_stops_when_told() {
+    let planned = floe_query::plan(&sql("select * from t order by value"), &ROOMY).unwrap();
+    let stage = &planned.graph.stages[0];
+    let Work::Fragment(fragment) = &stage.work else {
+        panic!("held")
+    };
+    let segments = inputs(stage, 0, &held(planned.frames));
+    let stop = Stop::default();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let buckets = stage.exchange.buckets();
+    let failure = floe_query::run_until(fragment, &stage.tasks[0].split, segments, buckets, &stop);
+    assert_eq!(failure.unwrap_err(), Failure::Cancelled);
+}

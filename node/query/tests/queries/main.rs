@@ -1,0 +1,10 @@
+//! Queries planned, cut and run as a mesh would run them, compared with Polars on one machine.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod data;
+mod explained;
+mod mesh;
+mod process;
+mod random;
+mod same;

@@ -1,0 +1,403 @@
+//! Calls from drivers and from other nodes, each served in a task of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use floe_consensus::{Command, Entry};
+use floe_network::Caller;
+use floe_protocol::message::{Inspected, Segment};
+use floe_protocol::{Failure, JobId, JobPhase, JobStatus, OutputMeta, Request, Response, TaskId, frame};
+use floe_transport::call::write_frame;
+use floe_transport::stream::{Body, send_body};
+use futures::{StreamExt, stream};
+use libp2p::Stream;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config;
+use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::store::{Store, ipc};
+use crate::stream::{Streams, chunks_of};
+use crate::submit::{Submitter, blocking, unix_ms};
+
+/// How often a watched job's live counts are asked of the leader.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
+
+/// How long a result stream waits for a lost partition to be made again.
+const RECOMPUTE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many partitions of a result are fetched ahead of the driver.
+const RESULT_READ_AHEAD: usize = 2;
+
+/// How many jobs `jobs` answers at most, the newest first.
+const MAX_LISTED_JOBS: usize = 1000;
+
+/// Serves calls.
+#[derive(Clone, Debug)]
+pub struct Calls {
+    mailbox: Mailbox,
+    submitter: Submitter,
+    streams: Arc<Streams>,
+    store: Store,
+    places: Arc<Semaphore>,
+}
+
+impl Calls {
+    /// A server over the node's parts.
+    pub fn new(mailbox: Mailbox, submitter: Submitter, streams: Arc<Streams>, store: Store) -> Self {
+        Self {
+            mailbox,
+            submitter,
+            streams,
+            store,
+            places: Arc::new(Semaphore::new(config::MAX_CALLS)),
+        }
+    }
+
+    /// Serves one call in the background.
+    pub fn serve(&self, from: Caller, request: Request, stream: Stream) {
+        let calls = self.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = calls.answer(from, request, stream).await {
+                tracing::debug!(%failure, "a call ended early");
+            }
+        });
+    }
+
+    async fn answer(&self, from: Caller, request: Request, mut stream: Stream) -> Result<(), Failure> {
+        let Ok(_place) = self.places.clone().try_acquire_owned() else {
+            let message = format!(
+                "this node serves {} calls already: ask another",
+                config::MAX_CALLS
+            );
+            return reply(&mut stream, Response::Failed(Failure::Unavailable { message })).await;
+        };
+        if !from.is_node() && is_for_nodes(&request) {
+            let message = "only a node of the mesh may ask this".to_owned();
+            return reply(&mut stream, Response::Failed(Failure::Refused { message })).await;
+        }
+        match request {
+            Request::Submit { id } => {
+                let outcome = match read_spec(&mut stream).await {
+                    Ok(spec) => self.submitter.submit(id, spec).await,
+                    Err(failure) => Err(failure),
+                };
+                reply(
+                    &mut stream,
+                    outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }),
+                )
+                .await
+            }
+            Request::Explain => {
+                let outcome = match read_spec(&mut stream).await {
+                    Ok(spec) => self.submitter.explain(spec).await,
+                    Err(failure) => Err(failure),
+                };
+                reply(
+                    &mut stream,
+                    outcome.map_or_else(Response::Failed, Response::Explained),
+                )
+                .await
+            }
+            Request::Plan { id } => {
+                let outcome = match read_spec(&mut stream).await {
+                    Ok(spec) => self.submitter.plan_here(id, spec).await,
+                    Err(failure) => Err(failure),
+                };
+                reply(
+                    &mut stream,
+                    outcome.map_or_else(Response::Failed, Response::Planned),
+                )
+                .await
+            }
+            Request::Watch { id } => self.watch(&mut stream, id).await,
+            Request::Result { id, from_partition } => self.result(stream, id, from_partition).await,
+            Request::Fetch { partition, bucket } => self.streams.serve_fetch(stream, partition, bucket).await,
+            Request::Put { partition, meta } => {
+                let outcome = self.keep(&mut stream, partition, meta).await;
+                reply(
+                    &mut stream,
+                    outcome.map_or_else(Response::Failed, |()| Response::Done),
+                )
+                .await
+            }
+            short => {
+                let response = self.short(short).await.unwrap_or_else(Response::Failed);
+                reply(&mut stream, response).await
+            }
+        }
+    }
+
+    /// Calls of one frame each way.
+    async fn short(&self, request: Request) -> Result<Response, Failure> {
+        match request {
+            Request::Status => Ok(Response::Status(self.mailbox.ask(Ask::Status).await?)),
+            Request::Mesh => Ok(Response::Mesh(self.mailbox.ask(Ask::Mesh).await?)),
+            Request::Job { id } => Ok(Response::Job(self.job(id).await?)),
+            Request::Progress { id } => {
+                let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
+                known.map(Response::Job).ok_or(Failure::NoSuchJob { job: id })
+            }
+            Request::Jobs => {
+                let mut jobs = self.mailbox.ask(Ask::Jobs).await?;
+                jobs.sort_by_key(|job| std::cmp::Reverse(job.submitted_unix_ms));
+                jobs.truncate(MAX_LISTED_JOBS);
+                Ok(Response::Jobs(jobs))
+            }
+            Request::Cancel { id } => {
+                let phase = JobPhase::Cancelled;
+                self.mailbox
+                    .propose(Command::EndJob {
+                        job: id,
+                        phase,
+                        ended_unix_ms: unix_ms(),
+                    })
+                    .await?;
+                Ok(Response::Done)
+            }
+            Request::Release { id } => {
+                self.mailbox.propose(Command::Release { jobs: vec![id] }).await?;
+                Ok(Response::Done)
+            }
+            Request::Propose { request, command } => {
+                let command = frame::decode(&command).map_err(|error| Failure::Refused {
+                    message: format!("the command cannot be read: {error}"),
+                })?;
+                let proposed = self
+                    .mailbox
+                    .ask(|reply| Ask::Propose(Entry { request, command }, reply))
+                    .await?;
+                Ok(answer_of(proposed))
+            }
+            Request::Join { member } => Ok(answer_of(
+                self.mailbox.ask(|reply| Ask::Join(member, reply)).await?,
+            )),
+            Request::Inspect { paths } => {
+                let found: Vec<Inspected> = blocking(move || floe_query::inspect(&paths)).await?;
+                Ok(Response::Inspected(found))
+            }
+            other => Err(Failure::internal(format!("{other:?} was not served"))),
+        }
+    }
+
+    /// A job as this node knows it, or, where it knows less than the leader, as the leader does.
+    async fn job(&self, id: JobId) -> Result<JobStatus, Failure> {
+        let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
+        if let Some(job) = &known
+            && job.phase.is_terminal()
+        {
+            return Ok(job.clone());
+        }
+        let status = self.mailbox.ask(Ask::Status).await?;
+        if let Some(leader) = status.leader.filter(|leader| *leader != status.node)
+            && let Ok(Response::Job(job)) = self
+                .mailbox
+                .network()
+                .call(leader, &Request::Progress { id }, config::CALL_TIMEOUT)
+                .await
+        {
+            return Ok(job);
+        }
+        known.ok_or(Failure::NoSuchJob { job: id })
+    }
+
+    /// Sends a job's status now and at every change, until it has ended.
+    async fn watch(&self, stream: &mut Stream, id: JobId) -> Result<(), Failure> {
+        let mut changes = self.mailbox.changes();
+        let mut sent: Option<JobStatus> = None;
+        loop {
+            changes.mark_unchanged();
+            let job = match self.job(id).await {
+                Ok(job) => job,
+                Err(failure) => return reply(stream, Response::Failed(failure)).await,
+            };
+            let ended = job.phase.is_terminal();
+            if sent.as_ref() != Some(&job) {
+                reply(stream, Response::Job(job.clone())).await?;
+                sent = Some(job);
+            }
+            if ended {
+                return Ok(());
+            }
+            // A change of this node's own state ends the wait; live counts are the leader's and are polled.
+            let _ = timeout(PROGRESS_INTERVAL, changes.changed()).await;
+        }
+    }
+
+    /// Streams a result from its holders to the driver.
+    async fn result(&self, mut stream: Stream, id: JobId, from: u32) -> Result<(), Failure> {
+        let outputs = match self.outputs(id).await {
+            Ok(outputs) => outputs,
+            Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
+        };
+        let partitions = outputs
+            .partitions
+            .iter()
+            .map(|placed| placed.meta.clone())
+            .collect();
+        reply(
+            &mut stream,
+            Response::Result {
+                schema: outputs.schema,
+                partitions,
+            },
+        )
+        .await?;
+        let count = outputs.partitions.len() as u32;
+        let calls = self.clone();
+        let fetches = stream::iter(from..count).map(move |partition| {
+            let calls = calls.clone();
+            async move { calls.result_partition(id, partition).await }
+        });
+        let chunks = fetches.buffered(RESULT_READ_AHEAD).flat_map(|fetched| {
+            let chunks: Vec<Result<Bytes, Failure>> = match fetched {
+                Ok(streams) => streams.into_iter().flat_map(chunks_of).map(Ok).collect(),
+                Err(failure) => vec![Err(failure)],
+            };
+            stream::iter(chunks)
+        });
+        send_body(&mut stream, chunks).await.map_err(Failure::internal)?;
+        Ok(())
+    }
+
+    /// One result partition as Arrow IPC streams. One that its holders lost is made again by the leader, which
+    /// this waits for.
+    async fn result_partition(&self, id: JobId, partition: u32) -> Result<Vec<Bytes>, Failure> {
+        let deadline = Instant::now() + RECOMPUTE_PATIENCE;
+        loop {
+            let outputs = self.outputs(id).await?;
+            let placed = outputs
+                .partitions
+                .get(partition as usize)
+                .ok_or_else(|| Failure::internal(format!("job {id} has no partition {partition}")))?;
+            if placed.meta.rows() == 0 {
+                return Ok(vec![outputs.schema]);
+            }
+            let segment = Segment {
+                partition: TaskId {
+                    job: id,
+                    stage: outputs.stage,
+                    partition,
+                },
+                bucket: None,
+                rows: placed.meta.rows(),
+                bytes: placed.meta.bytes(),
+                nodes: placed.nodes.clone(),
+            };
+            match self.streams.fetch_segment(&segment).await {
+                Ok(files) => {
+                    return files
+                        .iter()
+                        .map(|f| ipc::stream_of(f).map_err(Failure::internal))
+                        .collect();
+                }
+                Err(failure) if Instant::now() > deadline => return Err(failure),
+                Err(Failure::InputLost { partition, node }) => {
+                    self.mailbox.tell(Ask::Lost(partition, node)).await;
+                    sleep(PROGRESS_INTERVAL).await;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    async fn outputs(&self, id: JobId) -> Result<Outputs, Failure> {
+        if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
+            return Ok(outputs);
+        }
+        let job = self.job(id).await?;
+        Err(match job.phase {
+            JobPhase::Failed(failure) => failure,
+            JobPhase::Cancelled => Failure::Cancelled,
+            JobPhase::Running => Failure::Refused {
+                message: format!("job {id} still runs: wait for it first"),
+            },
+            // The leader knows of its end and this node does not yet.
+            JobPhase::Succeeded => {
+                let mut changes = self.mailbox.changes();
+                let deadline = Instant::now() + config::CALL_TIMEOUT;
+                while Instant::now() < deadline {
+                    changes.mark_unchanged();
+                    if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
+                        return Ok(outputs);
+                    }
+                    let _ = timeout(PROGRESS_INTERVAL, changes.changed()).await;
+                }
+                Failure::NoSuchJob { job: id }
+            }
+        })
+    }
+
+    /// Keeps a copy that a peer sends.
+    async fn keep(&self, stream: &mut Stream, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
+        let mut body = Body::new(&mut *stream);
+        let mut segments = Vec::with_capacity(meta.buckets.len().min(1024));
+        let mut rest = Bytes::new();
+        for bucket in &meta.buckets {
+            let mut file = BytesMut::new();
+            while (file.len() as u64) < bucket.bytes {
+                if rest.is_empty() {
+                    let chunk = body.next().await;
+                    rest = chunk
+                        .ok_or_else(|| Failure::internal("a copied partition ended early"))?
+                        .map_err(Failure::internal)?;
+                }
+                let wanted = (bucket.bytes as usize - file.len()).min(rest.len());
+                file.extend_from_slice(&rest.split_to(wanted));
+            }
+            segments.push(file.freeze());
+        }
+        if let Some(end) = body.next().await {
+            end.map_err(Failure::internal)?;
+        }
+        let store = self.store.clone();
+        blocking(move || store.put_segments(partition, segments, meta)).await?
+    }
+}
+
+fn is_for_nodes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Propose { .. }
+            | Request::Inspect { .. }
+            | Request::Plan { .. }
+            | Request::Put { .. }
+            | Request::Fetch { .. }
+            | Request::Mesh
+            | Request::Join { .. }
+            | Request::Progress { .. }
+    )
+}
+
+fn answer_of(proposed: Proposed) -> Response {
+    match proposed {
+        Proposed::Applied(Ok(())) => Response::Done,
+        Proposed::Applied(Err(failure)) => Response::Failed(failure),
+        Proposed::NotLeader(leader) => Response::NotLeader(leader),
+    }
+}
+
+async fn reply(stream: &mut Stream, response: Response) -> Result<(), Failure> {
+    write_frame(stream, &response).await.map_err(Failure::internal)
+}
+
+/// Reads a specification, which may carry frames, up to [`config::MAX_SPEC_BYTES`].
+async fn read_spec(stream: &mut Stream) -> Result<Bytes, Failure> {
+    let mut body = Body::new(stream);
+    let mut spec = BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| Failure::Refused {
+            message: format!("the job did not arrive whole: {error}"),
+        })?;
+        if spec.len() + chunk.len() > config::MAX_SPEC_BYTES {
+            let message = format!(
+                "the job is larger than {} MiB: write its frames to files and scan those",
+                config::MAX_SPEC_BYTES >> 20
+            );
+            return Err(Failure::Refused { message });
+        }
+        spec.extend_from_slice(&chunk);
+    }
+    Ok(spec.freeze())
+}

@@ -1,0 +1,118 @@
+//! The command line: one file per command, and what they share.
+//!
+//! Results go to stdout and nothing else does; progress, notes, logs and errors go to stderr. The exit code is
+//! 0 for success, 1 for a failure that was told in one line, 2 for wrong usage, 130 for Ctrl-C.
+
+mod cancel;
+mod completions;
+mod connect;
+mod demo;
+mod explain;
+mod format;
+mod interrupt;
+mod invite;
+mod jobs;
+mod key;
+mod logging;
+mod output;
+mod progress;
+mod sql;
+mod status;
+mod table;
+mod timeline;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A peer-to-peer compute mesh for DataFrames.
+///
+/// Every machine runs the same `floe up`; nodes find each other, agree on a leader and share queries. Kill any
+/// of them and the queries finish.
+#[derive(Debug, Parser)]
+#[command(name = "floe", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    logging: logging::Logging,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::UpArgs),
+    Invite(invite::InviteArgs),
+    Status(status::StatusArgs),
+    Sql(sql::SqlArgs),
+    Explain(explain::ExplainArgs),
+    Jobs(jobs::JobsArgs),
+    Cancel(cancel::CancelArgs),
+    Demo(demo::DemoArgs),
+    Key(key::KeyArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It did what it should.
+    Done,
+    /// It told what is wrong, and the exit code says so too.
+    Wrong,
+    /// Its user stopped it.
+    Interrupted,
+}
+
+/// What shells expect of a command that Ctrl-C ended: 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    format::configure_tables();
+    cli.logging.start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::anyhow!("the asynchronous runtime cannot start: {error}")),
+    };
+    let end = runtime.block_on(run(cli.command));
+    // A worker thread inside Polars cannot be stopped; what it does is no longer wanted.
+    runtime.shutdown_background();
+    match end {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Wrong) => ExitCode::FAILURE,
+        Ok(End::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<End> {
+    match command {
+        Command::Up(args) => up::run(args).await,
+        Command::Invite(args) => invite::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Sql(args) => sql::run(args).await,
+        Command::Explain(args) => explain::run(args).await,
+        Command::Jobs(args) => jobs::run(args).await,
+        Command::Cancel(args) => cancel::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Key(args) => key::run(args),
+        Command::Completions(args) => completions::run(args),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    output::note(format_args!("error: {error:#}"));
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,51 @@
+//! `floe invite`
+
+use anyhow::{Context, bail};
+use clap::Args;
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+
+use super::connect::ConnectArgs;
+use super::{End, output};
+use crate::ticket::{MAX_ADDRESSES, Ticket};
+
+/// Print a ticket with which another machine joins: `floe up TICKET`
+///
+/// The ticket holds the mesh key and addresses of this mesh: give it only to those who may run code on it.
+#[derive(Args, Debug)]
+pub(super) struct InviteArgs {
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
+    let status = args.connect.mesh().await?.status().await?;
+    let key = args
+        .connect
+        .key()?
+        .context("there is no mesh key on this machine")?;
+    let living = status.nodes.iter().filter(|node| node.alive);
+    let mut addresses: Vec<Multiaddr> = living
+        .flat_map(|node| &node.member.addresses)
+        .filter_map(|address| address.parse().ok())
+        .filter(is_reachable)
+        .collect();
+    addresses.truncate(MAX_ADDRESSES);
+    if addresses.is_empty() {
+        bail!(
+            "this mesh listens on loopback only, where no other machine can reach it: \
+             stop a node and start it again with `floe up --lan`, then invite"
+        );
+    }
+    output::print(format_args!("{}\n", Ticket { key, addresses }))?;
+    Ok(End::Done)
+}
+
+/// Whether another machine may reach the address.
+fn is_reachable(address: &Multiaddr) -> bool {
+    address.iter().all(|part| match part {
+        Protocol::Ip4(ip) => !ip.is_loopback() && !ip.is_unspecified(),
+        Protocol::Ip6(ip) => !ip.is_loopback() && !ip.is_unspecified(),
+        _ => true,
+    })
+}

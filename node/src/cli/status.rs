@@ -1,0 +1,108 @@
+//! `floe status`
+
+use clap::Args;
+use floe_protocol::NodeInfo;
+use floe_protocol::message::Status;
+use serde_json::{Value, json};
+
+use super::connect::ConnectArgs;
+use super::format::ListFormat;
+use super::{End, output, table};
+
+/// Show the mesh: its nodes, their roles and load, the leader
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    /// How it is written
+    #[arg(long, value_enum, default_value = "table")]
+    format: ListFormat,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+pub(super) async fn run(args: StatusArgs) -> anyhow::Result<End> {
+    let status = args.connect.mesh().await?.status().await?;
+    match args.format {
+        ListFormat::Table => output::print(format_args!("{}", as_table(&status)))?,
+        ListFormat::Json => output::print(format_args!("{:#}\n", as_json(&status)))?,
+    }
+    Ok(End::Done)
+}
+
+fn as_table(status: &Status) -> String {
+    let rows: Vec<_> = status.nodes.iter().map(row).collect();
+    let nodes = table::layout(
+        [
+            "ID", "NAME", "ROLE", "ALIVE", "TASKS", "MEMORY", "SPILLED", "VERSION", "ADDRESS",
+        ],
+        &rows,
+    );
+    let leader = match status.leader {
+        Some(leader) => {
+            let named = status.nodes.iter().find(|node| node.member.id == leader);
+            let name = named.map_or(String::new(), |node| format!(" ({})", node.member.name));
+            format!("leader {leader}{name}, epoch.term {}", status.fence)
+        }
+        None => "no leader: an election is under way, or too few voters are alive".to_owned(),
+    };
+    let mesh = status
+        .mesh
+        .map_or_else(|| "none yet".to_owned(), |mesh| mesh.to_string());
+    format!("{nodes}\nmesh {mesh}, {leader}\n")
+}
+
+fn row(node: &NodeInfo) -> [String; 9] {
+    let (member, load) = (&node.member, &node.load);
+    [
+        member.id.to_string(),
+        member.name.clone(),
+        node.role.name().to_owned(),
+        if node.alive { "yes" } else { "no" }.to_owned(),
+        format!("{}/{}", load.running, member.slots),
+        format!(
+            "{} of {}",
+            table::bytes(load.memory_used_bytes),
+            table::bytes(member.memory_bytes)
+        ),
+        table::bytes(load.spilled_bytes),
+        member.version.clone(),
+        member.addresses.first().cloned().unwrap_or_default(),
+    ]
+}
+
+fn as_json(status: &Status) -> Value {
+    let nodes: Vec<_> = status
+        .nodes
+        .iter()
+        .map(
+            |NodeInfo {
+                 member,
+                 role,
+                 alive,
+                 load,
+             }| {
+                json!({
+                    "id": member.id.to_string(),
+                    "name": member.name,
+                    "address": member.addresses.first(),
+                    "addresses": member.addresses,
+                    "role": role.name(),
+                    "alive": alive,
+                    "slots": member.slots,
+                    "memory": member.memory_bytes,
+                    "version": member.version,
+                    "running": load.running,
+                    "memory_used": load.memory_used_bytes,
+                    "spilled": load.spilled_bytes,
+                })
+            },
+        )
+        .collect();
+    json!({
+        "mesh": status.mesh.map(|mesh| mesh.to_string()),
+        "leader": status.leader.map(|leader| leader.to_string()),
+        "answered_by": status.node.to_string(),
+        "epoch": status.fence.epoch,
+        "term": status.fence.term,
+        "nodes": nodes,
+    })
+}

@@ -1,0 +1,93 @@
+//! Plain text tables for people: columns in line, no borders, no colours.
+
+use std::fmt::Write;
+
+/// Lays rows out under their headers.
+pub(super) fn layout<const N: usize>(headers: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = headers.map(|header| header.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let mut line = |cells: [&str; N]| {
+        let mut padded = String::new();
+        for (cell, width) in cells.iter().zip(widths) {
+            // Writing to a string does not fail.
+            let _ = write!(padded, "{cell:<width$}  ");
+        }
+        text.push_str(padded.trim_end());
+        text.push('\n');
+    };
+    line(headers);
+    for row in rows {
+        line(row.each_ref().map(String::as_str));
+    }
+    text
+}
+
+/// Bytes for people: `512 B`, `1.5 GiB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value.fract() < 0.05 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+/// Counts for people: `1_234_567`.
+pub(super) fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push('_');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Spans of time for people: `12 ms`, `3.4 s`, `2 min 5 s`.
+pub(super) fn span_ms(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{:.1} s", ms as f64 / 1_000.0),
+        _ => format!("{} min {} s", ms / 60_000, ms / 1_000 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_in_line_and_lines_have_no_trailing_blanks() {
+        let rows = [["1".into(), "näme".into()], ["22".into(), String::new()]];
+        assert_eq!(layout(["ID", "NAME"], &rows), "ID  NAME\n1   näme\n22\n");
+    }
+
+    #[test]
+    fn sizes_counts_and_spans_read_well() {
+        assert_eq!(
+            [bytes(0), bytes(1536), bytes(1 << 30)],
+            ["0 B", "1.5 KiB", "1 GiB"]
+        );
+        assert_eq!(
+            [count(7), count(1_000), count(1_234_567)],
+            ["7", "1_000", "1_234_567"]
+        );
+        assert_eq!(
+            [span_ms(999), span_ms(1_500), span_ms(125_000)],
+            ["999 ms", "1.5 s", "2 min 5 s"]
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! `floe up`
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use floe_client::{MeshKey, local};
+use libp2p::Multiaddr;
+
+use super::interrupt::Interrupt;
+use super::{End, output};
+use crate::config::{self, Settings};
+use crate::data_dir::{self, DataDir};
+use crate::node::Node;
+use crate::ticket::Ticket;
+
+/// Start a node, which finds the others and becomes one mesh with them
+///
+/// It listens on loopback only and finds the nodes of this machine, unless --lan opens it to the network or a
+/// ticket or an address leads it to others. It prints one line that starts with `ready`, and runs until Ctrl-C.
+#[derive(Args, Debug)]
+pub(super) struct UpArgs {
+    /// What `floe invite` printed on a node of the mesh to join
+    ticket: Option<Ticket>,
+    /// Listen on every network interface, and find nodes on the local network by mDNS
+    #[arg(long)]
+    lan: bool,
+    /// What the node is called; the machine's name unless given
+    #[arg(long)]
+    name: Option<String>,
+    /// Where the node keeps its identity, log and partitions; the first free one of the user's unless given
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where to listen; may be given more than once
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<Multiaddr>,
+    /// A node of the mesh to join; may be given more than once
+    #[arg(long, value_name = "MULTIADDR")]
+    join: Vec<Multiaddr>,
+    /// The file that holds the mesh key; the user's own, made when needed, unless given
+    #[arg(long, value_name = "FILE", env = "FLOE_KEY_FILE")]
+    key_file: Option<PathBuf>,
+    /// Memory for tasks and partitions, for example 256MiB; half the machine's unless given
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_memory)]
+    memory: Option<u64>,
+    /// How many tasks run at once; one a core unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    slots: Option<u32>,
+    /// Wait for this many nodes, this one included, before founding a new mesh
+    #[arg(long, value_name = "N")]
+    expect: Option<usize>,
+}
+
+pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
+    let mut interrupt = Interrupt::listen()?;
+    let home = local::home()?;
+    let data_dir = match &args.data_dir {
+        Some(path) => DataDir::open(path)?,
+        None => DataDir::open_numbered(&config::nodes(&home))?,
+    };
+    let key = key(&args, &data_dir)?;
+    let settings = settings(args, config::registry(&home));
+    let starting = Node::start(settings, data_dir, key);
+    let mut node = tokio::select! {
+        started = starting => started?,
+        () = interrupt.wait() => return Ok(End::Interrupted),
+    };
+    let address = node
+        .addresses()
+        .into_iter()
+        .next()
+        .context("the node has no address")?;
+    output::print(format_args!("ready {address}\n"))?;
+    tokio::select! {
+        error = node.failed() => Err(error.into()),
+        () = interrupt.wait() => {
+            tracing::info!("leaving the mesh");
+            tokio::select! {
+                left = node.leave() => left?,
+                // A second Ctrl-C: whoever pressed it does not want to wait.
+                () = interrupt.wait() => {}
+            }
+            Ok(End::Done)
+        }
+    }
+}
+
+/// The mesh key: the ticket's, the one of the given file, the data directory's own, or the user's.
+fn key(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<MeshKey> {
+    let own = data_dir.key_file();
+    if let Some(ticket) = &args.ticket {
+        // The node must find its way back in when it is started again without the ticket.
+        data_dir::write_key(&own, &ticket.key)?;
+        return Ok(ticket.key.clone());
+    }
+    if let Some(path) = &args.key_file {
+        return Ok(data_dir::read_key(path)?);
+    }
+    if own.exists() {
+        return Ok(data_dir::read_key(&own)?);
+    }
+    Ok(data_dir::read_or_make_key(&local::key_file(&local::home()?))?)
+}
+
+fn settings(args: UpArgs, registry: PathBuf) -> Settings {
+    let mut join = args.join;
+    join.extend(args.ticket.into_iter().flat_map(|ticket| ticket.addresses));
+    Settings {
+        name: args.name.unwrap_or_else(config::default_name),
+        listen: args.listen,
+        join,
+        lan: args.lan,
+        memory_bytes: args.memory.unwrap_or_else(config::default_memory_bytes),
+        slots: args.slots.unwrap_or_else(config::default_slots),
+        expect: args.expect,
+        registry: Some(registry),
+    }
+}

@@ -1,0 +1,368 @@
+//! A node's data directory: its lock, identity and mesh key.
+//!
+//! ```text
+//!   lock          held while a node runs on the directory
+//!   node.json     format version, secret key, incarnation, last port
+//!   mesh.key      the mesh key, when the node joined with a ticket
+//!   log.redb      the replicated log
+//!   partitions/   spilled partitions
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use floe_transport::MeshKey;
+use libp2p::identity::Keypair;
+use serde::{Deserialize, Serialize};
+
+use crate::config;
+
+/// The format of data directories that this version writes and reads.
+const FORMAT: u32 = 1;
+
+/// An open data directory; the lock goes with it.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    node: NodeFile,
+    identity: Keypair,
+    _lock: File,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NodeFile {
+    format: u32,
+    secret: String,
+    incarnation: u64,
+    port: u16,
+}
+
+/// Only what every version of `node.json` has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process holds it.
+    #[error("another floe runs on the data directory {}: stop it, or choose another with --data-dir", .0.display())]
+    Locked(PathBuf),
+    /// Every numbered directory is taken.
+    #[error("all {} numbered data directories in {} are in use: stop a node, or name one with --data-dir",
+        config::MAX_NUMBERED_DIRS, .0.display())]
+    AllTaken(PathBuf),
+    /// The operating system said no.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{} is damaged ({why}): restore it from a backup, or remove the data directory to start as a new node", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Written by a later version.
+    #[error("{} was written by a newer floe (format {found}, this one reads up to {FORMAT}): update floe", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// A key file without a key.
+    #[error("{} holds no mesh key ({why}): make one with `floe key > FILE`", path.display())]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { what, path, source }
+}
+
+impl DataDir {
+    /// Opens `path`, making it a new node's where it is empty, and counts this start.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        create_private_dir(path)?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(io_error("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Locked(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
+        }
+        let file = path.join("node.json");
+        let (mut node, identity) = match fs::read(&file) {
+            Ok(bytes) => read_node(&file, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new_node(&path.join("log.redb"))?,
+            Err(source) => return Err(io_error("read", &file)(source)),
+        };
+        node.incarnation += 1;
+        let dir = Self {
+            path: path.to_owned(),
+            node,
+            identity,
+            _lock: lock,
+        };
+        dir.write_node()?;
+        Ok(dir)
+    }
+
+    /// Opens the first numbered directory under `nodes` that no process holds.
+    pub fn open_numbered(nodes: &Path) -> Result<Self, Error> {
+        for number in 0..config::MAX_NUMBERED_DIRS {
+            match Self::open(&nodes.join(number.to_string())) {
+                Err(Error::Locked(_)) => {}
+                other => return other,
+            }
+        }
+        Err(Error::AllTaken(nodes.to_owned()))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The node's key.
+    pub fn identity(&self) -> &Keypair {
+        &self.identity
+    }
+
+    /// How many times a node was started on it, this time included.
+    pub fn incarnation(&self) -> u64 {
+        self.node.incarnation
+    }
+
+    /// The TCP port it listened on last time, 0 if it never did.
+    pub fn port(&self) -> u16 {
+        self.node.port
+    }
+
+    /// Remembers the port, so that the node is found where it was.
+    pub fn remember_port(&mut self, port: u16) -> Result<(), Error> {
+        if self.node.port == port {
+            return Ok(());
+        }
+        self.node.port = port;
+        self.write_node()
+    }
+
+    /// Where the directory's own mesh key lies, if it has one.
+    pub fn key_file(&self) -> PathBuf {
+        self.path.join("mesh.key")
+    }
+
+    fn write_node(&self) -> Result<(), Error> {
+        let text = serde_json::to_vec_pretty(&self.node).map_err(|error| Error::Io {
+            what: "encode",
+            path: self.path.join("node.json"),
+            source: io::Error::other(error),
+        })?;
+        write_private(&self.path.join("node.json"), &text)
+    }
+}
+
+fn read_node(file: &Path, bytes: &[u8]) -> Result<(NodeFile, Keypair), Error> {
+    let damaged = |why: &dyn std::fmt::Display| Error::Damaged {
+        path: file.to_owned(),
+        why: why.to_string(),
+    };
+    let Format { format } = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
+    if format > FORMAT {
+        return Err(Error::Newer {
+            path: file.to_owned(),
+            found: format,
+        });
+    }
+    let node: NodeFile = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
+    let secret = HEXLOWER
+        .decode(node.secret.as_bytes())
+        .map_err(|error| damaged(&error))?;
+    let identity = Keypair::ed25519_from_bytes(secret).map_err(|error| damaged(&error))?;
+    Ok((node, identity))
+}
+
+/// A log without its identity would let a second node vote under the first one's id, so it is refused.
+fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
+    if log.exists() {
+        return Err(Error::Damaged {
+            path: log.with_file_name("node.json"),
+            why: "it is missing beside a log".to_owned(),
+        });
+    }
+    let identity = Keypair::generate_ed25519();
+    let secret = identity
+        .clone()
+        .try_into_ed25519()
+        .map_err(|error| Error::Damaged {
+            path: log.with_file_name("node.json"),
+            why: error.to_string(),
+        })?;
+    let secret = HEXLOWER.encode(secret.secret().as_ref());
+    Ok((
+        NodeFile {
+            format: FORMAT,
+            secret,
+            incarnation: 0,
+            port: 0,
+        },
+        identity,
+    ))
+}
+
+/// Reads a mesh key from a file.
+pub fn read_key(path: &Path) -> Result<MeshKey, Error> {
+    let text = fs::read_to_string(path).map_err(io_error("read the mesh key from", path))?;
+    text.trim().parse().map_err(|error| Error::BadKey {
+        path: path.to_owned(),
+        why: format!("{error}"),
+    })
+}
+
+/// Reads the mesh key of `path`, making one there if there is none. Two processes that start together end
+/// with the same key.
+pub fn read_or_make_key(path: &Path) -> Result<MeshKey, Error> {
+    if !path.exists() {
+        if let Some(parent) = path.parent() {
+            create_private_dir(parent)?;
+        }
+        let temporary = path.with_extension(format!("new-{}", std::process::id()));
+        write_private(&temporary, format!("{}\n", MeshKey::generate()).as_bytes())?;
+        // A hard link, unlike a rename, fails where another process was first.
+        let linked = fs::hard_link(&temporary, path);
+        fs::remove_file(&temporary).map_err(io_error("remove", &temporary))?;
+        if let Err(error) = linked
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(io_error("write the mesh key to", path)(error));
+        }
+    }
+    read_key(path)
+}
+
+/// Writes a mesh key where only its owner can read it.
+pub fn write_key(path: &Path, key: &MeshKey) -> Result<(), Error> {
+    write_private(path, format!("{key}\n").as_bytes())
+}
+
+fn create_private_dir(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io_error("create the directory", path))
+}
+
+/// Writes a file whole or not at all, readable by its owner only.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(io_error("write", &temporary))?;
+    file.write_all(bytes).map_err(io_error("write", &temporary))?;
+    file.sync_all().map_err(io_error("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(io_error("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_identity_outlives_its_process_and_one_process_at_a_time_holds_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("node");
+        let mut first = DataDir::open(&path).unwrap();
+        let peer = first.identity().public();
+        assert_eq!(first.incarnation(), 1);
+        first.remember_port(4810).unwrap();
+        assert!(matches!(DataDir::open(&path), Err(Error::Locked(_))));
+        drop(first);
+        let second = DataDir::open(&path).unwrap();
+        assert_eq!(second.identity().public(), peer);
+        assert_eq!((second.incarnation(), second.port()), (2, 4810));
+    }
+
+    #[test]
+    fn numbered_directories_are_taken_in_order() {
+        let temp = tempfile::tempdir().unwrap();
+        let first = DataDir::open_numbered(temp.path()).unwrap();
+        let second = DataDir::open_numbered(temp.path()).unwrap();
+        assert_eq!(first.path(), temp.path().join("0"));
+        assert_eq!(second.path(), temp.path().join("1"));
+        drop(first);
+        assert_eq!(
+            DataDir::open_numbered(temp.path()).unwrap().path(),
+            temp.path().join("0")
+        );
+    }
+
+    #[test]
+    fn a_damaged_or_newer_directory_is_refused_by_file_name() {
+        let temp = tempfile::tempdir().unwrap();
+        drop(DataDir::open(temp.path()).unwrap());
+        let file = temp.path().join("node.json");
+        for bad in [
+            "",
+            "{}",
+            "{\"format\":1}",
+            "\0\0",
+            "{\"format\":1,\"secret\":\"zz\",\"incarnation\":1,\"port\":0}",
+        ] {
+            fs::write(&file, bad).unwrap();
+            let error = DataDir::open(temp.path()).unwrap_err().to_string();
+            assert!(error.contains("node.json is damaged"), "{bad}: {error}");
+        }
+        fs::write(&file, "{\"format\":99,\"soul\":true}").unwrap();
+        let error = DataDir::open(temp.path()).unwrap_err().to_string();
+        assert!(error.contains("newer floe"), "{error}");
+        fs::remove_file(&file).unwrap();
+        fs::write(temp.path().join("log.redb"), "x").unwrap();
+        assert!(
+            DataDir::open(temp.path())
+                .unwrap_err()
+                .to_string()
+                .contains("missing beside a log")
+        );
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_a_bad_one_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("home").join("mesh.key");
+        let key = read_or_make_key(&path).unwrap();
+        assert_eq!(read_or_make_key(&path).unwrap().to_string(), key.to_string());
+        fs::write(&path, "sesame").unwrap();
+        assert!(read_key(&path).unwrap_err().to_string().contains("floe key"));
+        assert!(read_key(&temp.path().join("none")).is_err());
+    }
+}

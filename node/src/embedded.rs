@@ -1,0 +1,58 @@
+//! A mesh of one node inside this process, for the first minute: `floe sql` where no mesh runs.
+
+use floe_transport::MeshKey;
+use libp2p::Multiaddr;
+use tempfile::TempDir;
+
+use crate::config::{self, Settings};
+use crate::data_dir::DataDir;
+use crate::node::{Error, Node};
+
+/// A running embedded mesh. It is alone by design: no discovery, a key nobody else has.
+#[derive(Debug)]
+pub struct Embedded {
+    node: Node,
+    key: MeshKey,
+    /// Removed when the mesh stops.
+    _temp: TempDir,
+}
+
+impl Embedded {
+    /// Starts it in a temporary directory.
+    pub async fn start() -> Result<Self, Error> {
+        let temp = tempfile::tempdir().map_err(Error::Temporary)?;
+        let data_dir = DataDir::open(&temp.path().join("node"))?;
+        let key = MeshKey::generate();
+        let settings = Settings {
+            name: config::default_name(),
+            listen: Vec::new(),
+            join: Vec::new(),
+            lan: false,
+            memory_bytes: config::default_memory_bytes(),
+            slots: config::default_slots(),
+            expect: Some(1),
+            registry: None,
+        };
+        let node = Node::start(settings, data_dir, key.clone()).await?;
+        Ok(Self {
+            node,
+            key,
+            _temp: temp,
+        })
+    }
+
+    /// Where it can be dialled.
+    pub fn addresses(&self) -> Vec<Multiaddr> {
+        self.node.addresses()
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &MeshKey {
+        &self.key
+    }
+
+    /// Ends it.
+    pub async fn stop(self) -> Result<(), Error> {
+        self.node.stop().await
+    }
+}

@@ -1,0 +1,127 @@
+//! Becoming a member of a mesh, founding one where there is none, and leaving it in good order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use floe_consensus::Command;
+use floe_consensus::membership::{Decision, genesis};
+use floe_protocol::message::MeshView;
+use floe_protocol::{Failure, Member, NodeId, Request, Response};
+use futures::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config;
+use crate::mailbox::{Ask, Mailbox};
+
+/// How often a node without a mesh looks around.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long one look waits for a peer's view.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Makes this node a member: of the mesh on its disk, else of one that a peer belongs to, else of one that
+/// it founds. Returns once this node's own replicated state lists it as it is now.
+pub async fn form(mailbox: &Mailbox, member: &Member, expect: Option<usize>) -> Result<(), Failure> {
+    let started = Instant::now();
+    loop {
+        let own = mailbox.ask(Ask::Mesh).await?;
+        if own.mesh.is_some() {
+            // The mesh is known; its leader learns this start's addresses and capacity.
+            if let Err(failure) = mailbox.join(member.clone()).await {
+                tracing::warn!(%failure, "not announced to the mesh yet");
+                continue;
+            }
+            return listed(mailbox, member).await;
+        }
+        let views = views_of_peers(mailbox, &own).await;
+        match genesis(own.node, &views, started.elapsed().as_millis() as u64, expect) {
+            Decision::Join { through, .. } => join(mailbox, member, through, &views).await,
+            Decision::Found => {
+                tracing::info!("no mesh found: founding one");
+                mailbox.ask(|reply| Ask::Found(member.clone(), reply)).await??;
+                return listed(mailbox, member).await;
+            }
+            Decision::Wait => {}
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Leaves the mesh: what this node leads goes to another first. Returns when the others can go on without it,
+/// or after [`config::LEAVE_PATIENCE`].
+pub async fn leave(mailbox: &Mailbox) {
+    let handed_over = async {
+        let status = mailbox.ask(Ask::Status).await?;
+        if status.mesh.is_none() || !status.nodes.iter().any(|n| n.alive && n.member.id != status.node) {
+            return Ok(());
+        }
+        mailbox.propose(Command::Leave { node: status.node }).await?;
+        let mut changes = mailbox.changes();
+        while mailbox.ask(Ask::Votes).await? {
+            let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
+        }
+        Ok::<(), Failure>(())
+    };
+    match timeout(config::LEAVE_PATIENCE, handed_over).await {
+        Ok(Ok(())) => tracing::info!("left the mesh"),
+        Ok(Err(failure)) => tracing::warn!(%failure, "stopped without leaving the mesh"),
+        Err(_) => tracing::warn!("stopped before the mesh took over"),
+    }
+}
+
+async fn views_of_peers(mailbox: &Mailbox, own: &MeshView) -> BTreeMap<NodeId, MeshView> {
+    let network = mailbox.network();
+    let calls = own
+        .peers
+        .iter()
+        .filter(|peer| **peer != own.node)
+        .map(|peer| async {
+            match network.call(*peer, &Request::Mesh, LOOK_TIMEOUT).await {
+                Ok(Response::Mesh(view)) => Some((*peer, view)),
+                Ok(_) | Err(_) => None,
+            }
+        });
+    join_all(calls).await.into_iter().flatten().collect()
+}
+
+/// Asks to be taken in by the mesh that `through` belongs to, and waits for what the mesh then sends.
+async fn join(mailbox: &Mailbox, member: &Member, through: NodeId, views: &BTreeMap<NodeId, MeshView>) {
+    let request = Request::Join {
+        member: member.clone(),
+    };
+    let leader = views.get(&through).and_then(|view| view.leader);
+    let target = leader.unwrap_or(through);
+    match mailbox
+        .network()
+        .call(target, &request, config::CALL_TIMEOUT)
+        .await
+    {
+        Ok(Response::Done) => {
+            // The leader's snapshot reaches this node next, and with it the mesh's id.
+            let mut changes = mailbox.changes();
+            let known = async {
+                while mailbox.ask(Ask::Mesh).await.is_ok_and(|own| own.mesh.is_none()) {
+                    let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
+                }
+            };
+            // Otherwise look around again.
+            let _ = timeout(config::CALL_TIMEOUT, known).await;
+        }
+        Ok(answer) => tracing::debug!(%target, ?answer, "not taken in yet"),
+        Err(error) => tracing::debug!(%target, %error, "not taken in yet"),
+    }
+}
+
+/// Waits until this node's own state lists it with this start's addresses, and a leader is known.
+async fn listed(mailbox: &Mailbox, member: &Member) -> Result<(), Failure> {
+    let mut changes = mailbox.changes();
+    loop {
+        changes.mark_unchanged();
+        let status = mailbox.ask(Ask::Status).await?;
+        let listed = status.nodes.iter().any(|info| info.member == *member);
+        if listed && status.leader.is_some() {
+            return Ok(());
+        }
+        let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
+    }
+}

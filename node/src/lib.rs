@@ -1,0 +1,32 @@
+//! Floe: a peer-to-peer compute mesh for DataFrames.
+//!
+//! The way of a query, and the modules in the order it meets them:
+//!
+//! ```text
+//!   submit      calls, submit         a driver's job is planned and agreed on
+//!   schedule    node                  the loop over replica and scheduler
+//!   execute     worker                tasks, off the async threads
+//!   store       store                 partitions in memory and on disk
+//!   stream      stream                partitions between nodes
+//!   collect     calls                 results to drivers
+//! ```
+//!
+//! A module imports only what stands beneath it; `node` sees them all, and only the command line and
+//! `embedded` start one.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod calls;
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod embedded;
+pub mod formation;
+pub mod log_file;
+pub mod mailbox;
+pub mod node;
+pub mod store;
+pub mod stream;
+pub mod submit;
+pub mod ticket;
+pub mod worker;

@@ -1,0 +1,684 @@
+//! The durable log: Raft's entries, hard state and snapshot in one redb file.
+//!
+//! Reads are answered from memory. A write is one transaction, on disk before it returns; a crash leaves all
+//! of it or nothing.
+//!
+//! ```text
+//!   log.redb   numbers   format, dropped_index, dropped_term
+//!              records   hard_state, snapshot        (raft-rs' protobuf)
+//!              entries   index -> entry              (likewise)
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::RangeInclusive;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+use floe_consensus::log::{LogError, LogParts, LogStore, MemoryLog, Persist};
+use protobuf::Message;
+use raft::eraftpb::{Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+};
+
+/// What a log's name ends with until it is complete, so that a crash at the first start leaves no half-made
+/// one.
+const NEW_EXTENSION: &str = "redb.new";
+
+/// The format that this version writes and reads.
+const FORMAT: u64 = 1;
+
+/// redb's cache: entries are read once, at the start, so it only helps writes.
+const CACHE_BYTES: usize = 4 << 20;
+
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process holds it.
+    #[error("another floe up runs on the data directory {}: stop it, or choose another with --data-dir", .0.display())]
+    Locked(PathBuf),
+    /// It is not what a node wrote.
+    #[error("the log {} is damaged ({why}): restore it from a backup, or remove the data directory to start as a new node", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A later version wrote it.
+    #[error("the log {} was written by a newer floe (format {found}, this one reads up to {FORMAT}): update floe", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// The operating system said no.
+    #[error("cannot open the log {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A replica's log on disk, with all of it in memory too.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: Database,
+    memory: MemoryLog,
+    /// Why a write failed. Memory may be ahead of the file then, so nothing more is written.
+    failed: Option<String>,
+}
+
+impl LogFile {
+    /// Opens the log at `path`, in a data directory, or begins one.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let path = path.to_owned();
+        if !path.try_exists().map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })? {
+            begin(&path)?;
+        }
+        let file = open_file(&path)?;
+        let damaged = |why: String| Error::Damaged {
+            path: path.clone(),
+            why,
+        };
+        let parts = match read(&file) {
+            Ok(parts) => parts,
+            Err(ReadError::Newer(found)) => return Err(Error::Newer { path, found }),
+            Err(ReadError::Damaged(why)) => return Err(damaged(why)),
+        };
+        let memory = MemoryLog::from_parts(parts).map_err(|error| damaged(error.to_string()))?;
+        Ok(Self {
+            path,
+            file,
+            memory,
+            failed: None,
+        })
+    }
+
+    /// Whether it was never written to: only then may its node found or join a mesh.
+    pub fn is_empty(&self) -> bool {
+        self.memory.is_empty()
+    }
+
+    /// All that it holds.
+    pub fn parts(&self) -> &LogParts {
+        self.memory.parts()
+    }
+
+    /// Writes what `persist` changed, given the entries that the file held before.
+    fn save(&self, persist: &Persist, held: RangeInclusive<u64>) -> Result<(), redb::Error> {
+        let parts = self.memory.parts();
+        let kept = indexes(parts);
+        let mut transaction = self.file.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        {
+            let mut entries = transaction.open_table(ENTRIES)?;
+            for index in held.filter(|index| !kept.contains(index)) {
+                entries.remove(index)?;
+            }
+            for entry in persist.entries.iter().filter(|entry| kept.contains(&entry.index)) {
+                entries.insert(entry.index, encode(entry)?.as_slice())?;
+            }
+            let mut records = transaction.open_table(RECORDS)?;
+            records.insert("hard_state", encode(&parts.hard_state)?.as_slice())?;
+            if persist.snapshot.is_some() {
+                records.insert("snapshot", encode(&parts.snapshot)?.as_slice())?;
+            }
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            numbers.insert("dropped_index", parts.dropped_index)?;
+            numbers.insert("dropped_term", parts.dropped_term)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+impl LogStore for LogFile {
+    /// After an error the log takes no more writes: the node must stop, and start from what the file holds.
+    fn write(&mut self, persist: &Persist) -> Result<(), LogError> {
+        if let Some(failed) = &self.failed {
+            return Err(LogError::Io(failed.clone()));
+        }
+        let held = indexes(self.memory.parts());
+        let written = self.memory.write(persist).and_then(|()| {
+            // A commit index alone is written with what comes next.
+            if !persist.must_sync && *persist == only_hard_state(persist) {
+                return Ok(());
+            }
+            self.save(persist, held)
+                .map_err(|error| LogError::Io(format!("{}: {error}", self.path.display())))
+        });
+        if let Err(error) = &written {
+            self.failed = Some(error.to_string());
+        }
+        written
+    }
+}
+
+impl Storage for LogFile {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        self.memory.initial_state()
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        self.memory.entries(low, high, max_size, context)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        self.memory.term(index)
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        self.memory.first_index()
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        self.memory.last_index()
+    }
+
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        self.memory.snapshot(request_index, to)
+    }
+}
+
+/// Makes an empty log under another name and puts it in place when it is on disk.
+fn begin(path: &Path) -> Result<(), Error> {
+    let new = path.with_extension(NEW_EXTENSION);
+    let io_error = |source| Error::Io {
+        path: new.clone(),
+        source,
+    };
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
+        _ => {}
+    }
+    let write = || -> Result<(), redb::Error> {
+        let file = Database::builder().set_cache_size(CACHE_BYTES).create(&new)?;
+        let transaction = file.begin_write()?;
+        transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
+        transaction.open_table(RECORDS)?;
+        transaction.open_table(ENTRIES)?;
+        transaction.commit()?;
+        Ok(())
+    };
+    write().map_err(|error| match error {
+        redb::Error::Io(source) => io_error(source),
+        other => io_error(io::Error::other(other)),
+    })?;
+    fs::rename(&new, path).map_err(io_error)?;
+    // The name must be on disk too.
+    File::open(directory(path))
+        .and_then(|dir| dir.sync_all())
+        .map_err(io_error)
+}
+
+/// The directory that a log lies in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Opens a log that exists, with every page's checksum compared: redb trusts a file otherwise, and may panic
+/// on what it finds later.
+fn open_file(path: &Path) -> Result<Database, Error> {
+    let damaged = |why: String| Error::Damaged {
+        path: path.to_owned(),
+        why,
+    };
+    match fs::metadata(path) {
+        Ok(found) if found.len() == 0 => return Err(damaged("it is empty".to_owned())),
+        Ok(_) => {}
+        Err(source) => {
+            return Err(Error::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    }
+    let opened = catch_unwind(|| {
+        Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .open(path)
+    });
+    match opened {
+        Ok(Ok(file)) => Ok(file),
+        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(Error::Locked(directory(path).to_owned())),
+        Ok(Err(DatabaseError::Storage(redb::StorageError::Io(source)))) if !tells_damage(&source) => {
+            Err(Error::Io {
+                path: path.to_owned(),
+                source,
+            })
+        }
+        Ok(Err(error)) => Err(damaged(error.to_string())),
+        Err(_) => Err(damaged("it cannot be read".to_owned())),
+    }
+}
+
+/// Whether redb uses this error to say what it thinks of the file's content.
+fn tells_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput
+    )
+}
+
+enum ReadError {
+    Newer(u64),
+    Damaged(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for ReadError {
+    fn from(error: E) -> Self {
+        Self::Damaged(error.into().to_string())
+    }
+}
+
+fn read(file: &Database) -> Result<LogParts, ReadError> {
+    let transaction = file.begin_read()?;
+    let numbers = transaction.open_table(NUMBERS).map_err(not_a_log)?;
+    let number = |name| -> Result<u64, ReadError> { Ok(numbers.get(name)?.map_or(0, |found| found.value())) };
+    // Of a newer format only this much is known.
+    match number("format")? {
+        FORMAT => {}
+        0 => return Err(ReadError::Damaged("it does not say its format".to_owned())),
+        found => return Err(ReadError::Newer(found)),
+    }
+    let records = transaction.open_table(RECORDS).map_err(not_a_log)?;
+    let hard_state = records
+        .get("hard_state")?
+        .map(|found| decode::<HardState>(found.value()))
+        .transpose()?;
+    let snapshot = records
+        .get("snapshot")?
+        .map(|found| decode::<Snapshot>(found.value()))
+        .transpose()?;
+    let mut entries = Vec::new();
+    for found in transaction.open_table(ENTRIES).map_err(not_a_log)?.iter()? {
+        let (index, bytes) = found?;
+        let entry = decode::<Entry>(bytes.value())?;
+        if entry.index != index.value() {
+            let why = format!("entry {} is kept as entry {}", entry.index, index.value());
+            return Err(ReadError::Damaged(why));
+        }
+        entries.push(entry);
+    }
+    Ok(LogParts {
+        hard_state: hard_state.unwrap_or_default(),
+        snapshot: snapshot.unwrap_or_default(),
+        dropped_index: number("dropped_index")?,
+        dropped_term: number("dropped_term")?,
+        entries,
+    })
+}
+
+fn not_a_log(error: TableError) -> ReadError {
+    ReadError::Damaged(format!("it is a database, but no log: {error}"))
+}
+
+fn decode<M: Message>(bytes: &[u8]) -> Result<M, ReadError> {
+    M::parse_from_bytes(bytes).map_err(|error| ReadError::Damaged(error.to_string()))
+}
+
+fn encode(message: &impl Message) -> Result<Vec<u8>, redb::Error> {
+    message
+        .write_to_bytes()
+        .map_err(|error| redb::Error::Io(io::Error::other(error)))
+}
+
+/// The indexes of the entries that are kept.
+fn indexes(parts: &LogParts) -> RangeInclusive<u64> {
+    parts.dropped_index + 1..=parts.dropped_index + parts.entries.len() as u64
+}
+
+fn only_hard_state(persist: &Persist) -> Persist {
+    Persist {
+        hard_state: persist.hard_state.clone(),
+        must_sync: persist.must_sync,
+        ..Persist::default()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn path_in(dir: &TempDir) -> PathBuf {
+        dir.path().join("log.redb")
+    }
+
+    fn entries(range: RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+        range
+            .map(|index| Entry {
+                index,
+                term,
+                data: vec![index as u8; 100].into(),
+                ..Entry::default()
+            })
+            .collect()
+    }
+
+    fn hard_state(term: u64, commit: u64) -> Option<HardState> {
+        Some(HardState {
+            term,
+            vote: 3,
+            commit,
+            ..HardState::default()
+        })
+    }
+
+    fn snapshot(index: u64, term: u64) -> Option<Snapshot> {
+        let mut snapshot = Snapshot {
+            data: vec![7; 1000].into(),
+            ..Snapshot::default()
+        };
+        snapshot.mut_metadata().index = index;
+        snapshot.mut_metadata().term = term;
+        snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2, 3];
+        Some(snapshot)
+    }
+
+    fn write(log: &mut LogFile, persist: Persist) {
+        log.write(&Persist {
+            must_sync: true,
+            ..persist
+        })
+        .unwrap();
+    }
+
+    /// The log after a restart, which must be what it was.
+    fn reopen(log: LogFile) -> LogFile {
+        let parts = log.parts().clone();
+        let path = log.path.clone();
+        drop(log);
+        let log = LogFile::open(&path).unwrap();
+        assert_eq!(log.parts(), &parts);
+        log
+    }
+
+    fn kept(log: &LogFile) -> Vec<(u64, u64)> {
+        log.parts()
+            .entries
+            .iter()
+            .map(|entry| (entry.index, entry.term))
+            .collect()
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = reopen(LogFile::open(&path_in(&dir)).unwrap());
+        assert!(log.is_empty());
+        let mut log = log;
+        write(
+            &mut log,
+            Persist {
+                entries: entries(1..=4, 1),
+                hard_state: hard_state(1, 2),
+                ..Persist::default()
+            },
+        );
+        let mut log = reopen(log);
+        assert!(!log.is_empty());
+
+        // A conflicting tail is replaced.
+        write(
+            &mut log,
+            Persist {
+                entries: entries(3..=3, 2),
+                hard_state: hard_state(2, 2),
+                ..Persist::default()
+            },
+        );
+        let mut log = reopen(log);
+        assert_eq!(kept(&log), [(1, 1), (2, 1), (3, 2)]);
+
+        // A snapshot of our own keeps what follows it; what it holds may be dropped.
+        write(
+            &mut log,
+            Persist {
+                entries: entries(4..=6, 2),
+                hard_state: hard_state(2, 6),
+                ..Persist::default()
+            },
+        );
+        write(
+            &mut log,
+            Persist {
+                snapshot: snapshot(5, 2),
+                compact_to: Some(5),
+                ..Persist::default()
+            },
+        );
+        let mut log = reopen(log);
+        assert_eq!(kept(&log), [(5, 2), (6, 2)]);
+        assert_eq!(log.initial_state().unwrap().conf_state.voters, [1, 2, 3]);
+
+        // A foreign one replaces the log, and entries may come with it.
+        let persist = Persist {
+            snapshot: snapshot(5, 3),
+            entries: entries(6..=7, 3),
+            hard_state: hard_state(3, 6),
+            ..Persist::default()
+        };
+        write(&mut log, persist);
+        let log = reopen(log);
+        assert_eq!(kept(&log), [(6, 3), (7, 3)]);
+        assert_eq!((log.first_index().unwrap(), log.term(5).unwrap()), (6, 3));
+    }
+
+    #[test]
+    fn a_commit_index_alone_is_written_with_what_comes_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogFile::open(&path_in(&dir)).unwrap();
+        write(
+            &mut log,
+            Persist {
+                entries: entries(1..=2, 1),
+                hard_state: hard_state(1, 0),
+                ..Persist::default()
+            },
+        );
+        log.write(&Persist {
+            hard_state: hard_state(1, 2),
+            ..Persist::default()
+        })
+        .unwrap();
+        assert_eq!(log.initial_state().unwrap().hard_state.commit, 2);
+        write(
+            &mut log,
+            Persist {
+                entries: entries(3..=3, 1),
+                ..Persist::default()
+            },
+        );
+        assert_eq!(reopen(log).initial_state().unwrap().hard_state.commit, 2);
+    }
+
+    #[test]
+    fn a_write_that_cannot_be_is_refused_and_so_is_every_later_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogFile::open(&path_in(&dir)).unwrap();
+        write(
+            &mut log,
+            Persist {
+                entries: entries(1..=2, 1),
+                hard_state: hard_state(1, 0),
+                ..Persist::default()
+            },
+        );
+        log.write(&Persist {
+            entries: entries(9..=9, 1),
+            must_sync: true,
+            ..Persist::default()
+        })
+        .unwrap_err();
+        log.write(&Persist {
+            entries: entries(3..=3, 1),
+            must_sync: true,
+            ..Persist::default()
+        })
+        .unwrap_err();
+        drop(log);
+        assert_eq!(kept(&LogFile::open(&path_in(&dir)).unwrap()), [(1, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn a_second_process_is_told_who_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let _log = LogFile::open(&path_in(&dir)).unwrap();
+        let error = LogFile::open(&path_in(&dir)).unwrap_err();
+        assert!(matches!(error, Error::Locked(_)), "{error:?}");
+        let place = dir.path().display().to_string();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("another floe up runs on the data directory {place}"))
+        );
+    }
+
+    #[test]
+    fn what_is_no_log_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path_in(&dir);
+        let mut log = LogFile::open(&path_in(&dir)).unwrap();
+        write(
+            &mut log,
+            Persist {
+                entries: entries(1..=200, 1),
+                hard_state: hard_state(1, 200),
+                ..Persist::default()
+            },
+        );
+        drop(log);
+        let whole = fs::read(&path).unwrap();
+        let cut = whole[..whole.len() / 2].to_vec();
+        let mut garbled = whole.clone();
+        for byte in garbled.iter_mut().skip(4096) {
+            *byte ^= 0x5a;
+        }
+        for damaged in [
+            Vec::new(),
+            b"x".to_vec(),
+            vec![0; 8192],
+            vec![0xff; 100_000],
+            cut,
+            garbled,
+        ] {
+            fs::write(&path, &damaged).unwrap();
+            let error = LogFile::open(&path_in(&dir)).unwrap_err();
+            assert!(
+                matches!(error, Error::Damaged { .. }),
+                "{} bytes: {error:?}",
+                damaged.len()
+            );
+            let sentence = error.to_string();
+            assert!(
+                sentence.contains(&path.display().to_string()) && sentence.contains("restore it"),
+                "{sentence}"
+            );
+        }
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(kept(&LogFile::open(&path_in(&dir)).unwrap()).len(), 200);
+    }
+
+    #[test]
+    fn a_newer_format_and_another_database_are_told_apart_from_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LogFile::open(&path_in(&dir)).unwrap();
+        let set_format = |file: &Database, format| {
+            let transaction = file.begin_write().unwrap();
+            transaction
+                .open_table(NUMBERS)
+                .unwrap()
+                .insert("format", format)
+                .unwrap();
+            transaction.commit().unwrap();
+        };
+        set_format(&log.file, 7);
+        drop(log);
+        let error = LogFile::open(&path_in(&dir)).unwrap_err();
+        assert!(matches!(error, Error::Newer { found: 7, .. }), "{error:?}");
+        assert!(error.to_string().contains("update floe"), "{error}");
+
+        fs::remove_file(path_in(&dir)).unwrap();
+        drop(Database::create(path_in(&dir)).unwrap());
+        let error = LogFile::open(&path_in(&dir)).unwrap_err();
+        assert!(error.to_string().contains("no log"), "{error}");
+    }
+
+    #[test]
+    fn a_log_half_made_at_the_first_start_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(path_in(&dir).with_extension(NEW_EXTENSION), "half").unwrap();
+        assert!(LogFile::open(&path_in(&dir)).unwrap().is_empty());
+        assert!(!path_in(&dir).with_extension(NEW_EXTENSION).exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever Raft writes, a restart finds what memory held.
+        #[test]
+        fn file_and_memory_agree(steps in prop::collection::vec((0u8..4, 0u64..6, 1u64..6), 1..12)) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = LogFile::open(&path_in(&dir)).unwrap();
+            let mut term = 1;
+            for (kind, back, count) in steps {
+                let (first, last) = (log.first_index().unwrap(), log.last_index().unwrap());
+                let from = (last + 1).saturating_sub(back).max(first);
+                let persist = match kind {
+                    // Append, perhaps over a conflicting tail.
+                    0 | 1 => {
+                        term += u64::from(back > 0);
+                        let commit = log.parts().hard_state.commit.min(from - 1);
+                        Persist { entries: entries(from..=from + count - 1, term), hard_state: hard_state(term, commit), ..Persist::default() }
+                    }
+                    // Snapshot of our own.
+                    2 if last >= first => {
+                        let index = from.min(last);
+                        Persist { snapshot: snapshot(index, log.term(index).unwrap()), compact_to: Some(index), ..Persist::default() }
+                    }
+                    // A foreign one.
+                    _ => {
+                        term += 1;
+                        Persist { snapshot: snapshot(last + count, term), hard_state: hard_state(term, last + count), ..Persist::default() }
+                    }
+                };
+                // Raft does not take back what it committed, and a snapshot is committed.
+                if let Some(entry) = persist.entries.first()
+                    && entry.index <= log.parts().snapshot.get_metadata().index
+                {
+                    continue;
+                }
+                write(&mut log, persist);
+            }
+            reopen(log);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! How everything else speaks to the node's loop, which alone owns the replica and the scheduler.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_consensus::{Command, Entry};
+use floe_network::Network;
+use floe_protocol::message::{MeshView, Status};
+use floe_protocol::{
+    Failure, JobId, JobStatus, Member, NodeId, Placed, Request, RequestId, Response, StageId, TaskId, frame,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::config;
+
+/// A question or an order to the loop. Every one is answered, unless the loop has ended.
+#[derive(Debug)]
+pub enum Ask {
+    /// What the node knows of the mesh.
+    Status(oneshot::Sender<Status>),
+    /// What a node without a mesh asks.
+    Mesh(oneshot::Sender<MeshView>),
+    /// Put an entry into the log, if this node leads.
+    Propose(Entry, oneshot::Sender<Proposed>),
+    /// A job's status by the replicated state and, on the leader, the scheduler's live counts.
+    Job(JobId, oneshot::Sender<Option<JobStatus>>),
+    /// All jobs' statuses, without timelines.
+    Jobs(oneshot::Sender<Vec<JobStatus>>),
+    /// A job's result: its schema and partitions, once it has succeeded.
+    Outputs(JobId, oneshot::Sender<Option<Outputs>>),
+    /// Make this node a member, if this node leads.
+    Join(Member, oneshot::Sender<Proposed>),
+    /// A result partition could not be had from a node that should hold it.
+    Lost(TaskId, NodeId),
+    /// Found a mesh with this node as its only voter.
+    Found(Member, oneshot::Sender<Result<(), Failure>>),
+    /// Whether this node votes or leads.
+    Votes(oneshot::Sender<bool>),
+}
+
+/// Where a succeeded job's result lies.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// The stage whose partitions are the result.
+    pub stage: StageId,
+    /// Its schema, as an Arrow IPC stream without batches.
+    pub schema: Bytes,
+    /// Its partitions.
+    pub partitions: Vec<Placed>,
+}
+
+/// What became of a proposal on this node.
+#[derive(Clone, Debug)]
+pub enum Proposed {
+    /// Agreed and applied, with this outcome.
+    Applied(Result<(), Failure>),
+    /// This node does not lead (any more); that one does, as far as it knows.
+    NotLeader(Option<NodeId>),
+}
+
+/// The loop's address. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    asks: mpsc::Sender<Ask>,
+    changes: watch::Receiver<u64>,
+    network: Network,
+}
+
+impl Mailbox {
+    /// A mailbox whose asks come out of the returned receiver. `changes` moves whenever the state does.
+    pub fn new(network: Network, changes: watch::Receiver<u64>) -> (Self, mpsc::Receiver<Ask>) {
+        let (asks, receiver) = mpsc::channel(config::MAILBOX);
+        (
+            Self {
+                asks,
+                changes,
+                network,
+            },
+            receiver,
+        )
+    }
+
+    /// The node's network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Moves whenever the replicated state or the leader changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Sends an ask made of a reply channel and waits for its answer.
+    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Failure> {
+        let stopping = || Failure::Unavailable {
+            message: "this node is stopping: ask another".to_owned(),
+        };
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(ask(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    /// Tells the loop something without an answer.
+    pub async fn tell(&self, ask: Ask) {
+        // A loop that has ended needs no telling.
+        let _ = self.asks.send(ask).await;
+    }
+
+    /// Gets a command agreed by whichever node leads, repeating it under one id until it is, or until
+    /// [`config::PROPOSE_PATIENCE`] has passed.
+    pub async fn propose(&self, command: Command) -> Result<(), Failure> {
+        let entry = Self::entry(command)?;
+        let encoded = Bytes::from(frame::encode(&entry.command).map_err(Failure::internal)?);
+        let request = Request::Propose {
+            request: entry.request,
+            command: encoded,
+        };
+        self.with_leader(|reply| Ask::Propose(entry.clone(), reply), &request)
+            .await
+    }
+
+    /// Makes a member known to the leader.
+    pub async fn join(&self, member: Member) -> Result<(), Failure> {
+        let request = Request::Join {
+            member: member.clone(),
+        };
+        self.with_leader(|reply| Ask::Join(member.clone(), reply), &request)
+            .await
+    }
+
+    /// An entry for the log, under an id of its own.
+    pub fn entry(command: Command) -> Result<Entry, Failure> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(Failure::internal)?;
+        Ok(Entry {
+            request: RequestId(u128::from_be_bytes(bytes)),
+            command,
+        })
+    }
+
+    async fn with_leader(
+        &self,
+        here: impl Fn(oneshot::Sender<Proposed>) -> Ask,
+        there: &Request,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + config::PROPOSE_PATIENCE;
+        let mut wait = Duration::from_millis(10);
+        while Instant::now() < deadline {
+            let mut next = match self.ask(&here).await? {
+                Proposed::Applied(outcome) => return outcome,
+                Proposed::NotLeader(leader) => leader,
+            };
+            // A node that no longer leads names its successor; two steps cover a hand-over.
+            for _ in 0..2 {
+                let Some(leader) = next.filter(|leader| *leader != self.network.node()) else {
+                    break;
+                };
+                match self.network.call(leader, there, config::PROPOSE_PATIENCE).await {
+                    Ok(Response::Done) => return Ok(()),
+                    Ok(Response::Failed(failure @ Failure::Unavailable { .. })) => {
+                        tracing::debug!(%leader, %failure, "the leader cannot decide yet");
+                        next = None;
+                    }
+                    Ok(Response::Failed(failure)) => return Err(failure),
+                    Ok(Response::NotLeader(other)) => next = other,
+                    Ok(other) => {
+                        return Err(Failure::internal(format!(
+                            "{leader} answered a proposal with {other:?}"
+                        )));
+                    }
+                    Err(error) => {
+                        tracing::debug!(%leader, %error, "the leader cannot be reached");
+                        next = None;
+                    }
+                }
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_millis(250));
+        }
+        Err(Failure::Unavailable {
+            message: format!(
+                "no leader answered within {} s: a majority of the voters must run; see `floe status`",
+                config::PROPOSE_PATIENCE.as_secs()
+            ),
+        })
+    }
+}

@@ -1,0 +1,858 @@
+//! The node: the one loop that owns the replica and the scheduler, and wires every part to it.
+//!
+//! ```text
+//!   network events ─┐                      ┌─> network (Raft, orders to workers)
+//!   reports ────────┤                      ├─> worker, store (orders to this node)
+//!   asks ───────────┼─> replica, scheduler ┼─> answers to asks
+//!   ticks ──────────┘                      └─> log file
+//! ```
+//!
+//! Each event goes in, whatever it causes comes out, and only then the next is taken. What the node sends
+//! to itself takes the same way as what a peer sends, without the network.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use floe_consensus::membership::next_change;
+use floe_consensus::replica::{self, TICK_MS};
+use floe_consensus::{
+    Command, Effect, Entry, Event as Applied, Input, LogError, ProposeError, Replica, Scheduler,
+};
+use floe_network::{Event as NetworkEvent, Hint, Network};
+use floe_protocol::message::{Inventory, MeshView, Report, Status};
+use floe_protocol::version::FLOE_VERSION;
+use floe_protocol::{
+    Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
+    PeerMessage, RequestId,
+};
+use floe_transport::{MeshKey, node_id};
+use libp2p::Multiaddr;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::calls::Calls;
+use crate::config::{self, Settings};
+use crate::data_dir::{self, DataDir};
+use crate::formation;
+use crate::log_file::{self, LogFile};
+use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::store::{self, Budget, Store};
+use crate::stream::Streams;
+use crate::submit::{Submitter, unix_ms};
+use crate::worker::{self, Worker};
+
+/// How many reports of this node's worker may wait for the loop.
+const REPORTS: usize = 256;
+
+/// How many proposals may wait for agreement on this node; more are told to try again.
+const MAX_PENDING: usize = 4096;
+
+/// How long after a start the node may take to have its first address.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    mailbox: Mailbox,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+/// Why a node could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] data_dir::Error),
+    /// The log cannot be used.
+    #[error(transparent)]
+    Log(#[from] log_file::Error),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The network cannot be used.
+    #[error(transparent)]
+    Network(#[from] floe_network::Error),
+    /// The log cannot be read back.
+    #[error(transparent)]
+    Open(#[from] replica::OpenError),
+    /// The log cannot be written: the node must not go on as if it could.
+    #[error(transparent)]
+    Write(#[from] LogError),
+    /// No place for an embedded node.
+    #[error("cannot create a temporary directory for the embedded mesh: {0}")]
+    Temporary(std::io::Error),
+    /// It did not become a member.
+    #[error("this node did not become a member of a mesh: {0}")]
+    Formation(Failure),
+    /// The loop ended by itself.
+    #[error("the node stopped unexpectedly: {0}")]
+    Stopped(String),
+}
+
+impl Node {
+    /// Starts a node and waits until it is a member of a mesh that has a leader.
+    pub async fn start(settings: Settings, mut data_dir: DataDir, key: MeshKey) -> Result<Self, Error> {
+        let id = node_id(&data_dir.identity().public().to_peer_id());
+        let log = LogFile::open(&data_dir.path().join("log.redb"))?;
+        let budget = Budget::new(settings.memory_bytes);
+        let store = Store::open(&data_dir.path().join("partitions"), id, budget)?;
+        let (network, events) = open_network(&settings, &data_dir, key).await?;
+        let addresses = first_addresses(&network).await?;
+        data_dir.remember_port(tcp_port(&addresses).unwrap_or(0))?;
+        let member = Member {
+            id,
+            peer: network.peer_id().to_string(),
+            name: settings.name.clone(),
+            addresses: addresses.iter().map(Multiaddr::to_string).collect(),
+            slots: settings.slots,
+            memory_bytes: settings.memory_bytes,
+            version: FLOE_VERSION.to_owned(),
+            incarnation: data_dir.incarnation(),
+        };
+        let replica = Replica::open(replica::Config::new(member.id), log)?;
+        let (changed, changes) = watch::channel(0);
+        let (mailbox, asks) = Mailbox::new(network.clone(), changes);
+        let streams = Streams::new(network.clone(), store.clone());
+        let (reports, reported) = mpsc::channel(REPORTS);
+        let worker = Worker::start(
+            worker::Config {
+                slots: settings.slots,
+            },
+            store.clone(),
+            streams.clone(),
+            reports,
+        );
+        let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
+        let calls = Calls::new(mailbox.clone(), submitter, streams, store.clone());
+        let (stop, stopped) = oneshot::channel();
+        let state = Loop {
+            member: member.clone(),
+            network,
+            replica,
+            scheduler: None,
+            worker,
+            store,
+            calls,
+            fence: Fence::default(),
+            leader: None,
+            pending: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            to_self: VecDeque::new(),
+            changed,
+            started: Instant::now(),
+            started_unix_ms: unix_ms(),
+            membership_due: Instant::now(),
+            hint_due: Instant::now(),
+            _data_dir: data_dir,
+        };
+        let task = tokio::spawn(state.run(events, asks, reported, stopped));
+        let node = Self { mailbox, stop, task };
+        match formation::form(&node.mailbox, &member, settings.expect).await {
+            Ok(()) => Ok(node),
+            // A loop that failed knows better why than whoever asked it.
+            Err(failure) => match node.stop().await {
+                Err(error) => Err(error),
+                Ok(()) => Err(Error::Formation(failure)),
+            },
+        }
+    }
+
+    /// Where the node can be dialled, its own peer id included.
+    pub fn addresses(&self) -> Vec<Multiaddr> {
+        self.mailbox.network().addresses()
+    }
+
+    /// Ends with the loop, which does not end by itself unless something failed.
+    pub async fn failed(&mut self) -> Error {
+        match (&mut self.task).await {
+            Ok(Ok(())) => Error::Stopped("its loop ended".to_owned()),
+            Ok(Err(error)) => error,
+            Err(error) => Error::Stopped(error.to_string()),
+        }
+    }
+
+    /// Hands over and stops.
+    pub async fn leave(self) -> Result<(), Error> {
+        formation::leave(&self.mailbox).await;
+        self.stop().await
+    }
+
+    /// Stops without a word to the others.
+    pub async fn stop(self) -> Result<(), Error> {
+        // A loop that has ended already says why below.
+        let _ = self.stop.send(());
+        self.task
+            .await
+            .map_err(|error| Error::Stopped(error.to_string()))?
+    }
+}
+
+async fn open_network(
+    settings: &Settings,
+    data_dir: &DataDir,
+    key: MeshKey,
+) -> Result<(Network, mpsc::Receiver<NetworkEvent>), Error> {
+    let host = if settings.lan { "0.0.0.0" } else { "127.0.0.1" };
+    let at =
+        |port: u16| -> Vec<Multiaddr> { format!("/ip4/{host}/tcp/{port}").parse().into_iter().collect() };
+    let config = |listen: Vec<Multiaddr>| floe_network::Config {
+        identity: data_dir.identity().clone(),
+        key: key.clone(),
+        listen,
+        join: settings.join.clone(),
+        mdns: settings.lan,
+        local_registry: settings.registry.clone(),
+        name: settings.name.clone(),
+    };
+    if !settings.listen.is_empty() {
+        return Ok(floe_network::start(config(settings.listen.clone())).await?);
+    }
+    // The port of last time keeps tickets valid; where somebody else has it now, any other will do.
+    if data_dir.port() != 0
+        && let Ok(started) = floe_network::start(config(at(data_dir.port()))).await
+    {
+        return Ok(started);
+    }
+    Ok(floe_network::start(config(at(0))).await?)
+}
+
+async fn first_addresses(network: &Network) -> Result<Vec<Multiaddr>, Error> {
+    let listening = async {
+        loop {
+            let addresses = network.addresses();
+            if !addresses.is_empty() {
+                return addresses;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LISTEN_PATIENCE, listening)
+        .await
+        .map_err(|_| Error::Stopped("it got no address to listen on".to_owned()))
+}
+
+fn tcp_port(addresses: &[Multiaddr]) -> Option<u16> {
+    addresses
+        .iter()
+        .flat_map(Multiaddr::iter)
+        .find_map(|part| match part {
+            libp2p::multiaddr::Protocol::Tcp(port) => Some(port),
+            _ => None,
+        })
+}
+
+/// Everything that can happen to a node.
+enum Event {
+    Network(NetworkEvent),
+    Report(Report),
+    Ask(Ask),
+    Tick,
+}
+
+struct Loop {
+    member: Member,
+    network: Network,
+    replica: Replica<LogFile>,
+    /// The scheduler, while this node leads.
+    scheduler: Option<Scheduler>,
+    worker: Worker,
+    store: Store,
+    calls: Calls,
+    /// The highest fence seen: orders below it are refused.
+    fence: Fence,
+    /// Who gave the orders of that fence.
+    leader: Option<NodeId>,
+    /// Proposals of this node that are not agreed yet.
+    pending: BTreeMap<RequestId, Vec<oneshot::Sender<Proposed>>>,
+    /// What hints say of the nodes' loads.
+    loads: BTreeMap<NodeId, Load>,
+    /// Messages of this node to itself.
+    to_self: VecDeque<PeerMessage>,
+    changed: watch::Sender<u64>,
+    started: Instant,
+    started_unix_ms: u64,
+    membership_due: Instant,
+    hint_due: Instant,
+    /// Held for its lock.
+    _data_dir: DataDir,
+}
+
+impl Loop {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<NetworkEvent>,
+        mut asks: mpsc::Receiver<Ask>,
+        mut reports: mpsc::Receiver<Report>,
+        mut stop: oneshot::Receiver<()>,
+    ) -> Result<(), Error> {
+        let mut ticks = interval(Duration::from_millis(TICK_MS));
+        // After a stall one tick is reported, not all that were missed: a slow disk must not start an election.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            self.settle()?;
+            let event = tokio::select! {
+                biased;
+                _ = &mut stop => break,
+                _ = ticks.tick() => Event::Tick,
+                Some(event) = events.recv() => Event::Network(event),
+                Some(report) = reports.recv() => Event::Report(report),
+                Some(ask) = asks.recv() => Event::Ask(ask),
+                else => break,
+            };
+            self.handle(event)?;
+        }
+        self.worker.abort(&self.worker.running());
+        self.network.clone().shutdown().await;
+        Ok(())
+    }
+
+    /// Milliseconds since the Unix epoch, by a clock that never goes back.
+    fn now_ms(&self) -> u64 {
+        self.started_unix_ms + self.started.elapsed().as_millis() as u64
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Network(event) => self.handle_network(event)?,
+            Event::Report(report) => self.report(report),
+            Event::Ask(ask) => self.handle_ask(ask)?,
+            Event::Tick => {
+                self.replica.tick();
+                self.schedule(Input::Tick);
+                self.publish_hint();
+                if self.membership_due <= Instant::now() {
+                    self.membership_due = Instant::now() + config::MEMBERSHIP_INTERVAL;
+                    self.keep_membership();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_network(&mut self, event: NetworkEvent) -> Result<(), Error> {
+        match event {
+            NetworkEvent::Listening(address) => tracing::info!(%address, "listening"),
+            NetworkEvent::PeerUp { node, .. } => {
+                tracing::info!(%node, "connected");
+                self.node_up(node);
+            }
+            NetworkEvent::PeerDown { node } => {
+                tracing::info!(%node, "disconnected");
+                self.replica.report_unreachable(node);
+                self.schedule(Input::NodeDown { node });
+            }
+            NetworkEvent::Message { from, message } => self.handle_message(from, message)?,
+            NetworkEvent::Call {
+                from,
+                request,
+                stream,
+            } => self.calls.serve(from, request, stream),
+            NetworkEvent::Hint { from, hint } => {
+                self.loads.insert(from, hint.load);
+            }
+            NetworkEvent::Refused { address, refusal } => tracing::warn!(%address, "refused: {refusal}"),
+        }
+        Ok(())
+    }
+
+    /// Tells the scheduler of a node that can take work: a member, and connected.
+    fn node_up(&mut self, node: NodeId) {
+        let Some(member) = self.replica.state().members().get(&node) else {
+            return;
+        };
+        let (slots, memory_bytes) = (member.slots, member.memory_bytes);
+        self.schedule(Input::NodeUp {
+            node,
+            slots,
+            memory_bytes,
+        });
+    }
+
+    fn handle_message(&mut self, from: NodeId, message: PeerMessage) -> Result<(), Error> {
+        let now_ms = self.now_ms();
+        match message {
+            PeerMessage::Raft { mesh, message } => self.handle_raft(from, mesh, &message)?,
+            PeerMessage::Assign(assignment) => {
+                if self.obeys(from, assignment.fence) {
+                    self.worker.assign(*assignment);
+                }
+            }
+            PeerMessage::Abort { fence, attempts } => {
+                if self.obeys(from, fence) {
+                    self.worker.abort(&attempts);
+                }
+            }
+            PeerMessage::Free { fence, jobs } => {
+                if self.obeys(from, fence) {
+                    self.worker.abort_jobs(&jobs);
+                    self.store.free(&jobs);
+                }
+            }
+            PeerMessage::AskInventory { fence } => {
+                if self.obeys(from, fence) {
+                    let (held, running) = (self.store.held(), self.worker.running());
+                    let load = self.load();
+                    self.send(
+                        from,
+                        PeerMessage::Inventory(Inventory {
+                            fence,
+                            held,
+                            running,
+                            load,
+                        }),
+                    );
+                }
+            }
+            PeerMessage::Lease { fence } => {
+                if self.obeys(from, fence) {
+                    let load = self.load();
+                    self.send(from, PeerMessage::Alive { fence, load });
+                }
+            }
+            PeerMessage::Inventory(inventory) => {
+                self.schedule_at(
+                    now_ms,
+                    Input::Inventory {
+                        node: from,
+                        inventory,
+                    },
+                );
+            }
+            PeerMessage::Alive { fence, load } => {
+                self.loads.insert(from, load);
+                self.schedule_at(
+                    now_ms,
+                    Input::Alive {
+                        node: from,
+                        fence,
+                        load,
+                    },
+                );
+            }
+            PeerMessage::Lost { partition, node } => {
+                self.schedule_at(now_ms, Input::PartitionLost { partition, node });
+            }
+            PeerMessage::Report(report) => self.schedule_at(now_ms, Input::Report { node: from, report }),
+        }
+        Ok(())
+    }
+
+    /// Whether an order is to be followed: not of a leader that has been replaced.
+    fn obeys(&mut self, from: NodeId, fence: Fence) -> bool {
+        if fence < self.fence {
+            tracing::info!(%from, %fence, "an order of a former leader is refused");
+            return false;
+        }
+        self.fence = fence;
+        self.leader = Some(from);
+        true
+    }
+
+    fn handle_raft(&mut self, from: NodeId, mesh: MeshId, message: &Bytes) -> Result<(), Error> {
+        if let Some(own) = self.replica.state().mesh()
+            && own != mesh
+        {
+            tracing::debug!(%from, %mesh, "a message of another mesh is dropped");
+            return Ok(());
+        }
+        if let Err(error) = self.replica.step(message) {
+            tracing::debug!(%from, %error, "a raft message is dropped");
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, report: Report) {
+        // Without a leader the next one finds the outcome in this node's inventory.
+        if let Some(leader) = self.leader {
+            self.send(leader, PeerMessage::Report(report));
+        }
+    }
+
+    fn load(&self) -> Load {
+        let usage = self.store.usage();
+        Load {
+            spilled_bytes: usage.spilled_bytes,
+            ..self.worker.load()
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: PeerMessage) {
+        if to == self.member.id {
+            self.to_self.push_back(message);
+        } else if !self.network.send(to, message) {
+            tracing::debug!(%to, "a message was not sent: the peer is away or slow");
+        }
+    }
+
+    fn schedule(&mut self, input: Input) {
+        self.schedule_at(self.now_ms(), input);
+    }
+
+    fn schedule_at(&mut self, now_ms: u64, input: Input) {
+        let Some(scheduler) = &mut self.scheduler else {
+            return;
+        };
+        let effects = scheduler.step(now_ms, input);
+        self.effect(effects);
+    }
+
+    fn effect(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send(to, message) => self.send(to, message),
+                Effect::Propose(command) => {
+                    // The scheduler proposes again what did not come through.
+                    match Mailbox::entry(command) {
+                        Ok(entry) => drop(self.replica.propose(&entry)),
+                        Err(failure) => tracing::warn!(%failure, "not proposed"),
+                    }
+                }
+                Effect::NodeLost(node) => tracing::warn!(%node, "lost"),
+            }
+        }
+    }
+
+    /// Carries out what the last event caused, until nothing more comes of it.
+    fn settle(&mut self) -> Result<(), Error> {
+        loop {
+            if let Some(mut output) = self.replica.take_output() {
+                self.send_raft(&output.send);
+                // The loop waits for the disk: nothing may be acknowledged before it is there.
+                tokio::task::block_in_place(|| self.replica.persist(&mut output))?;
+                self.send_raft(&output.send_after_persist);
+                for event in output.events {
+                    self.applied(event);
+                }
+            } else if let Some(message) = self.to_self.pop_front() {
+                self.handle_message(self.member.id, message)?;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send_raft(&mut self, messages: &[(NodeId, Bytes)]) {
+        let Some(mesh) = self.replica.state().mesh() else {
+            return;
+        };
+        for (to, message) in messages {
+            if !self.network.send(
+                *to,
+                PeerMessage::Raft {
+                    mesh,
+                    message: message.clone(),
+                },
+            ) {
+                self.replica.report_unreachable(*to);
+            }
+        }
+    }
+
+    /// Follows what the mesh has agreed on.
+    fn applied(&mut self, event: Applied) {
+        if let Some(input) = Input::from_event(&event) {
+            self.schedule(input);
+        }
+        match event {
+            Applied::Applied { request, outcome } => {
+                for waiting in self.pending.remove(&request).into_iter().flatten() {
+                    // Whoever asked may have gone.
+                    let _ = waiting.send(Proposed::Applied(outcome.clone()));
+                }
+            }
+            Applied::MeshFounded { mesh } => tracing::info!(%mesh, "member of the mesh"),
+            Applied::MemberJoined { member } => {
+                self.meet(&member);
+                if self.is_alive(member.id) {
+                    self.node_up(member.id);
+                }
+            }
+            Applied::MemberLeft { node } => {
+                self.loads.remove(&node);
+                self.schedule(Input::NodeDown { node });
+            }
+            Applied::JobsFreed { ref jobs } => self.store.free(jobs),
+            Applied::JobAccepted { .. } | Applied::StageDone { .. } | Applied::JobEnded { .. } => {}
+            Applied::Restored { .. } | Applied::Reconfigured => {
+                let members: Vec<Member> = self.replica.state().members().values().cloned().collect();
+                for member in &members {
+                    self.meet(member);
+                }
+            }
+            Applied::Elected { term } => self.elected(term),
+            Applied::Deposed { term } => {
+                tracing::info!(term, "no longer the leader");
+                self.scheduler = None;
+                self.refuse_pending();
+            }
+            Applied::LeaderChanged { leader, term } => {
+                if leader != Some(self.member.id) {
+                    tracing::info!(leader = leader.map(|l| l.to_string()), term, "the leader changed");
+                }
+            }
+            Applied::ReadReady { .. } => {}
+        }
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Makes sure that the network knows where a member is.
+    fn meet(&self, member: &Member) {
+        if member.id != self.member.id {
+            let addresses = member
+                .addresses
+                .iter()
+                .filter_map(|address| address.parse().ok())
+                .collect();
+            match member.peer.parse() {
+                Ok(peer) => self.network.dial(peer, addresses),
+                Err(error) => tracing::warn!(node = %member.id, %error, "a member without a valid peer id"),
+            }
+        }
+    }
+
+    fn elected(&mut self, term: u64) {
+        tracing::info!(term, "elected: this node schedules");
+        let state = self.replica.state();
+        let fence = Fence {
+            epoch: state.epoch(),
+            term,
+        };
+        let members: Vec<NodeId> = state.members().keys().copied().collect();
+        self.scheduler = Some(Scheduler::new(fence, self.now_ms(), state));
+        for node in members {
+            if self.is_alive(node) {
+                self.node_up(node);
+            } else {
+                self.schedule(Input::NodeDown { node });
+            }
+        }
+        self.keep_membership();
+    }
+
+    /// Proposals that this node can no longer bring to an end; their submitters turn to the next leader, and
+    /// the request id keeps what does come through from applying twice.
+    fn refuse_pending(&mut self) {
+        let leader = self.replica.standing().leader;
+        for waiting in std::mem::take(&mut self.pending).into_values().flatten() {
+            let _ = waiting.send(Proposed::NotLeader(leader));
+        }
+    }
+
+    fn handle_ask(&mut self, ask: Ask) -> Result<(), Error> {
+        // An answer that nobody waits for any more is dropped.
+        match ask {
+            Ask::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Ask::Mesh(reply) => {
+                let _ = reply.send(self.mesh_view());
+            }
+            Ask::Propose(entry, reply) => self.propose(entry, reply),
+            Ask::Join(member, reply) => match Mailbox::entry(Command::Join { member }) {
+                Ok(entry) => self.propose(entry, reply),
+                Err(failure) => {
+                    let _ = reply.send(Proposed::Applied(Err(failure)));
+                }
+            },
+            Ask::Job(id, reply) => {
+                let mut job = self.replica.state().job_status(id);
+                if let Some(job) = &mut job {
+                    self.add_live_counts(job);
+                }
+                let _ = reply.send(job);
+            }
+            Ask::Jobs(reply) => {
+                let state = self.replica.state();
+                let jobs = state
+                    .jobs()
+                    .keys()
+                    .filter_map(|id| state.job_status(*id))
+                    .map(|mut job| {
+                        self.add_live_counts(&mut job);
+                        job.timeline.clear();
+                        job
+                    });
+                let _ = reply.send(jobs.collect());
+            }
+            Ask::Outputs(id, reply) => {
+                let _ = reply.send(self.outputs(id));
+            }
+            Ask::Found(member, reply) => {
+                let _ = reply.send(self.found(member));
+            }
+            Ask::Votes(reply) => {
+                let me = self.member.id;
+                let standing = self.replica.standing();
+                let _ = reply.send(standing.leads || standing.configuration.voters.contains(&me));
+            }
+            Ask::Lost(partition, node) => {
+                if self.scheduler.is_some() {
+                    self.schedule(Input::PartitionLost { partition, node });
+                } else if let Some(leader) = self.leader {
+                    self.send(leader, PeerMessage::Lost { partition, node });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// On the leader: the counts of tasks that run, which the replicated state does not hold.
+    fn add_live_counts(&self, job: &mut JobStatus) {
+        if let Some(stages) = self
+            .scheduler
+            .as_ref()
+            .and_then(|scheduler| scheduler.progress(job.id))
+        {
+            job.stages = stages;
+        }
+    }
+
+    fn propose(&mut self, entry: Entry, reply: oneshot::Sender<Proposed>) {
+        if self.pending.len() >= MAX_PENDING {
+            let message = format!("{MAX_PENDING} proposals wait for agreement already");
+            let _ = reply.send(Proposed::Applied(Err(Failure::Unavailable { message })));
+            return;
+        }
+        let request = entry.request;
+        match self.replica.propose(&entry) {
+            Ok(()) => self.pending.entry(request).or_default().push(reply),
+            Err(ProposeError::NotLeader { leader }) => {
+                let _ = reply.send(Proposed::NotLeader(leader));
+            }
+            Err(error) => {
+                let message = error.to_string();
+                let _ = reply.send(Proposed::Applied(Err(Failure::Unavailable { message })));
+            }
+        }
+    }
+
+    /// Founds a mesh. Its first random id is its own, the second one names the log's first entry.
+    fn found(&mut self, member: Member) -> Result<(), Failure> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(Failure::internal)?;
+        let mesh = MeshId(u128::from_be_bytes(bytes));
+        self.replica
+            .found(RequestId(mesh.0), mesh, member)
+            .map_err(Failure::internal)
+    }
+
+    /// On the leader: brings voters and learners closer to what the mesh wants, one change at a time, and hands
+    /// over once it is a member no more.
+    fn keep_membership(&mut self) {
+        if self.scheduler.is_none() {
+            return;
+        }
+        let me = self.member.id;
+        let members: BTreeSet<NodeId> = self.replica.state().members().keys().copied().collect();
+        let alive: BTreeSet<NodeId> = members
+            .iter()
+            .copied()
+            .filter(|node| self.is_alive(*node))
+            .collect();
+        let standing = self.replica.standing();
+        let caught_up = self.replica.caught_up();
+        let change = next_change(&members, &standing.configuration, &alive, &caught_up, me);
+        let done = match change {
+            Some(change) => {
+                tracing::debug!(?change, "changing the voters");
+                self.replica.change(&change)
+            }
+            None if !members.contains(&me) => {
+                let heir = standing
+                    .configuration
+                    .voters
+                    .iter()
+                    .find(|node| **node != me && alive.contains(node));
+                heir.map_or(Ok(()), |heir| self.replica.transfer_leader(*heir))
+            }
+            None => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "the voters stay as they are for now");
+        }
+    }
+
+    fn is_alive(&self, node: NodeId) -> bool {
+        node == self.member.id || self.network.is_connected(node)
+    }
+
+    fn publish_hint(&mut self) {
+        if self.hint_due > Instant::now() {
+            return;
+        }
+        self.hint_due = Instant::now() + config::HINT_INTERVAL;
+        self.loads.insert(self.member.id, self.load());
+        self.network.publish(Hint {
+            node: self.member.id,
+            name: self.member.name.clone(),
+            slots: self.member.slots,
+            version: self.member.version.clone(),
+            load: self.load(),
+            leader: self.replica.standing().leader,
+            fence: self.replica.fence(),
+        });
+    }
+
+    fn status(&self) -> Status {
+        let state = self.replica.state();
+        let standing = self.replica.standing();
+        let nodes = state.members().values().map(|member| {
+            let role = if standing.leader == Some(member.id) {
+                NodeRole::Leader
+            } else if standing.configuration.voters.contains(&member.id) {
+                NodeRole::Voter
+            } else {
+                NodeRole::Learner
+            };
+            let load = if member.id == self.member.id {
+                self.load()
+            } else {
+                self.loads.get(&member.id).copied().unwrap_or_default()
+            };
+            NodeInfo {
+                member: member.clone(),
+                role,
+                alive: self.is_alive(member.id),
+                load,
+            }
+        });
+        Status {
+            node: self.member.id,
+            mesh: state.mesh(),
+            leader: standing.leader,
+            fence: self.replica.fence(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    fn mesh_view(&self) -> MeshView {
+        let connected = self.network.peers().into_iter().filter(|peer| peer.connected);
+        let mut peers: Vec<NodeId> = connected.map(|peer| peer.node).collect();
+        peers.push(self.member.id);
+        peers.sort_unstable();
+        MeshView {
+            node: self.member.id,
+            mesh: self.replica.state().mesh(),
+            leader: self.replica.standing().leader,
+            peers,
+        }
+    }
+
+    fn outputs(&self, id: JobId) -> Option<Outputs> {
+        let job = self.replica.state().job(id)?;
+        if job.phase != JobPhase::Succeeded {
+            return None;
+        }
+        let work = job.work.as_ref()?;
+        let stage = work.graph.stages.last()?.id;
+        let partitions = work.outputs.last()?.clone()?;
+        Some(Outputs {
+            stage,
+            schema: work.graph.schema.clone(),
+            partitions,
+        })
+    }
+}

@@ -1,0 +1,220 @@
+//! Partitions on their way: served to peers, fetched from them, and relayed to drivers as results.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use floe_network::Network;
+use floe_protocol::message::Segment;
+use floe_protocol::{Failure, NodeId, OutputMeta, Request, Response, TaskId};
+use floe_transport::call::{read_frame, write_frame};
+use floe_transport::stream::{Body, send_body};
+use futures::future::BoxFuture;
+use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
+use tokio::time::timeout;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::store::Store;
+use crate::worker::Inputs;
+
+/// How long a holder may take to begin answering; the body then has its own stall timeout.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest chunk handed to a bulk stream at once.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Gets partitions from this node's store or from the peers that hold them.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    network: Network,
+    store: Store,
+}
+
+impl Streams {
+    /// Streams between this store and the peers of this network.
+    pub fn new(network: Network, store: Store) -> Arc<Self> {
+        Arc::new(Self { network, store })
+    }
+
+    /// A segment's Arrow IPC files, from this node if it holds them, else from the first holder that does.
+    pub async fn fetch_segment(&self, segment: &Segment) -> Result<Vec<Bytes>, Failure> {
+        let mut failure = Failure::InputLost {
+            partition: segment.partition,
+            node: segment.nodes.first().copied().unwrap_or(self.network.node()),
+        };
+        let here = self.network.node();
+        let local_first = segment.nodes.iter().filter(|n| **n == here);
+        let others = segment.nodes.iter().filter(|n| **n != here);
+        for node in local_first.chain(others).copied() {
+            let found = if node == here {
+                self.fetch_local(segment.partition, segment.bucket).await
+            } else {
+                self.fetch_remote(node, segment.partition, segment.bucket).await
+            };
+            match found {
+                Ok(files) => return Ok(files),
+                Err(error) => {
+                    tracing::info!(partition = %segment.partition, %node, %error, "partition not had");
+                    failure = Failure::InputLost {
+                        partition: segment.partition,
+                        node,
+                    };
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn fetch_local(&self, partition: TaskId, bucket: Option<u32>) -> Result<Vec<Bytes>, Failure> {
+        let store = self.store.clone();
+        let found = tokio::task::spawn_blocking(move || store.get(partition, bucket))
+            .await
+            .map_err(Failure::internal)??;
+        Ok(found.into_iter().map(|segment| segment.bytes).collect())
+    }
+
+    async fn fetch_remote(
+        &self,
+        node: NodeId,
+        partition: TaskId,
+        bucket: Option<u32>,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let unreachable = |error: &dyn std::fmt::Display| Failure::Unavailable {
+            message: format!("node {node} does not send partition {partition}: {error}"),
+        };
+        let begin = async {
+            let mut stream = self
+                .network
+                .open(node)
+                .await
+                .map_err(|error| unreachable(&error))?;
+            write_frame(&mut stream, &Request::Fetch { partition, bucket })
+                .await
+                .map_err(|error| unreachable(&error))?;
+            let response: Response = read_frame(&mut stream)
+                .await
+                .map_err(|error| unreachable(&error))?;
+            Ok::<_, Failure>((stream, response))
+        };
+        let (stream, response) = timeout(FETCH_TIMEOUT, begin)
+            .await
+            .map_err(|_| unreachable(&"no answer in time"))??;
+        let segments = match response {
+            Response::Fetching { segments } => segments,
+            Response::Failed(failure) => return Err(failure),
+            other => {
+                return Err(Failure::internal(format!(
+                    "node {node} answered a fetch with {other:?}"
+                )));
+            }
+        };
+        let mut body = Body::new(stream);
+        let mut files = Vec::with_capacity(segments.len());
+        let mut rest = Bytes::new();
+        for (checksum, length) in segments {
+            let length = usize::try_from(length).map_err(Failure::internal)?;
+            let mut file = BytesMut::new();
+            while file.len() < length {
+                if rest.is_empty() {
+                    rest = match body.next().await {
+                        Some(chunk) => chunk.map_err(|error| unreachable(&error))?,
+                        None => return Err(unreachable(&"its stream ended early")),
+                    };
+                }
+                let wanted = (length - file.len()).min(rest.len());
+                file.extend_from_slice(&rest.split_to(wanted));
+            }
+            if xxh3_64(&file) != checksum {
+                return Err(unreachable(&"its checksum does not fit"));
+            }
+            files.push(file.freeze());
+        }
+        // Reading to the end acknowledges the body.
+        match body.next().await {
+            None => Ok(files),
+            Some(Err(error)) => Err(unreachable(&error)),
+            Some(Ok(_)) => Err(unreachable(&"its stream is longer than it said")),
+        }
+    }
+
+    /// Answers [`Request::Fetch`].
+    pub async fn serve_fetch<S>(
+        &self,
+        mut stream: S,
+        partition: TaskId,
+        bucket: Option<u32>,
+    ) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let store = self.store.clone();
+        let found = tokio::task::spawn_blocking(move || store.get(partition, bucket))
+            .await
+            .map_err(Failure::internal)?;
+        let found = match found {
+            Ok(found) => found,
+            Err(failure) => {
+                return write_frame(&mut stream, &Response::Failed(failure))
+                    .await
+                    .map_err(Failure::internal);
+            }
+        };
+        let segments = found.iter().map(|s| (s.checksum, s.bytes.len() as u64)).collect();
+        write_frame(&mut stream, &Response::Fetching { segments })
+            .await
+            .map_err(Failure::internal)?;
+        let chunks = found
+            .into_iter()
+            .flat_map(|segment| chunks_of(segment.bytes))
+            .map(Ok);
+        send_body(&mut stream, stream::iter(chunks))
+            .await
+            .map_err(Failure::internal)?;
+        Ok(())
+    }
+
+    /// Gives another node a copy of a partition that this one holds.
+    pub async fn copy_to(&self, node: NodeId, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
+        let store = self.store.clone();
+        let found = tokio::task::spawn_blocking(move || store.get(partition, None))
+            .await
+            .map_err(Failure::internal)??;
+        let mut stream = self.network.open(node).await.map_err(Failure::internal)?;
+        write_frame(&mut stream, &Request::Put { partition, meta })
+            .await
+            .map_err(Failure::internal)?;
+        let chunks = found
+            .into_iter()
+            .flat_map(|segment| chunks_of(segment.bytes))
+            .map(Ok);
+        send_body(&mut stream, stream::iter(chunks))
+            .await
+            .map_err(Failure::internal)?;
+        let answer = timeout(FETCH_TIMEOUT, read_frame(&mut stream))
+            .await
+            .map_err(Failure::internal)?;
+        match answer.map_err(Failure::internal)? {
+            Response::Done => Ok(()),
+            Response::Failed(failure) => Err(failure),
+            other => Err(Failure::internal(format!(
+                "node {node} answered a copy with {other:?}"
+            ))),
+        }
+    }
+}
+
+impl Inputs for Streams {
+    fn fetch<'a>(&'a self, segment: &'a Segment) -> BoxFuture<'a, Result<Vec<Bytes>, Failure>> {
+        Box::pin(self.fetch_segment(segment))
+    }
+}
+
+/// Cuts bytes into chunks without copying them.
+pub fn chunks_of(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        Some(bytes.split_to(CHUNK_BYTES.min(bytes.len())))
+    })
+}

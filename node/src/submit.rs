@@ -1,0 +1,356 @@
+//! From a driver's specification to an accepted job: find the files, plan, store the driver's frames, agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use floe_consensus::Command;
+use floe_protocol::message::{FileMark, Inspected, Status};
+use floe_protocol::{
+    Failure, JobId, JobSpec, NodeId, Placed, Request, Response, StageGraph, TaskId, Work, frame,
+};
+use floe_query::{Planned, Shape};
+use floe_transport::call::{read_frame, write_frame};
+use floe_transport::stream::send_body;
+use futures::future::join_all;
+use futures::stream;
+use tokio::time::timeout;
+
+use crate::config;
+use crate::mailbox::{Ask, Mailbox};
+use crate::store::Store;
+use crate::stream::{Streams, chunks_of};
+
+/// The part of a node's memory, over all its slots, that one task's input should take: decoded columns,
+/// hash tables and output are several times their input.
+const TASK_MEMORY_PART: u64 = 8;
+
+/// Bounds of one task's input: less is not worth a task, more is not worth waiting for.
+const TASK_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(128 << 20);
+
+/// How many nodes hold a driver's frame, so that losing one loses nothing.
+const FRAME_COPIES: usize = 2;
+
+/// Plans and submits on behalf of drivers.
+#[derive(Clone, Debug)]
+pub struct Submitter {
+    mailbox: Mailbox,
+    store: Store,
+    streams: Arc<Streams>,
+}
+
+/// What each node found under each path of a query.
+struct Looked(BTreeMap<NodeId, Result<Vec<Inspected>, String>>);
+
+impl Submitter {
+    /// A submitter that keeps frames in `store`.
+    pub fn new(mailbox: Mailbox, store: Store, streams: Arc<Streams>) -> Self {
+        Self {
+            mailbox,
+            store,
+            streams,
+        }
+    }
+
+    /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id.
+    pub async fn submit(&self, id: JobId, spec: Bytes) -> Result<(), Failure> {
+        if self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
+            return Ok(());
+        }
+        let decoded = decode_spec(&spec)?;
+        let label = decoded.label.clone();
+        let graph = self.plan(id, decoded, spec, true).await?;
+        let submitted_unix_ms = unix_ms();
+        self.mailbox
+            .propose(Command::Submit {
+                job: id,
+                label,
+                graph,
+                submitted_unix_ms,
+            })
+            .await?;
+        self.applied(id).await
+    }
+
+    /// Plans without running.
+    pub async fn explain(&self, spec: Bytes) -> Result<StageGraph, Failure> {
+        self.plan(JobId(0), decode_spec(&spec)?, spec, false).await
+    }
+
+    /// Answers [`Request::Plan`]: plans here or not at all.
+    pub async fn plan_here(&self, id: JobId, spec: Bytes) -> Result<StageGraph, Failure> {
+        let spec = decode_spec(&spec)?;
+        let status = self.mailbox.ask(Ask::Status).await?;
+        let looked = self.look(&status, &spec).await?;
+        self.cut(id, spec, &status, &looked, true).await
+    }
+
+    /// Waits until this node's own state has the job, so that a driver may ask for it at once.
+    async fn applied(&self, id: JobId) -> Result<(), Failure> {
+        let mut changes = self.mailbox.changes();
+        let known = async {
+            loop {
+                changes.mark_unchanged();
+                if self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
+                    return Ok(());
+                }
+                if changes.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        // Past the wait the job is accepted all the same; this node is merely behind.
+        timeout(config::CALL_TIMEOUT, known).await.unwrap_or(Ok(()))
+    }
+
+    async fn plan(
+        &self,
+        id: JobId,
+        spec: JobSpec,
+        encoded: Bytes,
+        keep_frames: bool,
+    ) -> Result<StageGraph, Failure> {
+        let status = self.mailbox.ask(Ask::Status).await?;
+        let looked = self.look(&status, &spec).await?;
+        let here = status.node;
+        if looked.sees_all(here) {
+            return self.cut(id, spec, &status, &looked, keep_frames).await;
+        }
+        match looked.0.keys().copied().find(|node| looked.sees_all(*node)) {
+            Some(node) => self.plan_at(node, id, encoded).await,
+            None => Err(looked.unseen(&floe_query::paths(&spec.query)?, &status)),
+        }
+    }
+
+    /// Asks every live node what it sees of the query's files.
+    async fn look(&self, status: &Status, spec: &JobSpec) -> Result<Looked, Failure> {
+        let query = spec.query.clone();
+        let paths = blocking(move || floe_query::paths(&query)).await??;
+        if paths.is_empty() {
+            return Ok(Looked(BTreeMap::from([(status.node, Ok(Vec::new()))])));
+        }
+        let request = Request::Inspect { paths: paths.clone() };
+        let others = status
+            .nodes
+            .iter()
+            .filter(|info| info.alive && info.member.id != status.node);
+        let answers = others.map(|info| async {
+            let node = info.member.id;
+            let found = match self
+                .mailbox
+                .network()
+                .call(node, &request, config::CALL_TIMEOUT)
+                .await
+            {
+                Ok(Response::Inspected(found)) if found.len() == paths.len() => Ok(found),
+                Ok(other) => Err(format!("answered {other:?}")),
+                Err(error) => Err(error.to_string()),
+            };
+            (node, found)
+        });
+        let own_paths = paths.clone();
+        let own = blocking(move || floe_query::inspect(&own_paths));
+        let (own, others) = tokio::join!(own, join_all(answers));
+        let mut looked: BTreeMap<_, _> = others.into_iter().collect();
+        looked.insert(status.node, Ok(own?));
+        Ok(Looked(looked))
+    }
+
+    /// Lets another node plan, since it sees the files.
+    async fn plan_at(&self, node: NodeId, id: JobId, spec: Bytes) -> Result<StageGraph, Failure> {
+        let lost = |error: &dyn std::fmt::Display| Failure::Unavailable {
+            message: format!(
+                "node {node}, which sees the query's files, did not plan it: {error}; try again"
+            ),
+        };
+        let plan = async {
+            let mut stream = self
+                .mailbox
+                .network()
+                .open(node)
+                .await
+                .map_err(|error| lost(&error))?;
+            write_frame(&mut stream, &Request::Plan { id })
+                .await
+                .map_err(|error| lost(&error))?;
+            send_body(&mut stream, stream::iter(chunks_of(spec).map(Ok)))
+                .await
+                .map_err(|error| lost(&error))?;
+            read_frame(&mut stream).await.map_err(|error| lost(&error))
+        };
+        match timeout(config::PROPOSE_PATIENCE, plan)
+            .await
+            .map_err(|error| lost(&error))??
+        {
+            Response::Planned(graph) => Ok(graph),
+            Response::Failed(failure) => Err(failure),
+            other => Err(Failure::internal(format!(
+                "node {node} answered a plan with {other:?}"
+            ))),
+        }
+    }
+
+    /// Plans on this node and keeps the driver's frames.
+    async fn cut(
+        &self,
+        id: JobId,
+        spec: JobSpec,
+        status: &Status,
+        looked: &Looked,
+        keep_frames: bool,
+    ) -> Result<StageGraph, Failure> {
+        let shape = shape_of(status);
+        let Planned {
+            mut graph,
+            frames,
+            scans,
+        } = blocking(move || floe_query::plan(&spec.query, &shape)).await??;
+        for (stage, files) in &scans {
+            let Some(stage) = graph.stages.get_mut(stage.0 as usize) else {
+                continue;
+            };
+            (stage.seen_by, stage.unseen_by) = looked.divide(files);
+        }
+        if keep_frames {
+            for (stage, partition, frame) in frames {
+                let task = TaskId {
+                    job: id,
+                    stage,
+                    partition,
+                };
+                let store = self.store.clone();
+                let meta = blocking(move || store.put(task, vec![frame])).await??;
+                let nodes = self.copy(task, &meta, status).await;
+                if let Some(stage) = graph.stages.get_mut(stage.0 as usize)
+                    && let Work::Held(held) = &mut stage.work
+                    && let Some(placed) = held.get_mut(partition as usize)
+                {
+                    *placed = Placed { nodes, meta };
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are.
+    async fn copy(&self, task: TaskId, meta: &floe_protocol::OutputMeta, status: &Status) -> Vec<NodeId> {
+        let mut nodes = vec![status.node];
+        let others: Vec<_> = status
+            .nodes
+            .iter()
+            .filter(|i| i.alive && i.member.id != status.node)
+            .map(|i| i.member.id)
+            .collect();
+        // Copies of different partitions go to different nodes.
+        let first = task.partition as usize;
+        for offset in 0..others.len() {
+            if nodes.len() == FRAME_COPIES {
+                break;
+            }
+            let node = others[(first + offset) % others.len()];
+            match self.streams.copy_to(node, task, meta.clone()).await {
+                Ok(()) => nodes.push(node),
+                Err(error) => tracing::warn!(%node, partition = %task, %error, "frame not copied"),
+            }
+        }
+        nodes
+    }
+}
+
+impl Looked {
+    fn sees_all(&self, node: NodeId) -> bool {
+        matches!(self.0.get(&node), Some(Ok(found))
+            if found.iter().all(|path| matches!(path, Inspected::Files(files) if !files.is_empty())))
+    }
+
+    /// Nodes that see exactly these files, and nodes that answered and do not.
+    fn divide(&self, files: &[FileMark]) -> (Vec<NodeId>, Vec<NodeId>) {
+        let (mut seen_by, mut unseen_by) = (Vec::new(), Vec::new());
+        for (node, found) in &self.0 {
+            let Ok(found) = found else { continue };
+            let has: BTreeSet<&FileMark> = found
+                .iter()
+                .filter_map(|path| match path {
+                    Inspected::Files(files) => Some(files),
+                    Inspected::Missing(_) => None,
+                })
+                .flatten()
+                .collect();
+            if files.iter().all(|file| has.contains(file)) {
+                seen_by.push(*node)
+            } else {
+                unseen_by.push(*node)
+            }
+        }
+        (seen_by, unseen_by)
+    }
+
+    /// The sentence for a path that no single node can read.
+    fn unseen(&self, paths: &[String], status: &Status) -> Failure {
+        let name_of = |node: NodeId| {
+            let member = status.nodes.iter().find(|info| info.member.id == node);
+            member.map_or_else(|| node.to_string(), |info| info.member.name.clone())
+        };
+        let lacks = |index: usize| {
+            self.0.values().all(|found| !matches!(found, Ok(f) if matches!(f.get(index), Some(Inspected::Files(f)) if !f.is_empty())))
+        };
+        // The path that nobody has, or, where each has another part, the first that somebody lacks.
+        let index = (0..paths.len()).find(|index| lacks(*index)).unwrap_or(0);
+        let looked = self.0.iter().map(|(node, found)| {
+            let answer = match found {
+                Err(error) => error.clone(),
+                Ok(found) => match found.get(index) {
+                    Some(Inspected::Files(files)) if !files.is_empty() => {
+                        "found, but not the query's other files".to_owned()
+                    }
+                    Some(Inspected::Missing(why)) => why.clone(),
+                    _ => "no such file".to_owned(),
+                },
+            };
+            format!("{} ({answer})", name_of(*node))
+        });
+        Failure::Unseen {
+            path: paths.get(index).cloned().unwrap_or_default(),
+            looked: format!("looked on {}", looked.collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// What the planner should know of the live nodes.
+fn shape_of(status: &Status) -> Shape {
+    let live = || {
+        status
+            .nodes
+            .iter()
+            .filter(|info| info.alive)
+            .map(|info| &info.member)
+    };
+    let slots = live().map(|member| member.slots).sum::<u32>().max(1);
+    let smallest = live()
+        .map(|member| member.memory_bytes / u64::from(member.slots.max(1)))
+        .min();
+    let task_bytes = smallest.unwrap_or(0) / TASK_MEMORY_PART;
+    Shape {
+        slots,
+        task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()),
+    }
+}
+
+fn decode_spec(bytes: &[u8]) -> Result<JobSpec, Failure> {
+    frame::decode(bytes).map_err(|error| Failure::Refused {
+        message: format!("the job cannot be read: {error}"),
+    })
+}
+
+/// Runs something that computes or reads files off the async threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(Failure::internal)
+}
+
+/// Now, in milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,179 @@
+//! Which attempts a worker has been given and still should run, and how many run at once.
+//!
+//! ```text
+//!   assigned ──> queued ──> running ──> ended
+//!                   └──────────┴──────> aborted: forgotten at once; a slot stays taken until Polars returns
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use floe_protocol::{AttemptId, JobId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// How many attempts may be queued or running: enough to keep every slot busy while the leader thinks, and
+/// few enough that what is queued can be moved when another node becomes idle.
+pub const MAX_QUEUED: usize = 1024;
+
+/// The attempts of one worker, and its slots.
+#[derive(Debug)]
+pub(super) struct Slots {
+    total: usize,
+    free: Arc<Semaphore>,
+    wanted: Mutex<BTreeMap<AttemptId, CancellationToken>>,
+}
+
+/// What became of an assignment.
+#[derive(Debug)]
+pub(super) enum Admitted {
+    /// It is to be run, until the token says otherwise.
+    New(CancellationToken),
+    /// It is queued or running already.
+    Known,
+    /// There are [`MAX_QUEUED`] already.
+    Full,
+}
+
+impl Slots {
+    pub(super) fn new(total: usize) -> Self {
+        let total = total.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            total,
+            free: Arc::new(Semaphore::new(total)),
+            wanted: Mutex::default(),
+        }
+    }
+
+    /// Enters an attempt.
+    pub(super) fn admit(&self, attempt: AttemptId) -> Admitted {
+        let mut wanted = self.lock();
+        if wanted.contains_key(&attempt) {
+            return Admitted::Known;
+        }
+        if wanted.len() >= MAX_QUEUED {
+            return Admitted::Full;
+        }
+        let token = CancellationToken::new();
+        wanted.insert(attempt, token.clone());
+        Admitted::New(token)
+    }
+
+    /// Waits for a slot; first come, first served.
+    pub(super) async fn take(&self) -> Slot {
+        // The semaphore is never closed.
+        Slot {
+            _permit: Arc::clone(&self.free).acquire_owned().await.ok(),
+        }
+    }
+
+    /// Takes an attempt out of the list. False: it was aborted before.
+    pub(super) fn end(&self, attempt: &AttemptId) -> bool {
+        self.lock().remove(attempt).is_some()
+    }
+
+    /// Takes the attempts that fit out of the list and tells them to stop.
+    pub(super) fn abort(&self, fits: impl Fn(&AttemptId) -> bool) {
+        self.lock().retain(|attempt, token| {
+            let aborted = fits(attempt);
+            if aborted {
+                token.cancel();
+            }
+            !aborted
+        });
+    }
+
+    /// Every attempt that is queued or running, in order.
+    pub(super) fn list(&self) -> Vec<AttemptId> {
+        self.lock().keys().copied().collect()
+    }
+
+    /// How many slots are taken, those of aborted attempts included whose threads have not returned.
+    pub(super) fn taken(&self) -> usize {
+        self.total - self.free.available_permits().min(self.total)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AttemptId, CancellationToken>> {
+        // Every change to the list is one call, so a poisoned one is a sound one.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A slot, taken until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether an attempt is of one of these jobs.
+pub(super) fn is_of(jobs: &[JobId]) -> impl Fn(&AttemptId) -> bool {
+    move |attempt| jobs.contains(&attempt.task.job)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use floe_protocol::{StageId, TaskId};
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn attempt(job: u64, attempt: u64) -> AttemptId {
+        AttemptId {
+            task: TaskId {
+                job: JobId(job),
+                stage: StageId(0),
+                partition: 0,
+            },
+            attempt,
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_admitted_once_until_it_ends() {
+        let slots = Slots::new(1);
+        assert!(matches!(slots.admit(attempt(1, 1)), Admitted::New(_)));
+        assert!(matches!(slots.admit(attempt(1, 1)), Admitted::Known));
+        assert!(slots.end(&attempt(1, 1)));
+        assert!(!slots.end(&attempt(1, 1)));
+        assert!(matches!(slots.admit(attempt(1, 1)), Admitted::New(_)));
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let slots = Slots::new(1);
+        for n in 0..MAX_QUEUED as u64 {
+            assert!(matches!(slots.admit(attempt(1, n)), Admitted::New(_)));
+        }
+        assert!(matches!(slots.admit(attempt(2, 0)), Admitted::Full));
+        slots.abort(is_of(&[JobId(1)]));
+        assert!(matches!(slots.admit(attempt(2, 0)), Admitted::New(_)));
+    }
+
+    #[test]
+    fn aborting_tells_the_aborted_and_only_them() {
+        let slots = Slots::new(1);
+        let Admitted::New(first) = slots.admit(attempt(1, 0)) else {
+            panic!("not admitted")
+        };
+        let Admitted::New(second) = slots.admit(attempt(2, 0)) else {
+            panic!("not admitted")
+        };
+        slots.abort(is_of(&[JobId(1)]));
+        assert!(first.is_cancelled());
+        assert!(!second.is_cancelled());
+        assert_eq!(slots.list(), [attempt(2, 0)]);
+    }
+
+    #[tokio::test]
+    async fn slots_are_counted() {
+        let slots = Slots::new(2);
+        let (first, second) = (slots.take().await, slots.take().await);
+        assert!(slots.take().now_or_never().is_none());
+        assert_eq!(slots.taken(), 2);
+        drop(first);
+        assert_eq!(slots.taken(), 1);
+        drop((slots.take().await, second));
+        assert_eq!(slots.taken(), 0);
+    }
+}

@@ -1,0 +1,49 @@
+//! Real `floe` processes for tests and scenarios, on loopback only, shut off from the user's own mesh.
+//!
+//! ```no_run
+//! # async fn story() -> anyhow::Result<()> {
+//! use floe_scenarios::harness::Cluster;
+//!
+//! let mut cluster = Cluster::builder("target/debug/floe").nodes(3).slots(1).start().await?;
+//! let leader = cluster.leader().await?;
+//! cluster.node(leader).kill().await?;
+//! assert_ne!(cluster.leader().await?, leader);
+//! # Ok(())
+//! # }
+//! ```
+
+mod mesh;
+mod process;
+
+pub use mesh::{Builder, Cluster};
+pub use process::{Finished, Floe, Node};
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tokio::time::{Instant, sleep};
+
+/// How long a condition may take to hold. It only bounds a hang: on a busy two-core machine everything takes
+/// a multiple of its usual time, and a test that passes never waits for it.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` yields a value, looking every few milliseconds; `what` names it in the error.
+pub async fn wait_until<T>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> Result<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = condition().await {
+            return Ok(value);
+        }
+        if Instant::now() >= end {
+            bail!("waited {} s in vain until {what}", deadline.as_secs());
+        }
+        sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,53 @@
+//! Scenarios from the command line: `cargo run -p floe-scenarios -- bench`.
+
+mod bench;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+/// The same allocator as the nodes', so that a comparison with Polars in this process is a fair one.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Stories played on real Floe processes.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures what Floe promises and prints each figure beside its target.
+    Bench(bench::Options),
+    /// Runs queries in this process for `bench` to compare with.
+    #[command(hide = true)]
+    SingleProcess(bench::SingleProcess),
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("FLOE_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    match Arguments::parse().command {
+        Command::Bench(options) => bench::run(&options).await,
+        Command::SingleProcess(options) => options.run(),
+    }
+}
+
+/// The `floe` binary, which cargo puts beside this one.
+fn floe_binary() -> Result<PathBuf> {
+    let here = std::env::current_exe().context("cannot tell where this program lies")?;
+    let floe = here.with_file_name(format!("floe{}", std::env::consts::EXE_SUFFIX));
+    ensure!(
+        floe.is_file(),
+        "there is no {}: build it first: cargo build --bin floe",
+        floe.display()
+    );
+    Ok(floe)
+}
