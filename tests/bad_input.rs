@@ -15,12 +15,7 @@ use crate::{cluster, floe};
 /// Still there, and still right.
 async fn answers(cluster: &Cluster, i: usize) {
     let query = format!("SELECT COUNT(*) AS n FROM '{}'", airlines().display());
-    let answer = cluster
-        .run(i, &["sql", &query, "--format", "csv"])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    let answer = cluster.run(i, &["sql", &query, "--format", "csv"]).await.unwrap().success().unwrap();
     assert_eq!(answer, "n\n16\n");
 }
 
@@ -28,24 +23,15 @@ async fn answers(cluster: &Cluster, i: usize) {
 fn sentence(stderr: &str, words: &[&str]) {
     let lower = stderr.to_lowercase();
     for word in words {
-        assert!(
-            lower.contains(&word.to_lowercase()),
-            "`{word}` is missing: {stderr}"
-        );
+        assert!(lower.contains(&word.to_lowercase()), "`{word}` is missing: {stderr}");
     }
-    for mark in [
-        "stack backtrace",
-        "RUST_BACKTRACE",
-        "Custom {",
-        "Err(",
-        "internal error",
-    ] {
+    for mark in ["stack backtrace", "RUST_BACKTRACE", "Custom {", "Err(", "internal error"] {
         assert!(!stderr.contains(mark), "not a sentence for a user: {stderr}");
     }
     assert!(!stderr.trim().is_empty(), "nothing was said");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_query_that_cannot_be_answered_says_why_and_harms_nothing() {
     let cluster = cluster().nodes(2).start().await.unwrap();
     let dir = cluster.dir();
@@ -75,10 +61,7 @@ async fn a_query_that_cannot_be_answered_says_why_and_harms_nothing() {
         (format!("SELECT * FROM '{cut}'"), vec!["cut.parquet"]),
         (format!("SELECT * FROM '{rotten}'"), vec![]),
         (format!("SELECT x FROM '{empty}'"), vec![]),
-        (
-            format!("SELECT CAST(name AS INTEGER) AS i FROM '{good}'"),
-            vec!["conversion"],
-        ),
+        (format!("SELECT CAST(name AS INTEGER) AS i FROM '{good}'"), vec!["conversion"]),
     ];
     for (statement, words) in &cases {
         let stderr = cluster.run(0, &["sql", statement]).await.unwrap().failure();
@@ -88,39 +71,25 @@ async fn a_query_that_cannot_be_answered_says_why_and_harms_nothing() {
             assert_eq!(stderr.matches("nonsense").count(), 1, "said once: {stderr}");
         }
     }
-    let explained = cluster
-        .run(1, &["explain", "SELEC nothing"])
-        .await
-        .unwrap()
-        .failure()
-        .unwrap();
+    let explained = cluster.run(1, &["explain", "SELEC nothing"]).await.unwrap().failure().unwrap();
     sentence(&explained, &["selec"]);
     answers(&cluster, 1).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn output_that_cannot_be_written_is_said_before_anything_runs() {
     let cluster = cluster().nodes(1).start().await.unwrap();
     let query = format!("SELECT * FROM '{}'", airlines().display());
     for bad in ["/no/such/directory/out.csv", "/"] {
-        let run = cluster
-            .run(0, &["sql", &query, "--format", "csv", "-o", bad])
-            .await
-            .unwrap();
+        let run = cluster.run(0, &["sql", &query, "--format", "csv", "-o", bad]).await.unwrap();
         sentence(&run.failure().unwrap(), &[bad]);
     }
-    let run = cluster
-        .run(0, &["sql", &query, "--format", "sculpture"])
-        .await
-        .unwrap();
+    let run = cluster.run(0, &["sql", &query, "--format", "sculpture"]).await.unwrap();
     sentence(&run.failure().unwrap(), &["sculpture", "csv"]);
-    assert!(
-        cluster.client(0).await.unwrap().jobs().await.unwrap().is_empty(),
-        "nothing was submitted"
-    );
+    assert!(cluster.client(0).await.unwrap().jobs().await.unwrap().is_empty(), "nothing was submitted");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_may_not_or_cannot_connect_is_told_why() {
     let mut cluster = cluster().nodes(1).start().await.unwrap();
     let home = tempfile::tempdir().unwrap();
@@ -132,58 +101,32 @@ async fn a_driver_that_may_not_or_cannot_connect_is_told_why() {
     let garbage = home.path().join("garbage-key");
     fs::write(&garbage, "sesame").unwrap();
     let garbage = garbage.display().to_string();
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let closed = format!("/ip4/127.0.0.1/tcp/{closed}");
     let key = cluster.key_file().display().to_string();
 
     let cases: [(&[&str], &[&str]); 8] = [
         (&["status", "--connect", &address, "--key-file", &other], &["key"]),
         (&["status", "--connect", &address], &["key"]),
-        (
-            &["status", "--connect", &address, "--key-file", &garbage],
-            &["garbage-key", "floe key"],
-        ),
-        (
-            &["status", "--connect", &address, "--key-file", "/no/such/key"],
-            &["/no/such/key"],
-        ),
+        (&["status", "--connect", &address, "--key-file", &garbage], &["garbage-key", "floe key"]),
+        (&["status", "--connect", &address, "--key-file", "/no/such/key"], &["/no/such/key"]),
         // The time waited is part of the sentence.
-        (
-            &["status", "--connect", &closed, "--key-file", &key],
-            &[&closed, " s"],
-        ),
-        (
-            &["status", "--connect", "not an address", "--key-file", &key],
-            &["not an address"],
-        ),
+        (&["status", "--connect", &closed, "--key-file", &key], &[&closed, " s"]),
+        (&["status", "--connect", "not an address", "--key-file", &key], &["not an address"]),
         (&["status"], &["floe up"]),
-        (
-            &["cancel", "xyz", "--connect", &address, "--key-file", &key],
-            &["xyz"],
-        ),
+        (&["cancel", "xyz", "--connect", &address, "--key-file", &key], &["xyz"]),
     ];
     for (args, words) in cases {
         let run = floe.run(args).await.unwrap();
-        let stderr = run
-            .failure()
-            .unwrap_or_else(|error| panic!("{args:?}: {error:#}"));
+        let stderr = run.failure().unwrap_or_else(|error| panic!("{args:?}: {error:#}"));
         sentence(&stderr, words);
     }
-    let unknown = cluster
-        .run(0, &["cancel", "0123456789abcdef"])
-        .await
-        .unwrap()
-        .failure()
-        .unwrap();
+    let unknown = cluster.run(0, &["cancel", "0123456789abcdef"]).await.unwrap().failure().unwrap();
     sentence(&unknown, &["0123456789abcdef"]);
     answers(&cluster, 0).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_cannot_start_says_why() {
     let mut cluster = cluster().nodes(1).start().await.unwrap();
     let home = tempfile::tempdir().unwrap();
@@ -196,10 +139,7 @@ async fn a_node_that_cannot_start_says_why() {
         (&["up", "floe1nonsense"], &["ticket"]),
         (&["up", "nonsense"], &["ticket"]),
         (&["up", "--data-dir", &busy], &[&busy]),
-        (
-            &["up", "--data-dir", &fresh, "--listen", &taken],
-            &[&port.to_string()],
-        ),
+        (&["up", "--data-dir", &fresh, "--listen", &taken], &[&port.to_string()]),
         (&["up", "--data-dir", &fresh, "--listen", "nowhere"], &["nowhere"]),
         (&["up", "--data-dir", "/proc/no/such"], &["/proc/no"]),
         (&["up", "--data-dir", &fresh, "--memory", "1KiB"], &["1KiB"]),
@@ -207,15 +147,13 @@ async fn a_node_that_cannot_start_says_why() {
     ];
     for (args, words) in cases {
         let run = floe.run(args).await.unwrap();
-        let stderr = run
-            .failure()
-            .unwrap_or_else(|error| panic!("{args:?}: {error:#}"));
+        let stderr = run.failure().unwrap_or_else(|error| panic!("{args:?}: {error:#}"));
         sentence(&stderr, words);
     }
     answers(&cluster, 0).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_or_newer_data_directory_is_refused_by_file_name() {
     let mut cluster = cluster().nodes(1).start().await.unwrap();
     assert!(cluster.node(0).terminate().await.unwrap().success());
@@ -252,7 +190,7 @@ async fn a_damaged_or_newer_data_directory_is_refused_by_file_name() {
 }
 
 /// Whoever does not speak the protocol is dropped and named in the log; the node goes on.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_the_port_is_dropped_and_logged() {
     let mut cluster = cluster().nodes(1).start().await.unwrap();
     let port = cluster.node(0).port().unwrap();
@@ -286,24 +224,16 @@ async fn garbage_on_the_port_is_dropped_and_logged() {
 }
 
 /// A file that disappears or changes between two queries is not answered from what was there before.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_changed_is_read_anew() {
     let cluster = cluster().nodes(2).start().await.unwrap();
     let file = cluster.dir().join("t.csv");
     let query = format!("SELECT SUM(x) AS s FROM '{}'", file.display());
     for (text, sum) in [("x\n1\n2\n", "3"), ("x\n10\n20\n30\n", "60")] {
         fs::write(&file, text).unwrap();
-        let answer = cluster
-            .run(0, &["sql", &query, "--format", "csv"])
-            .await
-            .unwrap()
-            .success()
-            .unwrap();
+        let answer = cluster.run(0, &["sql", &query, "--format", "csv"]).await.unwrap().success().unwrap();
         assert_eq!(answer, format!("s\n{sum}\n"));
     }
     fs::remove_file(&file).unwrap();
-    sentence(
-        &cluster.run(1, &["sql", &query]).await.unwrap().failure().unwrap(),
-        &["t.csv"],
-    );
+    sentence(&cluster.run(1, &["sql", &query]).await.unwrap().failure().unwrap(), &["t.csv"]);
 }

@@ -16,7 +16,7 @@ const STATEMENT: &str = "SELECT carrier, name || ', \"' || carrier || '\" é' AS
     CASE WHEN carrier < 'D' THEN LENGTH(name) END AS size, LENGTH(name) / 7.0 AS ratio, \
     DATE '2013-01-31' AS day FROM {airlines} ORDER BY carrier";
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_fresh_each_time_and_one_word() {
     let home = tempfile::tempdir().unwrap();
     let mut keys = BTreeSet::new();
@@ -24,10 +24,7 @@ async fn a_key_is_fresh_each_time_and_one_word() {
         let text = floe(home.path()).run(["key"]).await.unwrap().success().unwrap();
         let key = text.strip_suffix('\n').unwrap().to_owned();
         assert!(
-            key.len() >= 32
-                && key
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-_:".contains(c)),
+            key.len() >= 32 && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_:".contains(c)),
             "{key}"
         );
         keys.insert(key);
@@ -35,7 +32,7 @@ async fn a_key_is_fresh_each_time_and_one_word() {
     assert_eq!(keys.len(), 3);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn results_come_in_every_format_to_the_terminal_and_to_a_file() {
     let cluster = cluster().nodes(1).start().await.unwrap();
     let tables = Tables::new().with("airlines", airlines());
@@ -50,10 +47,7 @@ async fn results_come_in_every_format_to_the_terminal_and_to_a_file() {
         assert!(printed.status.success(), "{format}: {}", printed.stderr);
         let file = cluster.dir().join(format!("out.{format}"));
         let path = file.display().to_string();
-        let quiet = cluster
-            .run(0, &["sql", &text, "--format", format, "-o", &path])
-            .await
-            .unwrap();
+        let quiet = cluster.run(0, &["sql", &text, "--format", format, "-o", &path]).await.unwrap();
         assert_eq!(quiet.success().unwrap(), "");
         if format != "parquet" {
             assert!(
@@ -82,32 +76,19 @@ fn read(path: &Path) -> DataFrame {
 }
 
 fn as_text(frame: &DataFrame) -> DataFrame {
-    frame
-        .clone()
-        .lazy()
-        .select([all().as_expr().cast(DataType::String)])
-        .collect()
-        .unwrap()
+    frame.clone().lazy().select([all().as_expr().cast(DataType::String)]).collect().unwrap()
 }
 
 /// The first minute needs no set-up.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn sql_without_a_mesh_starts_its_own() {
     let home = tempfile::tempdir().unwrap();
-    let query = format!(
-        "SELECT carrier FROM '{}' WHERE name LIKE 'United%'",
-        airlines().display()
-    );
-    let answer = floe(home.path())
-        .run(["sql", &query, "--format", "csv"])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    let query = format!("SELECT carrier FROM '{}' WHERE name LIKE 'United%'", airlines().display());
+    let answer = floe(home.path()).run(["sql", &query, "--format", "csv"]).await.unwrap().success().unwrap();
     assert_eq!(answer, "carrier\nUA\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn relative_paths_are_the_callers() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("t.csv"), "x\n1\n2\n").unwrap();
@@ -122,14 +103,14 @@ async fn relative_paths_are_the_callers() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_invitation_to_a_loopback_mesh_says_what_to_type_first() {
     let cluster = cluster().nodes(1).start().await.unwrap();
     let stderr = cluster.run(0, &["invite"]).await.unwrap().failure().unwrap();
     assert!(stderr.contains("floe up --lan"), "{stderr}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_environment_can_name_the_mesh() {
     let mut cluster = cluster().nodes(1).start().await.unwrap();
     let home = tempfile::tempdir().unwrap();
@@ -140,14 +121,12 @@ async fn the_environment_can_name_the_mesh() {
     assert!(text.contains("node-0"), "{text}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn help_version_and_completions_need_no_mesh() {
     let home = tempfile::tempdir().unwrap();
     let floe = floe(home.path());
     let help = floe.run(["--help"]).await.unwrap().success().unwrap();
-    for command in [
-        "up", "invite", "status", "sql", "explain", "jobs", "cancel", "demo", "key",
-    ] {
+    for command in ["up", "invite", "status", "sql", "explain", "jobs", "cancel", "demo", "key"] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),
             "{command} is missing: {help}"
@@ -155,11 +134,6 @@ async fn help_version_and_completions_need_no_mesh() {
     }
     let version = floe.run(["--version"]).await.unwrap().success().unwrap();
     assert_eq!(version, format!("floe {}\n", env!("CARGO_PKG_VERSION")));
-    let completions = floe
-        .run(["completions", "bash"])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    let completions = floe.run(["completions", "bash"]).await.unwrap().success().unwrap();
     assert!(completions.contains("explain"), "{completions}");
 }

@@ -19,7 +19,7 @@ async fn mesh_with_flights() -> (Cluster, Tables, usize) {
     (cluster, tables, leader)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_outlives_its_leader() {
     let (mut cluster, tables, leader) = mesh_with_flights().await;
     let mesh = cluster.client((leader + 1) % 3).await.unwrap();
@@ -31,7 +31,7 @@ async fn a_job_outlives_its_leader() {
 }
 
 /// What the lost node had finished is made again.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_outlives_a_worker_and_its_partitions() {
     let (mut cluster, tables, leader) = mesh_with_flights().await;
     let mesh = cluster.client(leader).await.unwrap();
@@ -41,7 +41,7 @@ async fn a_job_outlives_a_worker_and_its_partitions() {
     same_rows(&found, &tables.run(&slow_query()).unwrap(), false).unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_goes_on_through_another_node() {
     let (mut cluster, tables, leader) = mesh_with_flights().await;
     let driver = (leader + 2) % 3;
@@ -52,14 +52,11 @@ async fn a_client_goes_on_through_another_node() {
     same_rows(&found, &tables.run(&slow_query()).unwrap(), false).unwrap();
     // A second driver finds the job by its id, at any node.
     let other = cluster.client(leader).await.unwrap();
-    assert_eq!(
-        other.job(job.id()).status().await.unwrap().phase,
-        JobPhase::Succeeded
-    );
+    assert_eq!(other.job(job.id()).status().await.unwrap().phase, JobPhase::Succeeded);
 }
 
 /// A stopped leader is not a dead one: it comes back believing that it still leads.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_slept_steps_back_into_line() {
     let (mut cluster, tables, leader) = mesh_with_flights().await;
     let mesh = cluster.client((leader + 1) % 3).await.unwrap();
@@ -78,7 +75,7 @@ async fn a_leader_that_slept_steps_back_into_line() {
     cluster.settled().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn interrupting_a_query_cancels_it_and_frees_what_it_held() {
     let (cluster, tables, leader) = mesh_with_flights().await;
     let mesh = cluster.client(leader).await.unwrap();
@@ -99,16 +96,13 @@ async fn interrupting_a_query_cancels_it_and_frees_what_it_held() {
     .unwrap();
     let pid = Pid::from_raw(driver.id().unwrap().try_into().unwrap());
     kill(pid, Signal::SIGINT).unwrap();
-    let status = tokio::time::timeout(DEADLINE, driver.wait())
-        .await
-        .expect("the driver ends")
-        .unwrap();
+    let status = tokio::time::timeout(DEADLINE, driver.wait()).await.expect("the driver ends").unwrap();
     assert_eq!(status.code(), Some(130), "what shells expect of Ctrl-C");
     assert_eq!(ended(&job).await.phase, JobPhase::Cancelled);
     idle(&mesh).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_listed_and_cancelled_by_its_id() {
     let (cluster, tables, leader) = mesh_with_flights().await;
     let mesh = cluster.client(leader).await.unwrap();
@@ -116,22 +110,12 @@ async fn a_job_is_listed_and_cancelled_by_its_id() {
     let id = job.id().to_string();
     let table = cluster.run(0, &["jobs"]).await.unwrap().success().unwrap();
     assert!(table.contains(&id) && table.contains("running"), "{table}");
-    cluster
-        .run((leader + 1) % 3, &["cancel", &id])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    cluster.run((leader + 1) % 3, &["cancel", &id]).await.unwrap().success().unwrap();
     assert_eq!(ended(&job).await.phase, JobPhase::Cancelled);
     let error = job.collect().await.unwrap_err().to_string();
     assert!(error.contains("cancelled"), "{error}");
     idle(&mesh).await;
-    let json = cluster
-        .run(1, &["jobs", "--format", "json"])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    let json = cluster.run(1, &["jobs", "--format", "json"]).await.unwrap().success().unwrap();
     assert!(json.contains(&id) && json.contains("cancelled"), "{json}");
     serde_json::from_str::<serde_json::Value>(&json).unwrap();
 }

@@ -10,29 +10,18 @@ use serde_json::Value;
 
 use crate::{cluster, floe};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn one_known_address_makes_three_nodes_one_mesh() {
     let cluster = cluster().nodes(3).memory("256MiB").start().await.unwrap();
     let leader = cluster.leader().await.unwrap();
     for i in 0..3 {
-        let text = cluster
-            .run(i, &["status", "--format", "json"])
-            .await
-            .unwrap()
-            .success()
-            .unwrap();
+        let text = cluster.run(i, &["status", "--format", "json"]).await.unwrap().success().unwrap();
         let status: Value = serde_json::from_str(&text).unwrap();
         let nodes = status["nodes"].as_array().unwrap();
         assert_eq!(nodes.len(), 3, "{text}");
         for node in nodes {
             assert!(node["name"].as_str().unwrap().starts_with("node-"), "{text}");
-            assert!(
-                node["address"]
-                    .as_str()
-                    .unwrap()
-                    .starts_with("/ip4/127.0.0.1/tcp/"),
-                "{text}"
-            );
+            assert!(node["address"].as_str().unwrap().starts_with("/ip4/127.0.0.1/tcp/"), "{text}");
             assert_eq!(node["alive"], true, "{text}");
             assert_eq!(node["slots"], 1, "{text}");
             assert_eq!(node["memory"], 256 << 20, "{text}");
@@ -44,15 +33,12 @@ async fn one_known_address_makes_three_nodes_one_mesh() {
         let ids: BTreeSet<&str> = nodes.iter().map(|node| node["id"].as_str().unwrap()).collect();
         assert_eq!(ids.len(), 3, "{text}");
         let table = cluster.run(i, &["status"]).await.unwrap().success().unwrap();
-        assert!(
-            (0..3).all(|n| table.contains(&format!("node-{n}"))) && table.contains("leader"),
-            "{table}"
-        );
+        assert!((0..3).all(|n| table.contains(&format!("node-{n}"))) && table.contains("leader"), "{table}");
     }
 }
 
 /// Three plain `floe up` need no flag, and neither does a command.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn plain_nodes_of_one_user_find_each_other() {
     let home = tempfile::tempdir().unwrap();
     let floe = floe(home.path());
@@ -63,45 +49,22 @@ async fn plain_nodes_of_one_user_find_each_other() {
         ready.unwrap();
     }
     let status = wait_until("three plain nodes are one mesh", DEADLINE, async || {
-        let text = floe
-            .run(["status", "--format", "json"])
-            .await
-            .unwrap()
-            .success()
-            .ok()?;
+        let text = floe.run(["status", "--format", "json"]).await.unwrap().success().ok()?;
         let status: Value = serde_json::from_str(&text).unwrap();
-        let alive = status["nodes"]
-            .as_array()?
-            .iter()
-            .filter(|node| node["alive"] == true)
-            .count();
+        let alive = status["nodes"].as_array()?.iter().filter(|node| node["alive"] == true).count();
         (alive == 3 && status["leader"].is_string()).then_some(status)
     })
     .await
     .unwrap();
-    let addresses: BTreeSet<&str> = status["nodes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|node| node["address"].as_str().unwrap())
-        .collect();
+    let addresses: BTreeSet<&str> =
+        status["nodes"].as_array().unwrap().iter().map(|node| node["address"].as_str().unwrap()).collect();
     assert_eq!(addresses, nodes.iter().map(Node::address).collect());
-    assert!(
-        addresses
-            .iter()
-            .all(|address| address.starts_with("/ip4/127.0.0.1/")),
-        "{addresses:?}"
-    );
-    let one = floe
-        .run(["sql", "SELECT 1 AS one", "--format", "csv"])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    assert!(addresses.iter().all(|address| address.starts_with("/ip4/127.0.0.1/")), "{addresses:?}");
+    let one = floe.run(["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap().success().unwrap();
     assert_eq!(one, "one\n1\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_started_at_once_found_one_mesh() {
     let cluster = cluster().nodes(3).discover().start().await.unwrap();
     let mut meshes = BTreeSet::new();
@@ -111,16 +74,12 @@ async fn nodes_started_at_once_found_one_mesh() {
     assert_eq!(meshes.len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_nodes_come_back_as_themselves() {
     let mut cluster = cluster().nodes(3).start().await.unwrap();
     let before = cluster.status(0).await.unwrap();
     let who = |status: &floe_protocol::message::Status| -> BTreeSet<_> {
-        status
-            .nodes
-            .iter()
-            .map(|node| (node.member.id, node.member.name.clone()))
-            .collect()
+        status.nodes.iter().map(|node| (node.member.id, node.member.name.clone())).collect()
     };
     for round in 0..2 {
         // One at a time first, then all at once: nothing but the disks remembers the mesh.
@@ -137,21 +96,13 @@ async fn killed_nodes_come_back_as_themselves() {
         cluster.settled().await.unwrap();
         let after = cluster.status(1).await.unwrap();
         assert_eq!((after.mesh, who(&after)), (before.mesh, who(&before)));
-        assert!(
-            after.fence >= before.fence,
-            "{} after {}",
-            after.fence,
-            before.fence
-        );
+        assert!(after.fence >= before.fence, "{} after {}", after.fence, before.fence);
     }
-    let one = cluster
-        .run(2, &["sql", "SELECT 1 AS one", "--format", "csv"])
-        .await
-        .unwrap();
+    let one = cluster.run(2, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
     assert_eq!(one.success().unwrap(), "one\n1\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_asked_to_stop_hands_over() {
     let mut cluster = cluster().nodes(3).start().await.unwrap();
     let first = cluster.leader().await.unwrap();
@@ -162,40 +113,24 @@ async fn a_leader_that_is_asked_to_stop_hands_over() {
     let left = cluster.status(second).await.unwrap();
     let gone = cluster.id_of(&left, first);
     // It is either no member any more, or known to be away.
-    assert!(
-        left.nodes
-            .iter()
-            .all(|node| Some(node.member.id) != gone || !node.alive),
-        "{left:?}"
-    );
-    let one = cluster
-        .run(second, &["sql", "SELECT 1 AS one", "--format", "csv"])
-        .await
-        .unwrap();
+    assert!(left.nodes.iter().all(|node| Some(node.member.id) != gone || !node.alive), "{left:?}");
+    let one = cluster.run(second, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
     assert_eq!(one.success().unwrap(), "one\n1\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_of_two_has_one_voter() {
     let cluster = cluster().nodes(2).start().await.unwrap();
     let status = cluster.status(1).await.unwrap();
-    let learners = status
-        .nodes
-        .iter()
-        .filter(|node| node.role == NodeRole::Learner)
-        .count();
+    let learners = status.nodes.iter().filter(|node| node.role == NodeRole::Learner).count();
     assert_eq!((status.nodes.len(), learners), (2, 1), "{status:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_another_key_is_refused_and_the_log_says_so() {
     let mut cluster = cluster().nodes(1).start().await.unwrap();
     let key = cluster.dir().join("other-key");
-    fs::write(
-        &key,
-        cluster.floe().run(["key"]).await.unwrap().success().unwrap(),
-    )
-    .unwrap();
+    fs::write(&key, cluster.floe().run(["key"]).await.unwrap().success().unwrap()).unwrap();
     let data = cluster.dir().join("stranger");
     let address = cluster.node(0).address().to_owned();
     let stranger = cluster

@@ -22,18 +22,11 @@ struct Network {
 impl Network {
     /// A network of machines, or nothing where this machine doesn't let us make one. `subnet` is the third
     /// number of its addresses, its own for each test, since they run side by side.
-    #[expect(
-        clippy::print_stderr,
-        reason = "whoever runs the tests should see what was skipped"
-    )]
+    #[expect(clippy::print_stderr, reason = "whoever runs the tests should see what was skipped")]
     fn new(machines: usize, subnet: u8) -> Option<Self> {
         let name = format!("floe{}{subnet}", std::process::id() % 100_000);
         let homes = tempfile::tempdir().unwrap();
-        let network = Self {
-            name,
-            machines,
-            homes,
-        };
+        let network = Self { name, machines, homes };
         match network.build(subnet) {
             Ok(()) => Some(network),
             Err(reason) => {
@@ -54,9 +47,7 @@ impl Network {
             let address = format!("10.213.{subnet}.{}/24", machine + 1);
             ip(&format!("netns add {namespace}"))?;
             ip(&format!("-n {namespace} link set lo up"))?;
-            ip(&format!(
-                "-n {namespace} link add eth0 type veth peer name port{machine} netns {switch}"
-            ))?;
+            ip(&format!("-n {namespace} link add eth0 type veth peer name port{machine} netns {switch}"))?;
             ip(&format!("-n {namespace} addr add {address} dev eth0"))?;
             ip(&format!("-n {namespace} link set eth0 up"))?;
             // Multicast needs a route where there is no default one.
@@ -89,19 +80,11 @@ impl Network {
 
     /// Waits until the node on this machine sees that many alive and a leader among them.
     async fn sees(&self, machine: usize, nodes: usize, args: &[&str]) -> Value {
-        let args: Vec<&str> = ["status", "--format", "json"]
-            .iter()
-            .chain(args)
-            .copied()
-            .collect();
+        let args: Vec<&str> = ["status", "--format", "json"].iter().chain(args).copied().collect();
         wait_until("the machines are one mesh", DEADLINE, async || {
             let text = self.floe(machine).run(&args).await.unwrap().success().ok()?;
             let status: Value = serde_json::from_str(&text).unwrap();
-            let alive = status["nodes"]
-                .as_array()?
-                .iter()
-                .filter(|node| node["alive"] == true)
-                .count();
+            let alive = status["nodes"].as_array()?.iter().filter(|node| node["alive"] == true).count();
             (alive == nodes && status["leader"].is_string()).then_some(status)
         })
         .await
@@ -120,28 +103,20 @@ impl Drop for Network {
 }
 
 fn ip(args: &str) -> Result<(), String> {
-    let output = Command::new("ip")
-        .args(args.split_whitespace())
-        .output()
-        .map_err(|error| error.to_string())?;
+    let output =
+        Command::new("ip").args(args.split_whitespace()).output().map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!(
-        "ip {args}: {}",
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    ))
+    Err(format!("ip {args}: {}", String::from_utf8_lossy(&output.stderr).trim_end()))
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_is_all_another_machine_needs() {
     let Some(network) = Network::new(2, 1) else { return };
     let _first = network.up(0, &["--lan"]).await;
     let ticket = network.floe(0).run(["invite"]).await.unwrap().success().unwrap();
-    let ticket = ticket
-        .lines()
-        .find(|line| line.starts_with("floe"))
-        .expect("a ticket on a line of its own");
+    let ticket = ticket.lines().find(|line| line.starts_with("floe")).expect("a ticket on a line of its own");
     let _second = network.up(1, &[ticket]).await;
     let status = network.sees(1, 2, &[]).await;
     let text = status.to_string();
@@ -149,23 +124,15 @@ async fn a_ticket_is_all_another_machine_needs() {
         text.contains("10.213.1.1") && text.contains("10.213.1.2"),
         "both are known by their addresses: {text}"
     );
-    let one = network
-        .floe(1)
-        .run(["sql", "SELECT 1 AS one", "--format", "csv"])
-        .await
-        .unwrap();
+    let one = network.floe(1).run(["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
     assert_eq!(one.success().unwrap(), "one\n1\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn machines_with_one_key_find_each_other_by_mdns() {
     let Some(network) = Network::new(3, 2) else { return };
     let key = network.homes.path().join("key");
-    fs::write(
-        &key,
-        network.floe(0).run(["key"]).await.unwrap().success().unwrap(),
-    )
-    .unwrap();
+    fs::write(&key, network.floe(0).run(["key"]).await.unwrap().success().unwrap()).unwrap();
     let up = ["--lan", "--key-file", path(&key)];
     let _nodes = futures::future::join_all((0..3).map(|machine| network.up(machine, &up))).await;
     let status = network.sees(2, 3, &["--key-file", path(&key)]).await;
@@ -173,37 +140,20 @@ async fn machines_with_one_key_find_each_other_by_mdns() {
 }
 
 /// Without `--lan` nothing is heard of a node beyond its machine.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plain_node_keeps_to_its_machine() {
     let Some(network) = Network::new(2, 3) else { return };
     let key = network.homes.path().join("key");
-    fs::write(
-        &key,
-        network.floe(0).run(["key"]).await.unwrap().success().unwrap(),
-    )
-    .unwrap();
+    fs::write(&key, network.floe(0).run(["key"]).await.unwrap().success().unwrap()).unwrap();
     let mut first = network.up(0, &["--key-file", path(&key)]).await;
     let _second = network.up(1, &["--lan", "--key-file", path(&key)]).await;
-    assert!(
-        first.address().starts_with("/ip4/127.0.0.1/"),
-        "{}",
-        first.address()
-    );
+    assert!(first.address().starts_with("/ip4/127.0.0.1/"), "{}", first.address());
     // Nobody answers on its port from the other machine.
     let elsewhere = format!("/ip4/10.213.3.1/tcp/{}", first.port().unwrap());
-    let run = network
-        .floe(1)
-        .run(["status", "--connect", &elsewhere, "--key-file", path(&key)])
-        .await
-        .unwrap();
+    let run =
+        network.floe(1).run(["status", "--connect", &elsewhere, "--key-file", path(&key)]).await.unwrap();
     run.failure().unwrap();
-    assert_eq!(
-        network.sees(0, 1, &["--key-file", path(&key)]).await["nodes"]
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(network.sees(0, 1, &["--key-file", path(&key)]).await["nodes"].as_array().unwrap().len(), 1);
     first.kill().await.unwrap();
 }
 

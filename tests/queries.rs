@@ -11,14 +11,8 @@ use crate::workload::{FORMATS, airlines, flights, path};
 
 /// Statements over `{flights}`, and whether Polars promises the order of their rows.
 const STATEMENTS: &[(&str, bool)] = &[
-    (
-        "SELECT carrier, flight, dep_delay FROM {flights} WHERE dep_delay > 60",
-        true,
-    ),
-    (
-        "SELECT *, arr_delay - dep_delay AS gained FROM {flights} WHERE month = 1",
-        true,
-    ),
+    ("SELECT carrier, flight, dep_delay FROM {flights} WHERE dep_delay > 60", true),
+    ("SELECT *, arr_delay - dep_delay AS gained FROM {flights} WHERE month = 1", true),
     ("SELECT * FROM {flights} LIMIT 1000", true),
     ("SELECT flight FROM {flights} LIMIT 10 OFFSET 9995", true),
     (
@@ -42,10 +36,7 @@ const STATEMENTS: &[(&str, bool)] = &[
         "SELECT time_hour, carrier, flight, origin FROM {flights} ORDER BY carrier DESC, flight, time_hour, origin",
         true,
     ),
-    (
-        "SELECT tailnum FROM {flights} GROUP BY tailnum ORDER BY tailnum NULLS FIRST",
-        true,
-    ),
+    ("SELECT tailnum FROM {flights} GROUP BY tailnum ORDER BY tailnum NULLS FIRST", true),
     (
         "SELECT dep_delay, flight, carrier FROM {flights} ORDER BY dep_delay DESC NULLS LAST, flight, carrier LIMIT 25",
         true,
@@ -57,17 +48,11 @@ const STATEMENTS: &[(&str, bool)] = &[
         false,
     ),
     ("SELECT carrier, flight FROM {flights} WHERE distance < 0", true),
-    (
-        "SELECT carrier, dep_delay - AVG(dep_delay) OVER (PARTITION BY carrier) AS d FROM {flights}",
-        false,
-    ),
-    (
-        "SELECT f.flight, a.name FROM {flights} AS f JOIN {airlines} AS a ON f.carrier = a.carrier",
-        false,
-    ),
+    ("SELECT carrier, dep_delay - AVG(dep_delay) OVER (PARTITION BY carrier) AS d FROM {flights}", false),
+    ("SELECT f.flight, a.name FROM {flights} AS f JOIN {airlines} AS a ON f.carrier = a.carrier", false),
 ];
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn every_format_gives_the_answers_of_one_machine() {
     let cluster = cluster().nodes(3).start().await.unwrap();
     let mesh = cluster.client(0).await.unwrap();
@@ -87,15 +72,10 @@ async fn every_format_gives_the_answers_of_one_machine() {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} wrong answers\n{}",
-        wrong.len(),
-        wrong.join("\n\n")
-    );
+    assert!(wrong.is_empty(), "{} wrong answers\n{}", wrong.len(), wrong.join("\n\n"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lazy_frame_is_collected_by_the_mesh() {
     let cluster = cluster().nodes(2).start().await.unwrap();
     let mesh = cluster.client(1).await.unwrap();
@@ -110,11 +90,7 @@ async fn a_lazy_frame_is_collected_by_the_mesh() {
         // A frame in memory travels with the plan.
         (memory.clone().lazy(), true),
         (
-            memory
-                .clone()
-                .lazy()
-                .filter(col("weight").is_not_null())
-                .select([col("carrier"), col("tags")]),
+            memory.clone().lazy().filter(col("weight").is_not_null()).select([col("carrier"), col("tags")]),
             true,
         ),
         (
@@ -126,35 +102,21 @@ async fn a_lazy_frame_is_collected_by_the_mesh() {
             false,
         ),
         // Groups in the order of their first rows.
+        (flights.clone().group_by_stable([col("dest")]).agg([col("flight").first(), len().alias("n")]), true),
         (
-            flights
-                .clone()
-                .group_by_stable([col("dest")])
-                .agg([col("flight").first(), len().alias("n")]),
-            true,
-        ),
-        (
-            flights.join(
-                memory.lazy(),
-                [col("carrier")],
-                [col("carrier")],
-                JoinArgs::new(JoinType::Inner),
-            ),
+            flights.join(memory.lazy(), [col("carrier")], [col("carrier")], JoinArgs::new(JoinType::Inner)),
             false,
         ),
     ];
     for (frame, ordered) in frames {
         let plan = frame.describe_plan().unwrap();
-        let found = mesh
-            .collect(frame.clone())
-            .await
-            .unwrap_or_else(|error| panic!("{plan}: {error}"));
+        let found = mesh.collect(frame.clone()).await.unwrap_or_else(|error| panic!("{plan}: {error}"));
         same_rows(&found, &frame.collect().unwrap(), ordered)
             .unwrap_or_else(|error| panic!("{plan}: {error:#}"));
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn tpch_queries_are_cut_into_stages_and_right() {
     let cluster = cluster().nodes(2).start().await.unwrap();
     let mesh = cluster.client(0).await.unwrap();
@@ -162,16 +124,13 @@ async fn tpch_queries_are_cut_into_stages_and_right() {
     for query in [Q1, Q6] {
         let text = tables.for_floe(query);
         let graph = mesh.sql(&text).explain().await.unwrap();
-        assert!(
-            graph.stages.len() > 1 && graph.stages[0].tasks.len() > 1,
-            "{graph:#?}"
-        );
+        assert!(graph.stages.len() > 1 && graph.stages[0].tasks.len() > 1, "{graph:#?}");
         let found = mesh.sql(&text).await.unwrap().collect().await.unwrap();
         same_rows(&found, &tables.run(query).unwrap(), true).unwrap();
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn explain_shows_the_exchange_or_says_why_there_is_none() {
     let cluster = cluster().nodes(2).start().await.unwrap();
     let mesh = cluster.client(0).await.unwrap();
@@ -179,64 +138,34 @@ async fn explain_shows_the_exchange_or_says_why_there_is_none() {
 
     let grouped = tables.for_floe("SELECT tailnum, MEDIAN(distance) AS m FROM {flights} GROUP BY tailnum");
     let graph = mesh.sql(&grouped).explain().await.unwrap();
-    let hashed = graph
-        .stages
-        .iter()
-        .any(|stage| matches!(&stage.exchange, Exchange::Hash { .. }));
-    assert!(
-        hashed && graph.stages.iter().all(|stage| stage.single_because.is_none()),
-        "{graph:#?}"
-    );
+    let hashed = graph.stages.iter().any(|stage| matches!(&stage.exchange, Exchange::Hash { .. }));
+    assert!(hashed && graph.stages.iter().all(|stage| stage.single_because.is_none()), "{graph:#?}");
 
     let sorted = tables.for_floe("SELECT * FROM {flights} ORDER BY time_hour, flight");
     let graph = mesh.sql(&sorted).explain().await.unwrap();
-    assert!(
-        graph
-            .stages
-            .iter()
-            .any(|stage| matches!(&stage.exchange, Exchange::Range { .. })),
-        "{graph:#?}"
-    );
+    assert!(graph.stages.iter().any(|stage| matches!(&stage.exchange, Exchange::Range { .. })), "{graph:#?}");
 
     let joined = tables.for_floe(
         "SELECT f.flight, a.name FROM {flights} AS f JOIN {airlines} AS a ON f.carrier = a.carrier",
     );
     let graph = mesh.sql(&joined).explain().await.unwrap();
-    let reason = graph
-        .stages
-        .iter()
-        .find_map(|stage| stage.single_because.clone())
-        .unwrap_or_default();
+    let reason = graph.stages.iter().find_map(|stage| stage.single_because.clone()).unwrap_or_default();
     assert!(reason.to_lowercase().contains("join"), "{graph:#?}");
 
     for statement in [&grouped, &sorted, &joined] {
-        let text = cluster
-            .run(0, &["explain", statement])
-            .await
-            .unwrap()
-            .success()
-            .unwrap();
+        let text = cluster.run(0, &["explain", statement]).await.unwrap().success().unwrap();
         assert!(text.to_lowercase().contains("stage"), "{text}");
-        let json = cluster
-            .run(0, &["explain", statement, "--format", "json"])
-            .await
-            .unwrap()
-            .success()
-            .unwrap();
+        let json =
+            cluster.run(0, &["explain", statement, "--format", "json"]).await.unwrap().success().unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert!(!json["stages"].as_array().unwrap().is_empty(), "{json}");
     }
-    let text = cluster
-        .run(0, &["explain", &joined])
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    let text = cluster.run(0, &["explain", &joined]).await.unwrap().success().unwrap();
     assert!(text.contains(&reason), "{text}");
 }
 
 /// The table is several times the nodes' memory; what does not fit goes to their disks, and goes away.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn data_beyond_memory_is_spilled_and_freed() {
     let cluster = cluster().nodes(2).memory("32MiB").start().await.unwrap();
     let mesh = cluster.client(0).await.unwrap();
@@ -249,16 +178,12 @@ async fn data_beyond_memory_is_spilled_and_freed() {
         let spilled = status.nodes.iter().map(|node| node.load.spilled_bytes).sum();
         holds(spilled).then_some(())
     };
-    wait_until("a node says that it has spilled", DEADLINE, async || {
-        spilled(|bytes| bytes > 0).await
-    })
-    .await
-    .unwrap();
+    wait_until("a node says that it has spilled", DEADLINE, async || spilled(|bytes| bytes > 0).await)
+        .await
+        .unwrap();
     same_rows(&found, &tables.run(query).unwrap(), true).unwrap();
     job.release().await.unwrap();
-    wait_until("nothing is spilled any more", DEADLINE, async || {
-        spilled(|bytes| bytes == 0).await
-    })
-    .await
-    .unwrap();
+    wait_until("nothing is spilled any more", DEADLINE, async || spilled(|bytes| bytes == 0).await)
+        .await
+        .unwrap();
 }

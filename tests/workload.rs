@@ -47,10 +47,7 @@ pub(crate) fn write(mut frame: DataFrame, path: &Path) {
     match path.extension().unwrap().to_str().unwrap() {
         "parquet" => drop(ParquetWriter::new(file).finish(&mut frame).unwrap()),
         "csv" => CsvWriter::new(file).finish(&mut frame).unwrap(),
-        "ndjson" => JsonWriter::new(file)
-            .with_json_format(JsonFormat::JsonLines)
-            .finish(&mut frame)
-            .unwrap(),
+        "ndjson" => JsonWriter::new(file).with_json_format(JsonFormat::JsonLines).finish(&mut frame).unwrap(),
         "arrow" => IpcWriter::new(file).finish(&mut frame).unwrap(),
         other => panic!("no writer for {other}"),
     }
@@ -66,10 +63,7 @@ pub(crate) fn slow_query() -> String {
     let aggregates: Vec<String> = (0..SLOW_AGGREGATES)
         .map(|k| format!("SUM(POWER(distance, {:.3})) AS s{k}", 0.5 + k as f64 / 1000.0))
         .collect();
-    format!(
-        "SELECT carrier, {} FROM {{flights}} GROUP BY carrier",
-        aggregates.join(", ")
-    )
+    format!("SELECT carrier, {} FROM {{flights}} GROUP BY carrier", aggregates.join(", "))
 }
 
 /// Submits [`slow_query`] and waits until a part of it is done, so that there is something to lose.
@@ -82,19 +76,13 @@ pub(crate) async fn half_done(mesh: &Mesh, tables: &Tables) -> Job {
     })
     .await
     .unwrap();
-    assert!(
-        !status.phase.is_terminal(),
-        "the slow query is not slow enough: {status:?}"
-    );
+    assert!(!status.phase.is_terminal(), "the slow query is not slow enough: {status:?}");
     job
 }
 
 /// Waits until a job has ended, and yields how.
 pub(crate) async fn ended(job: &Job) -> JobStatus {
-    tokio::time::timeout(DEADLINE, job.wait())
-        .await
-        .expect("a job ends in time")
-        .unwrap()
+    tokio::time::timeout(DEADLINE, job.wait()).await.expect("a job ends in time").unwrap()
 }
 
 /// Where the committed table lies.

@@ -86,10 +86,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn malformed(address: &Multiaddr, reason: impl std::fmt::Display) -> Self {
-        Self::Malformed {
-            address: address.to_string(),
-            reason: reason.to_string(),
-        }
+        Self::Malformed { address: address.to_string(), reason: reason.to_string() }
     }
 }
 
@@ -101,11 +98,8 @@ fn seconds(waited: Duration) -> String {
 const MAX_LISTED: usize = 8;
 
 fn list(tried: &[(String, String)]) -> String {
-    let mut listed: Vec<_> = tried
-        .iter()
-        .take(MAX_LISTED)
-        .map(|(address, reason)| format!("{address} ({reason})"))
-        .collect();
+    let mut listed: Vec<_> =
+        tried.iter().take(MAX_LISTED).map(|(address, reason)| format!("{address} ({reason})")).collect();
     if tried.len() > MAX_LISTED {
         listed.push(format!("and {} more", tried.len() - MAX_LISTED));
     }
@@ -118,14 +112,9 @@ mod tests {
 
     #[test]
     fn an_unreachable_mesh_is_told_with_addresses_and_time() {
-        let tried = (1..=10)
-            .map(|port| (format!("/ip4/10.0.0.1/tcp/{port}"), "refused".to_owned()))
-            .collect();
-        let text = Error::Unreachable {
-            tried,
-            waited: Duration::from_millis(10_040),
-        }
-        .to_string();
+        let tried =
+            (1..=10).map(|port| (format!("/ip4/10.0.0.1/tcp/{port}"), "refused".to_owned())).collect();
+        let text = Error::Unreachable { tried, waited: Duration::from_millis(10_040) }.to_string();
         assert!(
             text.starts_with("no node answered within 10.0 s: /ip4/10.0.0.1/tcp/1 (refused), "),
             "{text}"

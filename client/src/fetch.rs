@@ -79,10 +79,7 @@ impl Fetch {
 
     /// The error of a piece that cannot be decoded.
     pub(crate) fn malformed(&self, reason: impl std::fmt::Display) -> Error {
-        Error::Malformed {
-            address: self.address.clone(),
-            reason: reason.to_string(),
-        }
+        Error::Malformed { address: self.address.clone(), reason: reason.to_string() }
     }
 
     /// The next piece; nothing after the last partition's end.
@@ -122,10 +119,7 @@ impl Fetch {
             return Ok(());
         }
         let tried = vec![(self.address.clone(), reason.to_owned())];
-        Err(Error::Unreachable {
-            tried,
-            waited: self.patience.waited(),
-        })
+        Err(Error::Unreachable { tried, waited: self.patience.waited() })
     }
 
     /// Counts a piece, and drops it if it was given out before.
@@ -154,10 +148,7 @@ impl Fetch {
             }
             Piece::End => {
                 self.patience.renew();
-                self.place = Place {
-                    partition: self.place.partition + 1,
-                    ..Place::default()
-                };
+                self.place = Place { partition: self.place.partition + 1, ..Place::default() };
             }
             Piece::Schema(_) | Piece::Dictionary { .. } => {}
         }
@@ -181,19 +172,12 @@ impl Fetch {
     }
 
     async fn ask(&mut self) -> Result<(Bytes, Vec<OutputMeta>, Source)> {
-        let request = Request::Result {
-            id: self.job.id(),
-            from_partition: self.place.partition,
-        };
+        let request = Request::Result { id: self.job.id(), from_partition: self.place.partition };
         let (response, exchange) = self.job.ask_within(&request, &mut self.patience).await?;
         match response {
             Response::Result { schema, partitions } => {
                 self.address = exchange.address();
-                let source = Source {
-                    exchange,
-                    splitter: Splitter::default(),
-                    skip: self.place,
-                };
+                let source = Source { exchange, splitter: Splitter::default(), skip: self.place };
                 Ok((schema, partitions, source))
             }
             other => Err(exchange.unexpected(&other)),

@@ -60,17 +60,9 @@ impl Mesh {
 /// A lazy frame as a job, for [`Mesh::submit`] and [`Mesh::explain`].
 pub fn lazy_spec(frame: &LazyFrame) -> Result<JobSpec> {
     let mut dsl = Vec::new();
-    frame
-        .logical_plan
-        .serialize_versioned(&mut dsl, Default::default())?;
-    let query = Query::Plan {
-        dsl: dsl.into(),
-        directory: working_directory()?,
-    };
-    Ok(JobSpec {
-        label: PLAN_LABEL.to_owned(),
-        query,
-    })
+    frame.logical_plan.serialize_versioned(&mut dsl, Default::default())?;
+    let query = Query::Plan { dsl: dsl.into(), directory: working_directory()? };
+    Ok(JobSpec { label: PLAN_LABEL.to_owned(), query })
 }
 
 impl Job {
@@ -126,11 +118,7 @@ impl FrameStream {
                 }
             }
         });
-        Ok(Self {
-            empty,
-            partitions,
-            frames: Box::pin(frames),
-        })
+        Ok(Self { empty, partitions, frames: Box::pin(frames) })
     }
 
     /// The columns, known before the first batch and without one.
@@ -154,9 +142,7 @@ impl Stream for FrameStream {
 
 impl std::fmt::Debug for FrameStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FrameStream")
-            .field("schema", self.empty.schema())
-            .finish_non_exhaustive()
+        f.debug_struct("FrameStream").field("schema", self.empty.schema()).finish_non_exhaustive()
     }
 }
 
@@ -175,11 +161,7 @@ impl Frames {
                 self.schema = message;
                 self.dictionaries.clear();
             }
-            Piece::Dictionary {
-                message,
-                id,
-                is_delta,
-            } => {
+            Piece::Dictionary { message, id, is_delta } => {
                 let parts = self.dictionaries.entry(id).or_default();
                 if !is_delta {
                     parts.clear();
@@ -188,11 +170,8 @@ impl Frames {
             }
             Piece::Batch { message, .. } => {
                 let dictionaries = self.dictionaries.values().flatten();
-                let messages: Vec<_> = [&self.schema]
-                    .into_iter()
-                    .chain(dictionaries)
-                    .chain([&message])
-                    .collect();
+                let messages: Vec<_> =
+                    [&self.schema].into_iter().chain(dictionaries).chain([&message]).collect();
                 return read(&messages).map(Some);
             }
             Piece::End => {}
@@ -208,7 +187,5 @@ fn read(messages: &[&Bytes]) -> PolarsResult<DataFrame> {
     for message in messages {
         stream.extend_from_slice(message);
     }
-    IpcStreamReader::new(Cursor::new(stream))
-        .set_rechunk(false)
-        .finish()
+    IpcStreamReader::new(Cursor::new(stream)).set_rechunk(false).finish()
 }

@@ -82,9 +82,7 @@ impl Splitter {
         };
         let [a, b, c, d, length @ ..] = *prefix;
         if [a, b, c, d] != [0xff; 4] {
-            return Err(Malformed(
-                "a message does not begin with the continuation marker".into(),
-            ));
+            return Err(Malformed("a message does not begin with the continuation marker".into()));
         }
         let metadata_length = u32::from_le_bytes(length) as usize;
         if metadata_length == 0 {
@@ -110,9 +108,7 @@ impl Splitter {
             .ok_or_else(|| Malformed(format!("a body of {} bytes", message.bodyLength())))?;
         let kind = message.header_type();
         let rows = message.header_as_record_batch().map(|batch| batch.length());
-        let dictionary = message
-            .header_as_dictionary_batch()
-            .map(|header| (header.id(), header.isDelta()));
+        let dictionary = message.header_as_dictionary_batch().map(|header| (header.id(), header.isDelta()));
         let total = PREFIX_BYTES + metadata_length + body_length as usize;
         if self.buffer.len() < total {
             self.make_room(total);
@@ -128,11 +124,7 @@ impl Splitter {
             (MessageHeader::DictionaryBatch, true) => {
                 let (id, is_delta) =
                     dictionary.ok_or_else(|| Malformed("a dictionary without an id".into()))?;
-                Ok(Some(Piece::Dictionary {
-                    message: bytes,
-                    id,
-                    is_delta,
-                }))
+                Ok(Some(Piece::Dictionary { message: bytes, id, is_delta }))
             }
             (MessageHeader::RecordBatch, true) => {
                 let rows = rows.and_then(|rows| u64::try_from(rows).ok());
@@ -141,9 +133,7 @@ impl Splitter {
             }
             (other, within) => {
                 let place = if within { "within" } else { "between" };
-                Err(Malformed(format!(
-                    "a message of kind {other:?} {place} partitions"
-                )))
+                Err(Malformed(format!("a message of kind {other:?} {place} partitions")))
             }
         }
     }
@@ -173,9 +163,7 @@ mod tests {
         let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
         for height in heights {
             let column = Arc::new(Int64Array::from_iter_values(0..*height));
-            writer
-                .write(&RecordBatch::try_new(schema.clone(), vec![column]).unwrap())
-                .unwrap();
+            writer.write(&RecordBatch::try_new(schema.clone(), vec![column]).unwrap()).unwrap();
         }
         writer.into_inner().unwrap()
     }
@@ -203,11 +191,7 @@ mod tests {
     fn a_body_is_cut_alike_however_it_arrives() {
         let body = [partition(&[3, 5]), partition(&[]), partition(&[0, 1000])].concat();
         for size in [1, 7, 8, 64, 4096, body.len()] {
-            assert_eq!(
-                outline(&body, size).unwrap(),
-                "SB3B5ESESB0B1000E",
-                "chunks of {size}"
-            );
+            assert_eq!(outline(&body, size).unwrap(), "SB3B5ESESB0B1000E", "chunks of {size}");
         }
     }
 
@@ -219,10 +203,7 @@ mod tests {
         }
         assert!(outline(&[0; 64], 64).is_err());
         assert!(outline(&[0xff; 64], 64).is_err());
-        assert!(
-            outline(&body[body.len() - 8..], 64).is_err(),
-            "an end before a beginning"
-        );
+        assert!(outline(&body[body.len() - 8..], 64).is_err(), "an end before a beginning");
         for at in 0..body.len() {
             let mut damaged = body.clone();
             damaged[at] ^= 0x55;

@@ -83,10 +83,7 @@ impl Job {
             }
         }
         // A watch ends only after a terminal status or an error, both of which have returned.
-        Err(Error::Local(format!(
-            "the watch on job {} ended before the job did",
-            self.id
-        )))
+        Err(Error::Local(format!("the watch on job {} ended before the job did", self.id)))
     }
 
     /// Stops it: its tasks end and its partitions are freed. Cancelling an ended job changes nothing.
@@ -109,10 +106,7 @@ impl Job {
     /// Waits until it ended, and makes an error of any end but success.
     pub(crate) async fn succeeded(&self) -> Result<()> {
         match self.wait().await?.phase {
-            JobPhase::Failed(failure) => Err(Error::JobFailed {
-                job: self.id,
-                failure,
-            }),
+            JobPhase::Failed(failure) => Err(Error::JobFailed { job: self.id, failure }),
             JobPhase::Cancelled => Err(Error::JobCancelled { job: self.id }),
             JobPhase::Succeeded | JobPhase::Running => Ok(()),
         }

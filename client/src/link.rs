@@ -99,9 +99,8 @@ impl Link {
             nodes: std::sync::Mutex::new(Nodes::new(addresses)),
             current: tokio::sync::Mutex::new(None),
         });
-        let (response, exchange) = link
-            .ask(&Request::Status, None, &mut Patience::new(connect_timeout))
-            .await?;
+        let (response, exchange) =
+            link.ask(&Request::Status, None, &mut Patience::new(connect_timeout)).await?;
         match response {
             Response::Status(status) => link.learn(&status),
             other => return Err(exchange.unexpected(&other)),
@@ -149,10 +148,7 @@ impl Link {
                     }
                     if !patience.pause().await {
                         let tried = vec![(connection.address().to_string(), lost.to_string())];
-                        return Err(Error::Unreachable {
-                            tried,
-                            waited: patience.waited(),
-                        });
+                        return Err(Error::Unreachable { tried, waited: patience.waited() });
                     }
                     continue;
                 }
@@ -164,10 +160,7 @@ impl Link {
                 self.leave(&connection).await;
             }
             if !patience.pause().await {
-                return Err(Error::Unavailable {
-                    failure,
-                    waited: patience.waited(),
-                });
+                return Err(Error::Unavailable { failure, waited: patience.waited() });
             }
         }
     }
@@ -195,14 +188,9 @@ impl Link {
                         return Err(refused);
                     }
                     if !patience.pause().await {
-                        let tried = failures
-                            .iter()
-                            .map(|(to, error)| (to.to_string(), reason(error)))
-                            .collect();
-                        return Err(Error::Unreachable {
-                            tried,
-                            waited: patience.waited(),
-                        });
+                        let tried =
+                            failures.iter().map(|(to, error)| (to.to_string(), reason(error))).collect();
+                        return Err(Error::Unreachable { tried, waited: patience.waited() });
                     }
                 }
             }
@@ -243,10 +231,7 @@ impl Link {
     /// Gives a connection up: the next call goes to another node first.
     async fn leave(&self, connection: &Connection) {
         let mut current = self.current.lock().await;
-        if current
-            .as_ref()
-            .is_some_and(|current| current.peer() == connection.peer())
-        {
+        if current.as_ref().is_some_and(|current| current.peer() == connection.peer()) {
             *current = None;
         }
         self.nodes().failed(connection.address());
@@ -304,22 +289,13 @@ async fn ask_once(
         // However long it takes: the transfer itself notices when it stands still.
         send_bytes(&mut stream, body.clone()).await?;
     }
-    let response = tokio::time::timeout(waited, read_frame(&mut stream))
-        .await
-        .map_err(timeout)??;
+    let response = tokio::time::timeout(waited, read_frame(&mut stream)).await.map_err(timeout)??;
     let channel = match &response {
         Response::Result { .. } => Channel::Body(Box::new(Body::new(stream))),
         _ => Channel::Frames(stream),
     };
     let address = connection.address().clone();
-    Ok((
-        response,
-        Exchange {
-            address,
-            channel,
-            _connection: connection.clone(),
-        },
-    ))
+    Ok((response, Exchange { address, channel, _connection: connection.clone() }))
 }
 
 impl Exchange {
@@ -355,10 +331,7 @@ impl Exchange {
 
 /// Whether a failure means that the node cannot answer now, and another, or the same one later, may.
 pub(crate) fn is_excuse(failure: &Failure) -> bool {
-    matches!(
-        failure,
-        Failure::Unavailable { .. } | Failure::NodeLost { .. } | Failure::InputLost { .. }
-    )
+    matches!(failure, Failure::Unavailable { .. } | Failure::NodeLost { .. } | Failure::InputLost { .. })
 }
 
 /// The refusal that makes dialling again useless: no node did anything but refuse, one for a reason that lasts.
@@ -372,12 +345,8 @@ fn refused(failures: &BTreeMap<Multiaddr, DialError>) -> Option<Error> {
         return None;
     }
     // Another node at a known address says less than a refusal does.
-    let first = failures
-        .values()
-        .find(|error| matches!(error, DialError::Refused { .. }));
-    first
-        .or(failures.values().next())
-        .map(|error| Error::Refused(error.to_string()))
+    let first = failures.values().find(|error| matches!(error, DialError::Refused { .. }));
+    first.or(failures.values().next()).map(|error| Error::Refused(error.to_string()))
 }
 
 /// A dial's error, without the address that stands before it.

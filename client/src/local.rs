@@ -30,10 +30,7 @@ pub fn registry(home: &Path) -> PathBuf {
 
 /// The addresses of nodes on this machine that announced themselves under this key. Some may have died since.
 pub fn nodes(home: &Path, key: &MeshKey) -> Vec<String> {
-    local_nodes(&registry(home), &key.fingerprint())
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    local_nodes(&registry(home), &key.fingerprint()).iter().map(ToString::to_string).collect()
 }
 
 /// Reads the mesh key that drivers use unless given another: the file that `FLOE_KEY_FILE` names, else the
@@ -44,10 +41,7 @@ pub(crate) fn key() -> Result<MeshKey> {
         None => key_file(&home()?),
     };
     let text = std::fs::read_to_string(&path).map_err(|error| {
-        Error::Local(format!(
-            "the mesh key cannot be read from {}: {error}",
-            path.display()
-        ))
+        Error::Local(format!("the mesh key cannot be read from {}: {error}", path.display()))
     })?;
     text.trim()
         .parse()

@@ -60,9 +60,7 @@ impl Mesh {
         let key = local::key()?;
         let addresses = local::nodes(&local::home()?, &key);
         if addresses.is_empty() {
-            return Err(Error::Incomplete(
-                "no mesh runs on this machine: start one with `floe up`",
-            ));
+            return Err(Error::Incomplete("no mesh runs on this machine: start one with `floe up`"));
         }
         Self::builder().key(key).addresses(addresses).connect().await
     }
@@ -171,8 +169,7 @@ impl MeshBuilder {
 
     /// More addresses.
     pub fn addresses<A: AsRef<str>>(mut self, addresses: impl IntoIterator<Item = A>) -> Self {
-        self.addresses
-            .extend(addresses.into_iter().map(|address| address.as_ref().to_owned()));
+        self.addresses.extend(addresses.into_iter().map(|address| address.as_ref().to_owned()));
         self
     }
 
@@ -198,11 +195,7 @@ impl MeshBuilder {
         if self.addresses.is_empty() {
             return Err(Error::Incomplete("no node's address was given"));
         }
-        let addresses = self
-            .addresses
-            .into_iter()
-            .map(parse_address)
-            .collect::<Result<Vec<_>>>()?;
+        let addresses = self.addresses.into_iter().map(parse_address).collect::<Result<Vec<_>>>()?;
         let connect_timeout = self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
         let call_timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
         let link = Link::connect(key, addresses, connect_timeout, call_timeout).await?;
@@ -211,11 +204,10 @@ impl MeshBuilder {
 }
 
 fn parse_address(text: String) -> Result<Multiaddr> {
-    text.parse()
-        .map_err(|error: libp2p::multiaddr::Error| Error::Address {
-            reason: error.to_string(),
-            address: text,
-        })
+    text.parse().map_err(|error: libp2p::multiaddr::Error| Error::Address {
+        reason: error.to_string(),
+        address: text,
+    })
 }
 
 fn encode(spec: &JobSpec) -> Result<Bytes> {

@@ -57,8 +57,7 @@ impl Nodes {
             .filter_map(|address| address.parse().ok())
             .collect();
         let given = &self.given;
-        self.order
-            .retain(|known| given.contains(known) || told.contains(known));
+        self.order.retain(|known| given.contains(known) || told.contains(known));
         for address in told {
             if self.order.len() < MAX_ADDRESSES && !self.order.iter().any(|known| same_place(known, &address))
             {
@@ -71,11 +70,7 @@ impl Nodes {
 /// Whether two addresses lead to the same place, whether or not they name who is expected there.
 fn same_place(one: &Multiaddr, other: &Multiaddr) -> bool {
     let place = |address: &Multiaddr| -> Vec<_> {
-        address
-            .iter()
-            .filter(|part| !matches!(part, Protocol::P2p(_)))
-            .map(Protocol::acquire)
-            .collect()
+        address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).map(Protocol::acquire).collect()
     };
     place(one) == place(other)
 }
@@ -109,40 +104,24 @@ mod tests {
             load: Load::default(),
         };
         let nodes = ports.iter().map(node).collect();
-        Status {
-            node: NodeId(1),
-            mesh: None,
-            leader: None,
-            fence: Fence::default(),
-            nodes,
-        }
+        Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes }
     }
 
     #[test]
     fn the_mesh_teaches_addresses_and_the_given_ones_stay() {
         let mut nodes = Nodes::new(vec![address(1)]);
         nodes.learn(&status(&[(2, false), (3, true)]));
-        assert_eq!(
-            nodes.candidates(),
-            [address(1), address(3), address(2)],
-            "the living first"
-        );
+        assert_eq!(nodes.candidates(), [address(1), address(3), address(2)], "the living first");
         nodes.failed(&address(1));
         nodes.answered(&address(2));
         assert_eq!(nodes.candidates(), [address(2), address(3), address(1)]);
         nodes.learn(&status(&[(3, true), (4, true)]));
-        assert_eq!(
-            nodes.candidates(),
-            [address(3), address(1), address(4)],
-            "2 left the mesh"
-        );
+        assert_eq!(nodes.candidates(), [address(3), address(1), address(4)], "2 left the mesh");
     }
 
     #[test]
     fn an_address_is_known_once_with_or_without_its_peer() {
-        let peer = libp2p::identity::Keypair::generate_ed25519()
-            .public()
-            .to_peer_id();
+        let peer = libp2p::identity::Keypair::generate_ed25519().public().to_peer_id();
         let mut nodes = Nodes::new(vec![address(1).with(Protocol::P2p(peer))]);
         nodes.learn(&status(&[(1, true)]));
         assert_eq!(nodes.candidates().len(), 1);

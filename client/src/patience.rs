@@ -27,11 +27,7 @@ pub(crate) struct Patience {
 
 impl Patience {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self {
-            since: Instant::now(),
-            limit,
-            pause: FIRST_PAUSE,
-        }
+        Self { since: Instant::now(), limit, pause: FIRST_PAUSE }
     }
 
     /// How long it has been.
@@ -78,10 +74,7 @@ mod tests {
             left -= pause;
             pauses.push(pause);
         }
-        assert!(
-            pauses.is_sorted() && pauses.last() == Some(&LONGEST_PAUSE),
-            "{pauses:?}"
-        );
+        assert!(pauses.is_sorted() && pauses.last() == Some(&LONGEST_PAUSE), "{pauses:?}");
         assert!(left <= LONGEST_PAUSE, "the time was used");
     }
 }

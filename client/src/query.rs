@@ -27,19 +27,12 @@ pub struct Sql {
 
 impl Sql {
     pub(crate) fn new(mesh: Mesh, text: String) -> Self {
-        Self {
-            mesh,
-            text,
-            tables: BTreeMap::new(),
-            directory: None,
-            label: None,
-        }
+        Self { mesh, text, tables: BTreeMap::new(), directory: None, label: None }
     }
 
     /// Gives a name to a file, a glob or a directory. The nodes read it, so it must be a path that they can see.
     pub fn table(mut self, name: impl Into<String>, path: impl AsRef<Path>) -> Self {
-        self.tables
-            .insert(name.into(), path.as_ref().to_string_lossy().into_owned());
+        self.tables.insert(name.into(), path.as_ref().to_string_lossy().into_owned());
         self
     }
 
@@ -62,11 +55,7 @@ impl Sql {
             None => working_directory()?,
         };
         let label = self.label.clone().unwrap_or_else(|| shorten(&self.text));
-        let query = Query::Sql {
-            text: self.text.clone(),
-            tables: self.tables.clone(),
-            directory,
-        };
+        let query = Query::Sql { text: self.text.clone(), tables: self.tables.clone(), directory };
         Ok(JobSpec { label, query })
     }
 

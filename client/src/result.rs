@@ -46,11 +46,7 @@ impl ResultStream {
                 batches.take(piece).map_err(|error| fetch.malformed(error))?;
             }
         });
-        Ok(Self {
-            schema,
-            partitions,
-            batches: Box::pin(batches),
-        })
+        Ok(Self { schema, partitions, batches: Box::pin(batches) })
     }
 
     /// The columns, known before the first batch and without one.
@@ -79,9 +75,7 @@ impl Stream for ResultStream {
 
 impl std::fmt::Debug for ResultStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ResultStream")
-            .field("schema", &self.schema)
-            .finish_non_exhaustive()
+        f.debug_struct("ResultStream").field("schema", &self.schema).finish_non_exhaustive()
     }
 }
 
@@ -116,7 +110,5 @@ impl Batches {
 fn decode_schema(bytes: &Bytes) -> Result<SchemaRef, ArrowError> {
     let mut decoder = StreamDecoder::new();
     decoder.decode(&mut bytes.clone().into())?;
-    decoder
-        .schema()
-        .ok_or_else(|| ArrowError::IpcError("there is none".into()))
+    decoder.schema().ok_or_else(|| ArrowError::IpcError("there is none".into()))
 }

@@ -27,19 +27,12 @@ pub struct Watch {
 impl Watch {
     pub(crate) fn new(job: Job) -> Self {
         let patience = job.patience();
-        let source = Source {
-            job,
-            patience,
-            exchange: None,
-            ended: false,
-        };
+        let source = Source { job, patience, exchange: None, ended: false };
         let statuses = futures::stream::unfold(source, |mut source| async move {
             let status = source.next().await?;
             Some((status, source))
         });
-        Self {
-            statuses: Box::pin(statuses),
-        }
+        Self { statuses: Box::pin(statuses) }
     }
 }
 

@@ -45,10 +45,7 @@ impl Fake {
         let roster = Roster::default();
         let credentials = Credentials::new(key.clone(), Role::Node);
         let transport = transport(&identity, credentials, roster.clone()).unwrap();
-        let offers = vec![Offer {
-            protocol: CALL,
-            to_drivers: true,
-        }];
+        let offers = vec![Offer { protocol: CALL, to_drivers: true }];
         let (behaviour, mut inbound) = substreams::Behaviour::new(roster, offers);
         let config = libp2p::swarm::Config::with_tokio_executor();
         let mut swarm = Swarm::new(transport, behaviour, identity.public().to_peer_id(), config);
@@ -77,11 +74,7 @@ impl Fake {
                 }
             }
         });
-        Self {
-            address,
-            asked,
-            swarm,
-        }
+        Self { address, asked, swarm }
     }
 
     fn asked(&self) -> Vec<Request> {
@@ -116,13 +109,7 @@ fn status_of(addresses: &[&str]) -> Response {
             load: Load::default(),
         })
         .collect();
-    Response::Status(Status {
-        node: NodeId(1),
-        mesh: None,
-        leader: None,
-        fence: Fence::default(),
-        nodes,
-    })
+    Response::Status(Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes })
 }
 
 fn job(phase: JobPhase) -> Response {
@@ -153,47 +140,31 @@ fn partition(batches: &[&[i64]]) -> Vec<u8> {
     let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
     for rows in batches {
         let column = Arc::new(Int64Array::from(rows.to_vec()));
-        writer
-            .write(&RecordBatch::try_new(schema.clone(), vec![column]).unwrap())
-            .unwrap();
+        writer.write(&RecordBatch::try_new(schema.clone(), vec![column]).unwrap()).unwrap();
     }
     writer.into_inner().unwrap()
 }
 
 fn meta(rows: u64) -> OutputMeta {
-    OutputMeta {
-        buckets: vec![BucketMeta {
-            rows,
-            bytes: rows * 8,
-        }],
-    }
+    OutputMeta { buckets: vec![BucketMeta { rows, bytes: rows * 8 }] }
 }
 
 fn result(partitions: &[u64]) -> Response {
     let partitions = partitions.iter().map(|rows| meta(*rows)).collect();
-    Response::Result {
-        schema: partition(&[]).into(),
-        partitions,
-    }
+    Response::Result { schema: partition(&[]).into(), partitions }
 }
 
 async fn connect(key: &MeshKey, fakes: &[&Fake]) -> Mesh {
     let addresses = fakes.iter().map(|fake| &fake.address);
-    Mesh::builder()
-        .key(key.clone())
-        .addresses(addresses)
-        .connect()
-        .await
-        .unwrap()
+    Mesh::builder().key(key.clone()).addresses(addresses).connect().await.unwrap()
 }
 
 #[tokio::test]
 async fn calls_go_on_through_a_node_that_the_lost_one_told_of() {
     let key = MeshKey::generate();
-    let second = Fake::start(&key, |_, mut stream| async move {
-        say(&mut stream, &Response::Jobs(vec![])).await
-    })
-    .await;
+    let second =
+        Fake::start(&key, |_, mut stream| async move { say(&mut stream, &Response::Jobs(vec![])).await })
+            .await;
     let told = second.address.clone();
     let first = Fake::start(&key, move |_, mut stream| {
         let told = told.clone();
@@ -211,16 +182,10 @@ async fn a_node_that_cannot_answer_now_is_asked_again_and_its_excuses_stay_hidde
     let key = MeshKey::generate();
     let excuses = Mutex::new(vec![
         Response::NotLeader(None),
-        Response::Failed(Failure::Unavailable {
-            message: "no leader".into(),
-        }),
+        Response::Failed(Failure::Unavailable { message: "no leader".into() }),
     ]);
     let node = Fake::start(&key, move |request, mut stream| {
-        let excuse = if request == Request::Status {
-            None
-        } else {
-            excuses.lock().unwrap().pop()
-        };
+        let excuse = if request == Request::Status { None } else { excuses.lock().unwrap().pop() };
         async move {
             let answer = match request {
                 Request::Status => status_of(&[]),
@@ -232,13 +197,7 @@ async fn a_node_that_cannot_answer_now_is_asked_again_and_its_excuses_stay_hidde
     .await;
     let mesh = connect(&key, &[&node]).await;
     assert_eq!(mesh.jobs().await.unwrap(), []);
-    assert_eq!(
-        node.asked()
-            .iter()
-            .filter(|request| **request == Request::Jobs)
-            .count(),
-        3
-    );
+    assert_eq!(node.asked().iter().filter(|request| **request == Request::Jobs).count(), 3);
 }
 
 #[tokio::test]
@@ -305,10 +264,7 @@ async fn broken_off(sizes: &'static [u64]) -> (Result<Vec<i64>, Error>, Vec<Requ
     .await;
     let mesh = connect(&key, &[&first]).await;
     let mut stream = mesh.job(JOB).stream().await.unwrap();
-    assert_eq!(
-        (stream.rows(), stream.schema().field(0).name().as_str()),
-        (7, "n")
-    );
+    assert_eq!((stream.rows(), stream.schema().field(0).name().as_str()), (7, "n"));
     let mut rows = Vec::new();
     for _ in 0..3 {
         rows.extend(numbers(&stream.try_next().await.unwrap().unwrap()));
@@ -326,26 +282,14 @@ async fn broken_off(sizes: &'static [u64]) -> (Result<Vec<i64>, Error>, Vec<Requ
 }
 
 fn numbers(batch: &RecordBatch) -> Vec<i64> {
-    batch
-        .column(0)
-        .as_any()
-        .downcast_ref::<Int64Array>()
-        .unwrap()
-        .values()
-        .to_vec()
+    batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec()
 }
 
 #[tokio::test]
 async fn a_result_goes_on_after_the_last_batch_that_was_read() {
     let (rows, asked) = broken_off(&[3, 4]).await;
     assert_eq!(rows.unwrap(), [1, 2, 3, 4, 5, 6, 7]);
-    assert_eq!(
-        asked,
-        [Request::Result {
-            id: JOB,
-            from_partition: 1
-        }]
-    );
+    assert_eq!(asked, [Request::Result { id: JOB, from_partition: 1 }]);
 }
 
 #[tokio::test]
@@ -358,9 +302,7 @@ async fn a_result_that_was_made_anew_is_not_mixed_with_the_old_one() {
 async fn a_failed_job_says_why() {
     let key = MeshKey::generate();
     let node = Fake::start(&key, |request, mut stream| async move {
-        let failure = Failure::Query {
-            message: "unable to find column \"carier\"".into(),
-        };
+        let failure = Failure::Query { message: "unable to find column \"carier\"".into() };
         let answer = match request {
             Request::Status => status_of(&[]),
             _ => job(JobPhase::Failed(failure)),
@@ -379,44 +321,19 @@ async fn a_wrong_key_is_told_at_once_and_silence_after_the_time_given() {
     let node = Fake::start(&key, |_, _| hang()).await;
     let started = std::time::Instant::now();
     let other = Mesh::builder().key(MeshKey::generate()).address(&node.address);
-    let error = other
-        .connect_timeout(Duration::from_secs(600))
-        .connect()
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, Error::Refused(text) if text.contains("wrong mesh key")),
-        "{error}"
-    );
-    assert!(
-        started.elapsed() < Duration::from_secs(300),
-        "it is not tried again"
-    );
+    let error = other.connect_timeout(Duration::from_secs(600)).connect().await.unwrap_err();
+    assert!(matches!(&error, Error::Refused(text) if text.contains("wrong mesh key")), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(300), "it is not tried again");
     let address = node.address.clone();
     drop(node);
-    let gone = Mesh::builder()
-        .key(key)
-        .address(&address)
-        .connect_timeout(Duration::from_millis(200));
+    let gone = Mesh::builder().key(key).address(&address).connect_timeout(Duration::from_millis(200));
     let error = gone.connect().await.unwrap_err().to_string();
-    assert!(
-        error.starts_with("no node answered within 0.") && error.contains(&address),
-        "{error}"
-    );
+    assert!(error.starts_with("no node answered within 0.") && error.contains(&address), "{error}");
 }
 
 #[tokio::test]
 async fn an_address_that_is_none_is_named() {
-    let error = Mesh::builder()
-        .key(MeshKey::generate())
-        .address("localhost:4001")
-        .connect()
-        .await
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("`localhost:4001` is not a multiaddress"),
-        "{error}"
-    );
+    let error =
+        Mesh::builder().key(MeshKey::generate()).address("localhost:4001").connect().await.unwrap_err();
+    assert!(error.to_string().starts_with("`localhost:4001` is not a multiaddress"), "{error}");
 }

@@ -287,7 +287,8 @@ mod tests {
     fn a_snapshot_of_our_own_keeps_the_tail_and_a_foreign_one_replaces_the_log() {
         let mut log = MemoryLog::new();
         log.write(&Persist { entries: entries(1..=6, 1), ..Persist::default() }).unwrap();
-        let checkpoint = Persist { snapshot: Some(snapshot(4, 1)), compact_to: Some(3), ..Persist::default() };
+        let checkpoint =
+            Persist { snapshot: Some(snapshot(4, 1)), compact_to: Some(3), ..Persist::default() };
         log.write(&checkpoint).unwrap();
         assert_eq!(kept(&log), [(3, 1), (4, 1), (5, 1), (6, 1)]);
         assert_eq!(log.term(2).unwrap(), 1);
@@ -310,7 +311,8 @@ mod tests {
     fn damaged_parts_are_refused() {
         let mut log = MemoryLog::new();
         let hard_state = HardState { term: 1, commit: 2, ..HardState::default() };
-        let persist = Persist { entries: entries(1..=3, 1), hard_state: Some(hard_state), ..Persist::default() };
+        let persist =
+            Persist { entries: entries(1..=3, 1), hard_state: Some(hard_state), ..Persist::default() };
         log.write(&persist).unwrap();
         assert!(MemoryLog::from_parts(log.parts().clone()).is_ok());
         type Damage = fn(&mut LogParts);

@@ -26,8 +26,8 @@ use bytes::Bytes;
 use floe_protocol::{Failure, Fence, Member, MeshId, NodeId, RequestId};
 use protobuf::Message as _;
 use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry, EntryType,
-    Message, Snapshot,
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
+    EntryType, Message, Snapshot,
 };
 use raft::{GetEntriesContext, ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
 
@@ -269,7 +269,8 @@ impl<L: LogStore> Replica<L> {
 
     /// Takes in a peer's message in raft-rs' encoding.
     pub fn step(&mut self, message: &[u8]) -> Result<(), StepError> {
-        let message = Message::parse_from_bytes(message).map_err(|error| StepError::Malformed(error.to_string()))?;
+        let message =
+            Message::parse_from_bytes(message).map_err(|error| StepError::Malformed(error.to_string()))?;
         self.step_message(message)
     }
 
@@ -300,7 +301,8 @@ impl<L: LogStore> Replica<L> {
             return;
         }
         let progress = self.raw.raft.prs();
-        let travelling = progress.iter().filter(|(_, p)| p.state == ProgressState::Snapshot).map(|(id, _)| *id);
+        let travelling =
+            progress.iter().filter(|(_, p)| p.state == ProgressState::Snapshot).map(|(id, _)| *id);
         self.snapshots =
             travelling.map(|id| (id, self.snapshots.get(&id).map_or(0, |ticks| ticks + 1))).collect();
         let lost: Vec<_> = self
@@ -338,9 +340,15 @@ impl<L: LogStore> Replica<L> {
             (&change.add_learners, ConfChangeType::AddLearnerNode),
             (&change.remove, ConfChangeType::RemoveNode),
         ];
-        let single = |node: &NodeId, kind| ConfChangeSingle { change_type: kind, node_id: node.0, ..Default::default() };
-        let changes: Vec<_> =
-            kinds.into_iter().flat_map(|(nodes, kind)| nodes.iter().map(move |node| single(node, kind))).collect();
+        let single = |node: &NodeId, kind| ConfChangeSingle {
+            change_type: kind,
+            node_id: node.0,
+            ..Default::default()
+        };
+        let changes: Vec<_> = kinds
+            .into_iter()
+            .flat_map(|(nodes, kind)| nodes.iter().map(move |node| single(node, kind)))
+            .collect();
         let change = ConfChangeV2 {
             transition: ConfChangeTransition::Auto,
             changes: changes.into(),
@@ -512,7 +520,11 @@ impl<L: LogStore> Replica<L> {
 
     fn check_leads(&self) -> Result<(), ProposeError> {
         self.check_persisted()?;
-        if self.leads() { Ok(()) } else { Err(ProposeError::NotLeader { leader: some_node(self.raw.raft.leader_id) }) }
+        if self.leads() {
+            Ok(())
+        } else {
+            Err(ProposeError::NotLeader { leader: some_node(self.raw.raft.leader_id) })
+        }
     }
 
     fn install(&mut self, snapshot: &Snapshot, events: &mut Vec<Event>) {
@@ -572,7 +584,8 @@ impl<L: LogStore> Replica<L> {
             events.push(Event::Elected { term: raft.term });
         }
         let applied = self.state.applied();
-        let (ready, waiting) = mem::take(&mut self.reads).into_iter().partition(|(index, _)| *index <= applied);
+        let (ready, waiting) =
+            mem::take(&mut self.reads).into_iter().partition(|(index, _)| *index <= applied);
         self.reads = waiting;
         events.extend(Vec::into_iter(ready).map(|(_, request)| Event::ReadReady { request }));
     }
@@ -603,7 +616,8 @@ impl<L: LogStore> Replica<L> {
     fn compaction_point(&self) -> u64 {
         let applied = self.state.applied();
         let log = self.raw.store();
-        let first = log.first_index().unwrap_or(applied).max(applied.saturating_sub(self.config.kept_entries) + 1);
+        let first =
+            log.first_index().unwrap_or(applied).max(applied.saturating_sub(self.config.kept_entries) + 1);
         let tail = log.entries(first, applied + 1, None, GetEntriesContext::empty(false)).unwrap_or_default();
         let mut bytes = 0;
         let fits = tail.iter().rev().take_while(|entry| {

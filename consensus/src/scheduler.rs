@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use floe_protocol::message::{Assignment, Inventory, Report, Segment};
 use floe_protocol::{
-    AttemptId, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed, StageGraph, StageId,
-    StageProgress, TaskId, Work,
+    AttemptId, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed, StageGraph,
+    StageId, StageProgress, TaskId, Work,
 };
 
 use crate::command::Command;
@@ -34,7 +34,7 @@ mod job;
 mod placement;
 mod recovery;
 
-pub use placement::{MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
+pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
     GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_DEATHS, MAX_INPUT_LOSSES, SLOW_FACTOR, SLOW_MS, UNSEEN_PATIENCE_MS,
 };
@@ -240,10 +240,11 @@ impl Scheduler {
         }
         self.settle();
         self.dispatch();
-        for (node, attempts) in mem::take(&mut self.aborts) {
-            self.send(node, PeerMessage::Abort { fence: self.fence, attempts });
-        }
-        mem::take(&mut self.effects)
+        // What frees a slot goes before what takes it.
+        let aborts = mem::take(&mut self.aborts)
+            .into_iter()
+            .map(|(node, attempts)| Effect::Send(node, PeerMessage::Abort { fence: self.fence, attempts }));
+        aborts.chain(mem::take(&mut self.effects)).collect()
     }
 
     /// The fence under which everything is sent.
@@ -327,7 +328,8 @@ impl Scheduler {
             self.stop(*id);
             self.nodes.free_job(*id);
         }
-        let connected: Vec<_> = self.nodes.iter().filter(|(_, node)| node.connected).map(|(id, _)| id).collect();
+        let connected: Vec<_> =
+            self.nodes.iter().filter(|(_, node)| node.connected).map(|(id, _)| id).collect();
         for node in connected {
             self.send(node, PeerMessage::Free { fence: self.fence, jobs: jobs.clone() });
         }
@@ -465,22 +467,31 @@ impl Scheduler {
             let Some(place) = job.next_ready(stage) else { continue };
             let Some(inputs) = job.segments(place) else { continue };
             let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
-            if let Some(node) = choose(&self.nodes, job, place, &inputs, memory_bytes, false) {
+            let mut node = choose(&self.nodes, job, place, &inputs, memory_bytes, false);
+            if node.is_none() && recovery::relent(&self.nodes, job, place) {
+                node = choose(&self.nodes, job, place, &inputs, memory_bytes, false);
+            }
+            if let Some(node) = node {
                 self.assign(id, place, node, inputs, memory_bytes);
                 return true;
-            }
-            if !job.task(place).excluded.is_empty() {
-                recovery::relent(&self.nodes, job, place);
             }
         }
         false
     }
 
-    fn assign(&mut self, id: JobId, place: Place, node: NodeId, inputs: Vec<Vec<Segment>>, memory_bytes: u64) {
+    fn assign(
+        &mut self,
+        id: JobId,
+        place: Place,
+        node: NodeId,
+        inputs: Vec<Vec<Segment>>,
+        memory_bytes: u64,
+    ) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let spec = &job.graph.stages[place.stage];
         let Work::Fragment(fragment) = &spec.work else { return };
-        let (fragment, buckets, split) = (fragment.clone(), spec.exchange.buckets(), job.spec(place).split.clone());
+        let (fragment, buckets, split) =
+            (fragment.clone(), spec.exchange.buckets(), job.spec(place).split.clone());
         let task = job.task_id(place);
         let tries = &mut job.task_mut(place).tries;
         let number = (self.fence.term & u64::from(u32::MAX)) << 32 | u64::from(*tries);
@@ -519,7 +530,8 @@ impl Input {
     }
 }
 
-/// The node for a task: where at least half of its input lies, else the least loaded that may run it.
+/// The node for a task: where at least half of its input lies, if that is much or the node as idle as any, else
+/// the least loaded that may run it.
 fn choose(
     nodes: &Nodes,
     job: &Job,
@@ -543,6 +555,7 @@ fn choose(
     let sees = |node: &NodeId| nodes.is_live(*node) && !stage.blind.contains_key(node);
     let wish = Wish {
         local: local.max_by_key(|(_, bytes)| *bytes).map(|(node, _)| node),
+        heavy: total >= HEAVY_BYTES,
         // Nodes that nobody asked are tried only when all that see the files are gone.
         only: if spec.seen_by.iter().any(sees) { &spec.seen_by } else { &[] },
         memory_bytes,

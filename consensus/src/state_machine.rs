@@ -13,8 +13,8 @@ use std::sync::Arc;
 use floe_protocol::frame::{self, FrameError};
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::{
-    Failure, JobId, JobPhase, JobStatus, Member, MeshId, NodeId, Placed, Read, RequestId, StageGraph, StageId,
-    StageProgress, Work,
+    Failure, JobId, JobPhase, JobStatus, Member, MeshId, NodeId, Placed, Read, RequestId, StageGraph,
+    StageId, StageProgress, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +109,9 @@ pub enum RestoreError {
     #[error("the snapshot cannot be read: {0}")]
     Malformed(#[from] FrameError),
     /// Written by another version.
-    #[error("the snapshot is of format {found}, this node reads format {SNAPSHOT_VERSION}: run the same version of floe everywhere")]
+    #[error(
+        "the snapshot is of format {found}, this node reads format {SNAPSHOT_VERSION}: run the same version of floe everywhere"
+    )]
     Version {
         /// Its format.
         found: u32,
@@ -286,7 +288,9 @@ impl StateMachine {
         }
         if count >= MAX_RUNNING_JOBS || bytes + weight_bytes > MAX_RUNNING_BYTES {
             return Err(Failure::Unavailable {
-                message: format!("the mesh is full: {count} jobs are unfinished; try again when some have ended"),
+                message: format!(
+                    "the mesh is full: {count} jobs are unfinished; try again when some have ended"
+                ),
             });
         }
         let outputs: Vec<_> = graph
@@ -479,7 +483,10 @@ fn check_graph(graph: &StageGraph) -> Result<(), String> {
             return Err(format!("the nodes that see stage {}'s files are not in order", stage.id));
         }
         if let Some(input) = stage.inputs.iter().find(|input| input.stage >= stage.id) {
-            return Err(format!("stage {} reads from stage {}, which is not before it", stage.id, input.stage));
+            return Err(format!(
+                "stage {} reads from stage {}, which is not before it",
+                stage.id, input.stage
+            ));
         }
         for input in &stage.inputs {
             let buckets = graph.stages[input.stage.0 as usize].exchange.buckets() as usize;
@@ -495,7 +502,12 @@ fn check_graph(graph: &StageGraph) -> Result<(), String> {
         if let Work::Held(placed) = &stage.work
             && (placed.len() != stage.tasks.len() || !stage.inputs.is_empty())
         {
-            return Err(format!("stage {} holds {} partitions for {} tasks", stage.id, placed.len(), stage.tasks.len()));
+            return Err(format!(
+                "stage {} holds {} partitions for {} tasks",
+                stage.id,
+                placed.len(),
+                stage.tasks.len()
+            ));
         }
     }
     Ok(())

@@ -46,13 +46,7 @@ pub struct Calls {
 impl Calls {
     /// A server over the node's parts.
     pub fn new(mailbox: Mailbox, submitter: Submitter, streams: Arc<Streams>, store: Store) -> Self {
-        Self {
-            mailbox,
-            submitter,
-            streams,
-            store,
-            places: Arc::new(Semaphore::new(config::MAX_CALLS)),
-        }
+        Self { mailbox, submitter, streams, store, places: Arc::new(Semaphore::new(config::MAX_CALLS)) }
     }
 
     /// Serves one call in the background.
@@ -67,10 +61,7 @@ impl Calls {
 
     async fn answer(&self, from: Caller, request: Request, mut stream: Stream) -> Result<(), Failure> {
         let Ok(_place) = self.places.clone().try_acquire_owned() else {
-            let message = format!(
-                "this node serves {} calls already: ask another",
-                config::MAX_CALLS
-            );
+            let message = format!("this node serves {} calls already: ask another", config::MAX_CALLS);
             return reply(&mut stream, Response::Failed(Failure::Unavailable { message })).await;
         };
         if !from.is_node() && is_for_nodes(&request) {
@@ -83,44 +74,29 @@ impl Calls {
                     Ok(spec) => self.submitter.submit(id, spec).await,
                     Err(failure) => Err(failure),
                 };
-                reply(
-                    &mut stream,
-                    outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }),
-                )
-                .await
+                reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }))
+                    .await
             }
             Request::Explain => {
                 let outcome = match read_spec(&mut stream).await {
                     Ok(spec) => self.submitter.explain(spec).await,
                     Err(failure) => Err(failure),
                 };
-                reply(
-                    &mut stream,
-                    outcome.map_or_else(Response::Failed, Response::Explained),
-                )
-                .await
+                reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Explained)).await
             }
             Request::Plan { id } => {
                 let outcome = match read_spec(&mut stream).await {
                     Ok(spec) => self.submitter.plan_here(id, spec).await,
                     Err(failure) => Err(failure),
                 };
-                reply(
-                    &mut stream,
-                    outcome.map_or_else(Response::Failed, Response::Planned),
-                )
-                .await
+                reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Planned)).await
             }
             Request::Watch { id } => self.watch(&mut stream, id).await,
             Request::Result { id, from_partition } => self.result(stream, id, from_partition).await,
             Request::Fetch { partition, bucket } => self.streams.serve_fetch(stream, partition, bucket).await,
             Request::Put { partition, meta } => {
                 let outcome = self.keep(&mut stream, partition, meta).await;
-                reply(
-                    &mut stream,
-                    outcome.map_or_else(Response::Failed, |()| Response::Done),
-                )
-                .await
+                reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
             short => {
                 let response = self.short(short).await.unwrap_or_else(Response::Failed);
@@ -147,13 +123,7 @@ impl Calls {
             }
             Request::Cancel { id } => {
                 let phase = JobPhase::Cancelled;
-                self.mailbox
-                    .propose(Command::EndJob {
-                        job: id,
-                        phase,
-                        ended_unix_ms: unix_ms(),
-                    })
-                    .await?;
+                self.mailbox.propose(Command::EndJob { job: id, phase, ended_unix_ms: unix_ms() }).await?;
                 Ok(Response::Done)
             }
             Request::Release { id } => {
@@ -164,15 +134,13 @@ impl Calls {
                 let command = frame::decode(&command).map_err(|error| Failure::Refused {
                     message: format!("the command cannot be read: {error}"),
                 })?;
-                let proposed = self
-                    .mailbox
-                    .ask(|reply| Ask::Propose(Entry { request, command }, reply))
-                    .await?;
+                let proposed =
+                    self.mailbox.ask(|reply| Ask::Propose(Entry { request, command }, reply)).await?;
                 Ok(answer_of(proposed))
             }
-            Request::Join { member } => Ok(answer_of(
-                self.mailbox.ask(|reply| Ask::Join(member, reply)).await?,
-            )),
+            Request::Join { member } => {
+                Ok(answer_of(self.mailbox.ask(|reply| Ask::Join(member, reply)).await?))
+            }
             Request::Inspect { paths } => {
                 let found: Vec<Inspected> = blocking(move || floe_query::inspect(&paths)).await?;
                 Ok(Response::Inspected(found))
@@ -191,11 +159,8 @@ impl Calls {
         }
         let status = self.mailbox.ask(Ask::Status).await?;
         if let Some(leader) = status.leader.filter(|leader| *leader != status.node)
-            && let Ok(Response::Job(job)) = self
-                .mailbox
-                .network()
-                .call(leader, &Request::Progress { id }, config::CALL_TIMEOUT)
-                .await
+            && let Ok(Response::Job(job)) =
+                self.mailbox.network().call(leader, &Request::Progress { id }, config::CALL_TIMEOUT).await
         {
             return Ok(job);
         }
@@ -231,19 +196,8 @@ impl Calls {
             Ok(outputs) => outputs,
             Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
         };
-        let partitions = outputs
-            .partitions
-            .iter()
-            .map(|placed| placed.meta.clone())
-            .collect();
-        reply(
-            &mut stream,
-            Response::Result {
-                schema: outputs.schema,
-                partitions,
-            },
-        )
-        .await?;
+        let partitions = outputs.partitions.iter().map(|placed| placed.meta.clone()).collect();
+        reply(&mut stream, Response::Result { schema: outputs.schema, partitions }).await?;
         let count = outputs.partitions.len() as u32;
         let calls = self.clone();
         let fetches = stream::iter(from..count).map(move |partition| {
@@ -275,11 +229,7 @@ impl Calls {
                 return Ok(vec![outputs.schema]);
             }
             let segment = Segment {
-                partition: TaskId {
-                    job: id,
-                    stage: outputs.stage,
-                    partition,
-                },
+                partition: TaskId { job: id, stage: outputs.stage, partition },
                 bucket: None,
                 rows: placed.meta.rows(),
                 bytes: placed.meta.bytes(),
@@ -287,10 +237,7 @@ impl Calls {
             };
             match self.streams.fetch_segment(&segment).await {
                 Ok(files) => {
-                    return files
-                        .iter()
-                        .map(|f| ipc::stream_of(f).map_err(Failure::internal))
-                        .collect();
+                    return files.iter().map(|f| ipc::stream_of(f).map_err(Failure::internal)).collect();
                 }
                 Err(failure) if Instant::now() > deadline => return Err(failure),
                 Err(Failure::InputLost { partition, node }) => {
@@ -310,9 +257,9 @@ impl Calls {
         Err(match job.phase {
             JobPhase::Failed(failure) => failure,
             JobPhase::Cancelled => Failure::Cancelled,
-            JobPhase::Running => Failure::Refused {
-                message: format!("job {id} still runs: wait for it first"),
-            },
+            JobPhase::Running => {
+                Failure::Refused { message: format!("job {id} still runs: wait for it first") }
+            }
             // The leader knows of its end and this node does not yet.
             JobPhase::Succeeded => {
                 let mut changes = self.mailbox.changes();

@@ -71,6 +71,9 @@ const INTERRUPTED: u8 = 130;
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     format::configure_tables();
+    if let Command::Up(args) = &cli.command {
+        args.configure_threads();
+    }
     cli.logging.start();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 
 /// How often a node tells the others of its load.
 pub const HINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,12 +44,14 @@ pub const MAX_NUMBERED_DIRS: usize = 64;
 pub struct Settings {
     /// What the node is called.
     pub name: String,
-    /// Where to listen; empty for the default of `lan`.
+    /// Where to listen; empty for the default.
     pub listen: Vec<Multiaddr>,
     /// Known nodes of the mesh.
     pub join: Vec<Multiaddr>,
-    /// Listen on every interface and use mDNS.
-    pub lan: bool,
+    /// Whether the default is every interface, or loopback only.
+    pub everywhere: bool,
+    /// Whether to look for nodes on the local network.
+    pub mdns: bool,
     /// Memory for tasks and partitions.
     pub memory_bytes: u64,
     /// Tasks at once.
@@ -57,11 +60,6 @@ pub struct Settings {
     pub expect: Option<usize>,
     /// Where nodes of this machine and user find each other; none for an embedded node.
     pub registry: Option<PathBuf>,
-}
-
-/// Where running nodes of this machine and user announce themselves to each other and to drivers.
-pub fn registry(home: &Path) -> PathBuf {
-    home.join("running")
 }
 
 /// Where numbered data directories lie.
@@ -81,20 +79,29 @@ pub fn default_memory_bytes() -> u64 {
     (system.total_memory() / DEFAULT_MEMORY_PART).max(MIN_MEMORY_BYTES)
 }
 
-/// The machine's name, or `floe` where it has none.
-pub fn default_name() -> String {
-    sysinfo::System::host_name()
+/// What a node is called unless told otherwise: the machine's name, or `floe` where it has none; the second
+/// node of a machine and those after it are numbered.
+pub fn default_name(number: usize) -> String {
+    let machine = sysinfo::System::host_name()
         .and_then(|name| name.split('.').next().map(str::to_owned))
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "floe".to_owned())
+        .unwrap_or_else(|| "floe".to_owned());
+    if number == 0 { machine } else { format!("{machine}-{}", number + 1) }
+}
+
+/// Whether another machine may reach the address.
+pub fn is_beyond_loopback(address: &Multiaddr) -> bool {
+    address.iter().all(|part| match part {
+        Protocol::Ip4(ip) => !ip.is_loopback() && !ip.is_unspecified(),
+        Protocol::Ip6(ip) => !ip.is_loopback() && !ip.is_unspecified(),
+        _ => true,
+    })
 }
 
 /// Reads a size such as `256MiB`, `1.5GB` or `1073741824`.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -108,9 +115,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "tb" => 1_000_000_000_000,
         _ => return Err(format!("`{text}` is not a size: use for example 256MiB or 4GB")),
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{text}` is not a size: use for example 256MiB or 4GB"))?;
+    let number: f64 =
+        number.parse().map_err(|_| format!("`{text}` is not a size: use for example 256MiB or 4GB"))?;
     let bytes = number * scale as f64;
     if bytes > u64::MAX as f64 / 2.0 {
         return Err(format!("`{text}` is more memory than any machine has"));
@@ -122,10 +128,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 pub fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
     if bytes < MIN_MEMORY_BYTES {
-        return Err(format!(
-            "{text} is too little: a node needs at least {}MiB",
-            MIN_MEMORY_BYTES >> 20
-        ));
+        return Err(format!("{text} is too little: a node needs at least {}MiB", MIN_MEMORY_BYTES >> 20));
     }
     Ok(bytes)
 }
@@ -139,15 +142,7 @@ mod tests {
         assert_eq!(parse_size("256MiB"), Ok(256 << 20));
         assert_eq!(parse_size("1.5 GB"), Ok(1_500_000_000));
         assert_eq!(parse_size("4096"), Ok(4096));
-        for bad in [
-            "",
-            "MiB",
-            "12 parsecs",
-            "1e99GB",
-            "-1",
-            "1.2.3",
-            "99999999999999999999GB",
-        ] {
+        for bad in ["", "MiB", "12 parsecs", "1e99GB", "-1", "1.2.3", "99999999999999999999GB"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
         assert!(parse_memory("1MiB").is_err());

@@ -120,22 +120,17 @@ impl DataDir {
             Err(source) => return Err(io_error("read", &file)(source)),
         };
         node.incarnation += 1;
-        let dir = Self {
-            path: path.to_owned(),
-            node,
-            identity,
-            _lock: lock,
-        };
+        let dir = Self { path: path.to_owned(), node, identity, _lock: lock };
         dir.write_node()?;
         Ok(dir)
     }
 
-    /// Opens the first numbered directory under `nodes` that no process holds.
-    pub fn open_numbered(nodes: &Path) -> Result<Self, Error> {
+    /// Opens the first numbered directory under `nodes` that no process holds, and tells its number.
+    pub fn open_numbered(nodes: &Path) -> Result<(Self, usize), Error> {
         for number in 0..config::MAX_NUMBERED_DIRS {
             match Self::open(&nodes.join(number.to_string())) {
                 Err(Error::Locked(_)) => {}
-                other => return other,
+                other => return Ok((other?, number)),
             }
         }
         Err(Error::AllTaken(nodes.to_owned()))
@@ -186,21 +181,14 @@ impl DataDir {
 }
 
 fn read_node(file: &Path, bytes: &[u8]) -> Result<(NodeFile, Keypair), Error> {
-    let damaged = |why: &dyn std::fmt::Display| Error::Damaged {
-        path: file.to_owned(),
-        why: why.to_string(),
-    };
+    let damaged =
+        |why: &dyn std::fmt::Display| Error::Damaged { path: file.to_owned(), why: why.to_string() };
     let Format { format } = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
     if format > FORMAT {
-        return Err(Error::Newer {
-            path: file.to_owned(),
-            found: format,
-        });
+        return Err(Error::Newer { path: file.to_owned(), found: format });
     }
     let node: NodeFile = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
-    let secret = HEXLOWER
-        .decode(node.secret.as_bytes())
-        .map_err(|error| damaged(&error))?;
+    let secret = HEXLOWER.decode(node.secret.as_bytes()).map_err(|error| damaged(&error))?;
     let identity = Keypair::ed25519_from_bytes(secret).map_err(|error| damaged(&error))?;
     Ok((node, identity))
 }
@@ -217,29 +205,15 @@ fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
     let secret = identity
         .clone()
         .try_into_ed25519()
-        .map_err(|error| Error::Damaged {
-            path: log.with_file_name("node.json"),
-            why: error.to_string(),
-        })?;
+        .map_err(|error| Error::Damaged { path: log.with_file_name("node.json"), why: error.to_string() })?;
     let secret = HEXLOWER.encode(secret.secret().as_ref());
-    Ok((
-        NodeFile {
-            format: FORMAT,
-            secret,
-            incarnation: 0,
-            port: 0,
-        },
-        identity,
-    ))
+    Ok((NodeFile { format: FORMAT, secret, incarnation: 0, port: 0 }, identity))
 }
 
 /// Reads a mesh key from a file.
 pub fn read_key(path: &Path) -> Result<MeshKey, Error> {
     let text = fs::read_to_string(path).map_err(io_error("read the mesh key from", path))?;
-    text.trim().parse().map_err(|error| Error::BadKey {
-        path: path.to_owned(),
-        why: format!("{error}"),
-    })
+    text.trim().parse().map_err(|error| Error::BadKey { path: path.to_owned(), why: format!("{error}") })
 }
 
 /// Reads the mesh key of `path`, making one there if there is none. Two processes that start together end
@@ -279,7 +253,7 @@ fn create_private_dir(path: &Path) -> Result<(), Error> {
 
 /// Writes a file whole or not at all, readable by its owner only.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
     let mut file = OpenOptions::new()
         .create(true)
         .write(true)
@@ -315,15 +289,13 @@ mod tests {
     #[test]
     fn numbered_directories_are_taken_in_order() {
         let temp = tempfile::tempdir().unwrap();
-        let first = DataDir::open_numbered(temp.path()).unwrap();
-        let second = DataDir::open_numbered(temp.path()).unwrap();
+        let (first, _) = DataDir::open_numbered(temp.path()).unwrap();
+        let (second, number) = DataDir::open_numbered(temp.path()).unwrap();
+        assert_eq!(number, 1);
         assert_eq!(first.path(), temp.path().join("0"));
         assert_eq!(second.path(), temp.path().join("1"));
         drop(first);
-        assert_eq!(
-            DataDir::open_numbered(temp.path()).unwrap().path(),
-            temp.path().join("0")
-        );
+        assert_eq!(DataDir::open_numbered(temp.path()).unwrap().path(), temp.path().join("0"));
     }
 
     #[test]
@@ -347,12 +319,7 @@ mod tests {
         assert!(error.contains("newer floe"), "{error}");
         fs::remove_file(&file).unwrap();
         fs::write(temp.path().join("log.redb"), "x").unwrap();
-        assert!(
-            DataDir::open(temp.path())
-                .unwrap_err()
-                .to_string()
-                .contains("missing beside a log")
-        );
+        assert!(DataDir::open(temp.path()).unwrap_err().to_string().contains("missing beside a log"));
     }
 
     #[test]

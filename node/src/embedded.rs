@@ -24,21 +24,18 @@ impl Embedded {
         let data_dir = DataDir::open(&temp.path().join("node"))?;
         let key = MeshKey::generate();
         let settings = Settings {
-            name: config::default_name(),
+            name: config::default_name(0),
             listen: Vec::new(),
             join: Vec::new(),
-            lan: false,
+            everywhere: false,
+            mdns: false,
             memory_bytes: config::default_memory_bytes(),
             slots: config::default_slots(),
             expect: Some(1),
             registry: None,
         };
         let node = Node::start(settings, data_dir, key.clone()).await?;
-        Ok(Self {
-            node,
-            key,
-            _temp: temp,
-        })
+        Ok(Self { node, key, _temp: temp })
     }
 
     /// Where it can be dialled.

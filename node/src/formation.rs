@@ -71,31 +71,21 @@ pub async fn leave(mailbox: &Mailbox) {
 
 async fn views_of_peers(mailbox: &Mailbox, own: &MeshView) -> BTreeMap<NodeId, MeshView> {
     let network = mailbox.network();
-    let calls = own
-        .peers
-        .iter()
-        .filter(|peer| **peer != own.node)
-        .map(|peer| async {
-            match network.call(*peer, &Request::Mesh, LOOK_TIMEOUT).await {
-                Ok(Response::Mesh(view)) => Some((*peer, view)),
-                Ok(_) | Err(_) => None,
-            }
-        });
+    let calls = own.peers.iter().filter(|peer| **peer != own.node).map(|peer| async {
+        match network.call(*peer, &Request::Mesh, LOOK_TIMEOUT).await {
+            Ok(Response::Mesh(view)) => Some((*peer, view)),
+            Ok(_) | Err(_) => None,
+        }
+    });
     join_all(calls).await.into_iter().flatten().collect()
 }
 
 /// Asks to be taken in by the mesh that `through` belongs to, and waits for what the mesh then sends.
 async fn join(mailbox: &Mailbox, member: &Member, through: NodeId, views: &BTreeMap<NodeId, MeshView>) {
-    let request = Request::Join {
-        member: member.clone(),
-    };
+    let request = Request::Join { member: member.clone() };
     let leader = views.get(&through).and_then(|view| view.leader);
     let target = leader.unwrap_or(through);
-    match mailbox
-        .network()
-        .call(target, &request, config::CALL_TIMEOUT)
-        .await
-    {
+    match mailbox.network().call(target, &request, config::CALL_TIMEOUT).await {
         Ok(Response::Done) => {
             // The leader's snapshot reaches this node next, and with it the mesh's id.
             let mut changes = mailbox.changes();

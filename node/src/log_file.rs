@@ -83,29 +83,18 @@ impl LogFile {
     /// Opens the log at `path`, in a data directory, or begins one.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let path = path.to_owned();
-        if !path.try_exists().map_err(|source| Error::Io {
-            path: path.clone(),
-            source,
-        })? {
+        if !path.try_exists().map_err(|source| Error::Io { path: path.clone(), source })? {
             begin(&path)?;
         }
         let file = open_file(&path)?;
-        let damaged = |why: String| Error::Damaged {
-            path: path.clone(),
-            why,
-        };
+        let damaged = |why: String| Error::Damaged { path: path.clone(), why };
         let parts = match read(&file) {
             Ok(parts) => parts,
             Err(ReadError::Newer(found)) => return Err(Error::Newer { path, found }),
             Err(ReadError::Damaged(why)) => return Err(damaged(why)),
         };
         let memory = MemoryLog::from_parts(parts).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self {
-            path,
-            file,
-            memory,
-            failed: None,
-        })
+        Ok(Self { path, file, memory, failed: None })
     }
 
     /// Whether it was never written to: only then may its node found or join a mesh.
@@ -203,10 +192,7 @@ impl Storage for LogFile {
 /// Makes an empty log under another name and puts it in place when it is on disk.
 fn begin(path: &Path) -> Result<(), Error> {
     let new = path.with_extension(NEW_EXTENSION);
-    let io_error = |source| Error::Io {
-        path: new.clone(),
-        source,
-    };
+    let io_error = |source| Error::Io { path: new.clone(), source };
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
         _ => {}
@@ -226,9 +212,7 @@ fn begin(path: &Path) -> Result<(), Error> {
     })?;
     fs::rename(&new, path).map_err(io_error)?;
     // The name must be on disk too.
-    File::open(directory(path))
-        .and_then(|dir| dir.sync_all())
-        .map_err(io_error)
+    File::open(directory(path)).and_then(|dir| dir.sync_all()).map_err(io_error)
 }
 
 /// The directory that a log lies in.
@@ -242,34 +226,22 @@ fn directory(path: &Path) -> &Path {
 /// Opens a log that exists, with every page's checksum compared: redb trusts a file otherwise, and may panic
 /// on what it finds later.
 fn open_file(path: &Path) -> Result<Database, Error> {
-    let damaged = |why: String| Error::Damaged {
-        path: path.to_owned(),
-        why,
-    };
+    let damaged = |why: String| Error::Damaged { path: path.to_owned(), why };
     match fs::metadata(path) {
         Ok(found) if found.len() == 0 => return Err(damaged("it is empty".to_owned())),
         Ok(_) => {}
         Err(source) => {
-            return Err(Error::Io {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(Error::Io { path: path.to_owned(), source });
         }
     }
     let opened = catch_unwind(|| {
-        Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .open(path)
+        Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path)
     });
     match opened {
         Ok(Ok(file)) => Ok(file),
         Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(Error::Locked(directory(path).to_owned())),
         Ok(Err(DatabaseError::Storage(redb::StorageError::Io(source)))) if !tells_damage(&source) => {
-            Err(Error::Io {
-                path: path.to_owned(),
-                source,
-            })
+            Err(Error::Io { path: path.to_owned(), source })
         }
         Ok(Err(error)) => Err(damaged(error.to_string())),
         Err(_) => Err(damaged("it cannot be read".to_owned())),
@@ -306,14 +278,9 @@ fn read(file: &Database) -> Result<LogParts, ReadError> {
         found => return Err(ReadError::Newer(found)),
     }
     let records = transaction.open_table(RECORDS).map_err(not_a_log)?;
-    let hard_state = records
-        .get("hard_state")?
-        .map(|found| decode::<HardState>(found.value()))
-        .transpose()?;
-    let snapshot = records
-        .get("snapshot")?
-        .map(|found| decode::<Snapshot>(found.value()))
-        .transpose()?;
+    let hard_state =
+        records.get("hard_state")?.map(|found| decode::<HardState>(found.value())).transpose()?;
+    let snapshot = records.get("snapshot")?.map(|found| decode::<Snapshot>(found.value())).transpose()?;
     let mut entries = Vec::new();
     for found in transaction.open_table(ENTRIES).map_err(not_a_log)?.iter()? {
         let (index, bytes) = found?;
@@ -342,9 +309,7 @@ fn decode<M: Message>(bytes: &[u8]) -> Result<M, ReadError> {
 }
 
 fn encode(message: &impl Message) -> Result<Vec<u8>, redb::Error> {
-    message
-        .write_to_bytes()
-        .map_err(|error| redb::Error::Io(io::Error::other(error)))
+    message.write_to_bytes().map_err(|error| redb::Error::Io(io::Error::other(error)))
 }
 
 /// The indexes of the entries that are kept.
@@ -353,11 +318,7 @@ fn indexes(parts: &LogParts) -> RangeInclusive<u64> {
 }
 
 fn only_hard_state(persist: &Persist) -> Persist {
-    Persist {
-        hard_state: persist.hard_state.clone(),
-        must_sync: persist.must_sync,
-        ..Persist::default()
-    }
+    Persist { hard_state: persist.hard_state.clone(), must_sync: persist.must_sync, ..Persist::default() }
 }
 
 #[cfg(test)]
@@ -374,29 +335,16 @@ mod tests {
 
     fn entries(range: RangeInclusive<u64>, term: u64) -> Vec<Entry> {
         range
-            .map(|index| Entry {
-                index,
-                term,
-                data: vec![index as u8; 100].into(),
-                ..Entry::default()
-            })
+            .map(|index| Entry { index, term, data: vec![index as u8; 100].into(), ..Entry::default() })
             .collect()
     }
 
     fn hard_state(term: u64, commit: u64) -> Option<HardState> {
-        Some(HardState {
-            term,
-            vote: 3,
-            commit,
-            ..HardState::default()
-        })
+        Some(HardState { term, vote: 3, commit, ..HardState::default() })
     }
 
     fn snapshot(index: u64, term: u64) -> Option<Snapshot> {
-        let mut snapshot = Snapshot {
-            data: vec![7; 1000].into(),
-            ..Snapshot::default()
-        };
+        let mut snapshot = Snapshot { data: vec![7; 1000].into(), ..Snapshot::default() };
         snapshot.mut_metadata().index = index;
         snapshot.mut_metadata().term = term;
         snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2, 3];
@@ -404,11 +352,7 @@ mod tests {
     }
 
     fn write(log: &mut LogFile, persist: Persist) {
-        log.write(&Persist {
-            must_sync: true,
-            ..persist
-        })
-        .unwrap();
+        log.write(&Persist { must_sync: true, ..persist }).unwrap();
     }
 
     /// The log after a restart, which must be what it was.
@@ -422,11 +366,7 @@ mod tests {
     }
 
     fn kept(log: &LogFile) -> Vec<(u64, u64)> {
-        log.parts()
-            .entries
-            .iter()
-            .map(|entry| (entry.index, entry.term))
-            .collect()
+        log.parts().entries.iter().map(|entry| (entry.index, entry.term)).collect()
     }
 
     #[test]
@@ -437,11 +377,7 @@ mod tests {
         let mut log = log;
         write(
             &mut log,
-            Persist {
-                entries: entries(1..=4, 1),
-                hard_state: hard_state(1, 2),
-                ..Persist::default()
-            },
+            Persist { entries: entries(1..=4, 1), hard_state: hard_state(1, 2), ..Persist::default() },
         );
         let mut log = reopen(log);
         assert!(!log.is_empty());
@@ -449,11 +385,7 @@ mod tests {
         // A conflicting tail is replaced.
         write(
             &mut log,
-            Persist {
-                entries: entries(3..=3, 2),
-                hard_state: hard_state(2, 2),
-                ..Persist::default()
-            },
+            Persist { entries: entries(3..=3, 2), hard_state: hard_state(2, 2), ..Persist::default() },
         );
         let mut log = reopen(log);
         assert_eq!(kept(&log), [(1, 1), (2, 1), (3, 2)]);
@@ -461,20 +393,9 @@ mod tests {
         // A snapshot of our own keeps what follows it; what it holds may be dropped.
         write(
             &mut log,
-            Persist {
-                entries: entries(4..=6, 2),
-                hard_state: hard_state(2, 6),
-                ..Persist::default()
-            },
+            Persist { entries: entries(4..=6, 2), hard_state: hard_state(2, 6), ..Persist::default() },
         );
-        write(
-            &mut log,
-            Persist {
-                snapshot: snapshot(5, 2),
-                compact_to: Some(5),
-                ..Persist::default()
-            },
-        );
+        write(&mut log, Persist { snapshot: snapshot(5, 2), compact_to: Some(5), ..Persist::default() });
         let mut log = reopen(log);
         assert_eq!(kept(&log), [(5, 2), (6, 2)]);
         assert_eq!(log.initial_state().unwrap().conf_state.voters, [1, 2, 3]);
@@ -498,25 +419,11 @@ mod tests {
         let mut log = LogFile::open(&path_in(&dir)).unwrap();
         write(
             &mut log,
-            Persist {
-                entries: entries(1..=2, 1),
-                hard_state: hard_state(1, 0),
-                ..Persist::default()
-            },
+            Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() },
         );
-        log.write(&Persist {
-            hard_state: hard_state(1, 2),
-            ..Persist::default()
-        })
-        .unwrap();
+        log.write(&Persist { hard_state: hard_state(1, 2), ..Persist::default() }).unwrap();
         assert_eq!(log.initial_state().unwrap().hard_state.commit, 2);
-        write(
-            &mut log,
-            Persist {
-                entries: entries(3..=3, 1),
-                ..Persist::default()
-            },
-        );
+        write(&mut log, Persist { entries: entries(3..=3, 1), ..Persist::default() });
         assert_eq!(reopen(log).initial_state().unwrap().hard_state.commit, 2);
     }
 
@@ -526,24 +433,12 @@ mod tests {
         let mut log = LogFile::open(&path_in(&dir)).unwrap();
         write(
             &mut log,
-            Persist {
-                entries: entries(1..=2, 1),
-                hard_state: hard_state(1, 0),
-                ..Persist::default()
-            },
+            Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() },
         );
-        log.write(&Persist {
-            entries: entries(9..=9, 1),
-            must_sync: true,
-            ..Persist::default()
-        })
-        .unwrap_err();
-        log.write(&Persist {
-            entries: entries(3..=3, 1),
-            must_sync: true,
-            ..Persist::default()
-        })
-        .unwrap_err();
+        log.write(&Persist { entries: entries(9..=9, 1), must_sync: true, ..Persist::default() })
+            .unwrap_err();
+        log.write(&Persist { entries: entries(3..=3, 1), must_sync: true, ..Persist::default() })
+            .unwrap_err();
         drop(log);
         assert_eq!(kept(&LogFile::open(&path_in(&dir)).unwrap()), [(1, 1), (2, 1)]);
     }
@@ -555,11 +450,7 @@ mod tests {
         let error = LogFile::open(&path_in(&dir)).unwrap_err();
         assert!(matches!(error, Error::Locked(_)), "{error:?}");
         let place = dir.path().display().to_string();
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("another floe up runs on the data directory {place}"))
-        );
+        assert!(error.to_string().contains(&format!("another floe up runs on the data directory {place}")));
     }
 
     #[test]
@@ -569,11 +460,7 @@ mod tests {
         let mut log = LogFile::open(&path_in(&dir)).unwrap();
         write(
             &mut log,
-            Persist {
-                entries: entries(1..=200, 1),
-                hard_state: hard_state(1, 200),
-                ..Persist::default()
-            },
+            Persist { entries: entries(1..=200, 1), hard_state: hard_state(1, 200), ..Persist::default() },
         );
         drop(log);
         let whole = fs::read(&path).unwrap();
@@ -582,21 +469,10 @@ mod tests {
         for byte in garbled.iter_mut().skip(4096) {
             *byte ^= 0x5a;
         }
-        for damaged in [
-            Vec::new(),
-            b"x".to_vec(),
-            vec![0; 8192],
-            vec![0xff; 100_000],
-            cut,
-            garbled,
-        ] {
+        for damaged in [Vec::new(), b"x".to_vec(), vec![0; 8192], vec![0xff; 100_000], cut, garbled] {
             fs::write(&path, &damaged).unwrap();
             let error = LogFile::open(&path_in(&dir)).unwrap_err();
-            assert!(
-                matches!(error, Error::Damaged { .. }),
-                "{} bytes: {error:?}",
-                damaged.len()
-            );
+            assert!(matches!(error, Error::Damaged { .. }), "{} bytes: {error:?}", damaged.len());
             let sentence = error.to_string();
             assert!(
                 sentence.contains(&path.display().to_string()) && sentence.contains("restore it"),
@@ -613,11 +489,7 @@ mod tests {
         let log = LogFile::open(&path_in(&dir)).unwrap();
         let set_format = |file: &Database, format| {
             let transaction = file.begin_write().unwrap();
-            transaction
-                .open_table(NUMBERS)
-                .unwrap()
-                .insert("format", format)
-                .unwrap();
+            transaction.open_table(NUMBERS).unwrap().insert("format", format).unwrap();
             transaction.commit().unwrap();
         };
         set_format(&log.file, 7);

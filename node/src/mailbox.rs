@@ -71,14 +71,7 @@ impl Mailbox {
     /// A mailbox whose asks come out of the returned receiver. `changes` moves whenever the state does.
     pub fn new(network: Network, changes: watch::Receiver<u64>) -> (Self, mpsc::Receiver<Ask>) {
         let (asks, receiver) = mpsc::channel(config::MAILBOX);
-        (
-            Self {
-                asks,
-                changes,
-                network,
-            },
-            receiver,
-        )
+        (Self { asks, changes, network }, receiver)
     }
 
     /// The node's network.
@@ -93,9 +86,7 @@ impl Mailbox {
 
     /// Sends an ask made of a reply channel and waits for its answer.
     pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Failure> {
-        let stopping = || Failure::Unavailable {
-            message: "this node is stopping: ask another".to_owned(),
-        };
+        let stopping = || Failure::Unavailable { message: "this node is stopping: ask another".to_owned() };
         let (reply, answer) = oneshot::channel();
         self.asks.send(ask(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
@@ -112,31 +103,21 @@ impl Mailbox {
     pub async fn propose(&self, command: Command) -> Result<(), Failure> {
         let entry = Self::entry(command)?;
         let encoded = Bytes::from(frame::encode(&entry.command).map_err(Failure::internal)?);
-        let request = Request::Propose {
-            request: entry.request,
-            command: encoded,
-        };
-        self.with_leader(|reply| Ask::Propose(entry.clone(), reply), &request)
-            .await
+        let request = Request::Propose { request: entry.request, command: encoded };
+        self.with_leader(|reply| Ask::Propose(entry.clone(), reply), &request).await
     }
 
     /// Makes a member known to the leader.
     pub async fn join(&self, member: Member) -> Result<(), Failure> {
-        let request = Request::Join {
-            member: member.clone(),
-        };
-        self.with_leader(|reply| Ask::Join(member.clone(), reply), &request)
-            .await
+        let request = Request::Join { member: member.clone() };
+        self.with_leader(|reply| Ask::Join(member.clone(), reply), &request).await
     }
 
     /// An entry for the log, under an id of its own.
     pub fn entry(command: Command) -> Result<Entry, Failure> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(Failure::internal)?;
-        Ok(Entry {
-            request: RequestId(u128::from_be_bytes(bytes)),
-            command,
-        })
+        Ok(Entry { request: RequestId(u128::from_be_bytes(bytes)), command })
     }
 
     async fn with_leader(

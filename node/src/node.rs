@@ -117,22 +117,18 @@ impl Node {
         let (mailbox, asks) = Mailbox::new(network.clone(), changes);
         let streams = Streams::new(network.clone(), store.clone());
         let (reports, reported) = mpsc::channel(REPORTS);
-        let worker = Worker::start(
-            worker::Config {
-                slots: settings.slots,
-            },
-            store.clone(),
-            streams.clone(),
-            reports,
-        );
+        let worker =
+            Worker::start(worker::Config { slots: settings.slots }, store.clone(), streams.clone(), reports);
         let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
         let calls = Calls::new(mailbox.clone(), submitter, streams, store.clone());
         let (stop, stopped) = oneshot::channel();
+        let mesh = replica.state().mesh();
         let state = Loop {
             member: member.clone(),
             network,
             replica,
             scheduler: None,
+            mesh,
             worker,
             store,
             calls,
@@ -184,9 +180,7 @@ impl Node {
     pub async fn stop(self) -> Result<(), Error> {
         // A loop that has ended already says why below.
         let _ = self.stop.send(());
-        self.task
-            .await
-            .map_err(|error| Error::Stopped(error.to_string()))?
+        self.task.await.map_err(|error| Error::Stopped(error.to_string()))?
     }
 }
 
@@ -195,7 +189,7 @@ async fn open_network(
     data_dir: &DataDir,
     key: MeshKey,
 ) -> Result<(Network, mpsc::Receiver<NetworkEvent>), Error> {
-    let host = if settings.lan { "0.0.0.0" } else { "127.0.0.1" };
+    let host = if settings.everywhere { "0.0.0.0" } else { "127.0.0.1" };
     let at =
         |port: u16| -> Vec<Multiaddr> { format!("/ip4/{host}/tcp/{port}").parse().into_iter().collect() };
     let config = |listen: Vec<Multiaddr>| floe_network::Config {
@@ -203,7 +197,7 @@ async fn open_network(
         key: key.clone(),
         listen,
         join: settings.join.clone(),
-        mdns: settings.lan,
+        mdns: settings.mdns,
         local_registry: settings.registry.clone(),
         name: settings.name.clone(),
     };
@@ -235,13 +229,10 @@ async fn first_addresses(network: &Network) -> Result<Vec<Multiaddr>, Error> {
 }
 
 fn tcp_port(addresses: &[Multiaddr]) -> Option<u16> {
-    addresses
-        .iter()
-        .flat_map(Multiaddr::iter)
-        .find_map(|part| match part {
-            libp2p::multiaddr::Protocol::Tcp(port) => Some(port),
-            _ => None,
-        })
+    addresses.iter().flat_map(Multiaddr::iter).find_map(|part| match part {
+        libp2p::multiaddr::Protocol::Tcp(port) => Some(port),
+        _ => None,
+    })
 }
 
 /// Everything that can happen to a node.
@@ -258,6 +249,8 @@ struct Loop {
     replica: Replica<LogFile>,
     /// The scheduler, while this node leads.
     scheduler: Option<Scheduler>,
+    /// The mesh whose messages count.
+    mesh: Option<MeshId>,
     worker: Worker,
     store: Store,
     calls: Calls,
@@ -345,11 +338,7 @@ impl Loop {
                 self.schedule(Input::NodeDown { node });
             }
             NetworkEvent::Message { from, message } => self.handle_message(from, message)?,
-            NetworkEvent::Call {
-                from,
-                request,
-                stream,
-            } => self.calls.serve(from, request, stream),
+            NetworkEvent::Call { from, request, stream } => self.calls.serve(from, request, stream),
             NetworkEvent::Hint { from, hint } => {
                 self.loads.insert(from, hint.load);
             }
@@ -364,11 +353,7 @@ impl Loop {
             return;
         };
         let (slots, memory_bytes) = (member.slots, member.memory_bytes);
-        self.schedule(Input::NodeUp {
-            node,
-            slots,
-            memory_bytes,
-        });
+        self.schedule(Input::NodeUp { node, slots, memory_bytes });
     }
 
     fn handle_message(&mut self, from: NodeId, message: PeerMessage) -> Result<(), Error> {
@@ -395,15 +380,7 @@ impl Loop {
                 if self.obeys(from, fence) {
                     let (held, running) = (self.store.held(), self.worker.running());
                     let load = self.load();
-                    self.send(
-                        from,
-                        PeerMessage::Inventory(Inventory {
-                            fence,
-                            held,
-                            running,
-                            load,
-                        }),
-                    );
+                    self.send(from, PeerMessage::Inventory(Inventory { fence, held, running, load }));
                 }
             }
             PeerMessage::Lease { fence } => {
@@ -413,24 +390,11 @@ impl Loop {
                 }
             }
             PeerMessage::Inventory(inventory) => {
-                self.schedule_at(
-                    now_ms,
-                    Input::Inventory {
-                        node: from,
-                        inventory,
-                    },
-                );
+                self.schedule_at(now_ms, Input::Inventory { node: from, inventory });
             }
             PeerMessage::Alive { fence, load } => {
                 self.loads.insert(from, load);
-                self.schedule_at(
-                    now_ms,
-                    Input::Alive {
-                        node: from,
-                        fence,
-                        load,
-                    },
-                );
+                self.schedule_at(now_ms, Input::Alive { node: from, fence, load });
             }
             PeerMessage::Lost { partition, node } => {
                 self.schedule_at(now_ms, Input::PartitionLost { partition, node });
@@ -452,9 +416,9 @@ impl Loop {
     }
 
     fn handle_raft(&mut self, from: NodeId, mesh: MeshId, message: &Bytes) -> Result<(), Error> {
-        if let Some(own) = self.replica.state().mesh()
-            && own != mesh
-        {
+        // A mesh that this node asked to join speaks first: until its state is here, its messages say which it is.
+        let own = *self.mesh.get_or_insert(mesh);
+        if own != mesh {
             tracing::debug!(%from, %mesh, "a message of another mesh is dropped");
             return Ok(());
         }
@@ -473,10 +437,7 @@ impl Loop {
 
     fn load(&self) -> Load {
         let usage = self.store.usage();
-        Load {
-            spilled_bytes: usage.spilled_bytes,
-            ..self.worker.load()
-        }
+        Load { spilled_bytes: usage.spilled_bytes, ..self.worker.load() }
     }
 
     fn send(&mut self, to: NodeId, message: PeerMessage) {
@@ -535,17 +496,9 @@ impl Loop {
     }
 
     fn send_raft(&mut self, messages: &[(NodeId, Bytes)]) {
-        let Some(mesh) = self.replica.state().mesh() else {
-            return;
-        };
+        let Some(mesh) = self.mesh else { return };
         for (to, message) in messages {
-            if !self.network.send(
-                *to,
-                PeerMessage::Raft {
-                    mesh,
-                    message: message.clone(),
-                },
-            ) {
+            if !self.network.send(*to, PeerMessage::Raft { mesh, message: message.clone() }) {
                 self.replica.report_unreachable(*to);
             }
         }
@@ -563,7 +516,7 @@ impl Loop {
                     let _ = waiting.send(Proposed::Applied(outcome.clone()));
                 }
             }
-            Applied::MeshFounded { mesh } => tracing::info!(%mesh, "member of the mesh"),
+            Applied::MeshFounded { mesh } => self.mesh = Some(mesh),
             Applied::MemberJoined { member } => {
                 self.meet(&member);
                 if self.is_alive(member.id) {
@@ -577,6 +530,7 @@ impl Loop {
             Applied::JobsFreed { ref jobs } => self.store.free(jobs),
             Applied::JobAccepted { .. } | Applied::StageDone { .. } | Applied::JobEnded { .. } => {}
             Applied::Restored { .. } | Applied::Reconfigured => {
+                self.mesh = self.replica.state().mesh().or(self.mesh);
                 let members: Vec<Member> = self.replica.state().members().values().cloned().collect();
                 for member in &members {
                     self.meet(member);
@@ -601,11 +555,7 @@ impl Loop {
     /// Makes sure that the network knows where a member is.
     fn meet(&self, member: &Member) {
         if member.id != self.member.id {
-            let addresses = member
-                .addresses
-                .iter()
-                .filter_map(|address| address.parse().ok())
-                .collect();
+            let addresses = member.addresses.iter().filter_map(|address| address.parse().ok()).collect();
             match member.peer.parse() {
                 Ok(peer) => self.network.dial(peer, addresses),
                 Err(error) => tracing::warn!(node = %member.id, %error, "a member without a valid peer id"),
@@ -616,10 +566,7 @@ impl Loop {
     fn elected(&mut self, term: u64) {
         tracing::info!(term, "elected: this node schedules");
         let state = self.replica.state();
-        let fence = Fence {
-            epoch: state.epoch(),
-            term,
-        };
+        let fence = Fence { epoch: state.epoch(), term };
         let members: Vec<NodeId> = state.members().keys().copied().collect();
         self.scheduler = Some(Scheduler::new(fence, self.now_ms(), state));
         for node in members {
@@ -666,15 +613,11 @@ impl Loop {
             }
             Ask::Jobs(reply) => {
                 let state = self.replica.state();
-                let jobs = state
-                    .jobs()
-                    .keys()
-                    .filter_map(|id| state.job_status(*id))
-                    .map(|mut job| {
-                        self.add_live_counts(&mut job);
-                        job.timeline.clear();
-                        job
-                    });
+                let jobs = state.jobs().keys().filter_map(|id| state.job_status(*id)).map(|mut job| {
+                    self.add_live_counts(&mut job);
+                    job.timeline.clear();
+                    job
+                });
                 let _ = reply.send(jobs.collect());
             }
             Ask::Outputs(id, reply) => {
@@ -701,11 +644,7 @@ impl Loop {
 
     /// On the leader: the counts of tasks that run, which the replicated state does not hold.
     fn add_live_counts(&self, job: &mut JobStatus) {
-        if let Some(stages) = self
-            .scheduler
-            .as_ref()
-            .and_then(|scheduler| scheduler.progress(job.id))
-        {
+        if let Some(stages) = self.scheduler.as_ref().and_then(|scheduler| scheduler.progress(job.id)) {
             job.stages = stages;
         }
     }
@@ -734,9 +673,7 @@ impl Loop {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(Failure::internal)?;
         let mesh = MeshId(u128::from_be_bytes(bytes));
-        self.replica
-            .found(RequestId(mesh.0), mesh, member)
-            .map_err(Failure::internal)
+        self.replica.found(RequestId(mesh.0), mesh, member).map_err(Failure::internal)
     }
 
     /// On the leader: brings voters and learners closer to what the mesh wants, one change at a time, and hands
@@ -747,11 +684,7 @@ impl Loop {
         }
         let me = self.member.id;
         let members: BTreeSet<NodeId> = self.replica.state().members().keys().copied().collect();
-        let alive: BTreeSet<NodeId> = members
-            .iter()
-            .copied()
-            .filter(|node| self.is_alive(*node))
-            .collect();
+        let alive: BTreeSet<NodeId> = members.iter().copied().filter(|node| self.is_alive(*node)).collect();
         let standing = self.replica.standing();
         let caught_up = self.replica.caught_up();
         let change = next_change(&members, &standing.configuration, &alive, &caught_up, me);
@@ -761,11 +694,8 @@ impl Loop {
                 self.replica.change(&change)
             }
             None if !members.contains(&me) => {
-                let heir = standing
-                    .configuration
-                    .voters
-                    .iter()
-                    .find(|node| **node != me && alive.contains(node));
+                let heir =
+                    standing.configuration.voters.iter().find(|node| **node != me && alive.contains(node));
                 heir.map_or(Ok(()), |heir| self.replica.transfer_leader(*heir))
             }
             None => Ok(()),
@@ -812,12 +742,7 @@ impl Loop {
             } else {
                 self.loads.get(&member.id).copied().unwrap_or_default()
             };
-            NodeInfo {
-                member: member.clone(),
-                role,
-                alive: self.is_alive(member.id),
-                load,
-            }
+            NodeInfo { member: member.clone(), role, alive: self.is_alive(member.id), load }
         });
         Status {
             node: self.member.id,
@@ -849,10 +774,6 @@ impl Loop {
         let work = job.work.as_ref()?;
         let stage = work.graph.stages.last()?.id;
         let partitions = work.outputs.last()?.clone()?;
-        Some(Outputs {
-            stage,
-            schema: work.graph.schema.clone(),
-            partitions,
-        })
+        Some(Outputs { stage, schema: work.graph.schema.clone(), partitions })
     }
 }

@@ -114,16 +114,8 @@ impl Store {
     /// Opens node `node`'s store, which spills into `dir` what `budget` has no room for. Spill files of a
     /// former process are removed.
     pub fn open(dir: &Path, node: NodeId, budget: Budget) -> Result<Self, Error> {
-        let spill = Spill::open(dir).map_err(|source| Error::Directory {
-            path: dir.to_owned(),
-            source,
-        })?;
-        let inner = Arc::new(Inner {
-            node,
-            budget: budget.clone(),
-            spill,
-            index: Mutex::default(),
-        });
+        let spill = Spill::open(dir).map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
+        let inner = Arc::new(Inner { node, budget: budget.clone(), spill, index: Mutex::default() });
         let evicted = Arc::downgrade(&inner);
         thread::Builder::new()
             .name("floe-evict".to_owned())
@@ -176,10 +168,7 @@ impl Store {
     /// One segment, or all of them in order, without copying. [`Failure::InputLost`] if this node does not hold
     /// the partition, or finds it damaged, in which case it no longer does.
     pub fn get(&self, task: TaskId, bucket: Option<u32>) -> Result<Vec<SegmentBytes>, Failure> {
-        let lost = || Failure::InputLost {
-            partition: task,
-            node: self.0.node,
-        };
+        let lost = || Failure::InputLost { partition: task, node: self.0.node };
         let partition = {
             let mut index = self.0.lock();
             let now = index.tick();
@@ -212,11 +201,7 @@ impl Store {
         let segments = partition.segments[wanted].iter();
         Ok(segments
             .zip(bytes)
-            .map(|(segment, bytes)| SegmentBytes {
-                bytes,
-                checksum: segment.checksum,
-                rows: segment.rows,
-            })
+            .map(|(segment, bytes)| SegmentBytes { bytes, checksum: segment.checksum, rows: segment.rows })
             .collect())
     }
 
@@ -253,25 +238,14 @@ impl Store {
 
     /// Every partition that is here, in order.
     pub fn held(&self) -> Vec<(TaskId, OutputMeta)> {
-        self.0
-            .lock()
-            .partitions
-            .iter()
-            .map(|(task, partition)| (*task, partition.meta()))
-            .collect()
+        self.0.lock().partitions.iter().map(|(task, partition)| (*task, partition.meta())).collect()
     }
 
     /// How much is here.
     pub fn usage(&self) -> Usage {
         let index = self.0.lock();
-        let in_memory = index
-            .partitions
-            .values()
-            .filter(|p| matches!(p.place, Place::Memory(_)));
-        Usage {
-            memory_bytes: in_memory.map(Partition::bytes).sum(),
-            spilled_bytes: self.0.spill.bytes(),
-        }
+        let in_memory = index.partitions.values().filter(|p| matches!(p.place, Place::Memory(_)));
+        Usage { memory_bytes: in_memory.map(Partition::bytes).sum(), spilled_bytes: self.0.spill.bytes() }
     }
 }
 
@@ -311,13 +285,10 @@ impl Inner {
     fn evict_oldest(&self) -> bool {
         let oldest = {
             let index = self.lock();
-            let in_memory = index
-                .partitions
-                .iter()
-                .filter_map(|(task, partition)| match &partition.place {
-                    Place::Memory(segments) => Some((partition.used, *task, Arc::clone(segments))),
-                    Place::Spilled(..) => None,
-                });
+            let in_memory = index.partitions.iter().filter_map(|(task, partition)| match &partition.place {
+                Place::Memory(segments) => Some((partition.used, *task, Arc::clone(segments))),
+                Place::Spilled(..) => None,
+            });
             in_memory.min_by_key(|(used, ..)| *used)
         };
         let Some((_, task, segments)) = oldest else {
@@ -347,10 +318,8 @@ impl Inner {
     /// Writes segments as they are: their checksums stay, and reading them back costs nothing.
     fn write_out(&self, task: TaskId, segments: &[Bytes]) -> Result<Place, Failure> {
         let mut writer = self.spill.create(task)?;
-        let extents = segments
-            .iter()
-            .map(|bytes| spill_bytes(&mut writer, bytes))
-            .collect::<Result<_, _>>()?;
+        let extents =
+            segments.iter().map(|bytes| spill_bytes(&mut writer, bytes)).collect::<Result<_, _>>()?;
         Ok(Place::Spilled(Arc::new(writer.finish()?), Arc::new(extents)))
     }
 
@@ -375,13 +344,8 @@ impl Index {
 
 impl Partition {
     fn meta(&self) -> OutputMeta {
-        let bucket = |segment: &Segment| BucketMeta {
-            rows: segment.rows,
-            bytes: segment.bytes,
-        };
-        OutputMeta {
-            buckets: self.segments.iter().map(bucket).collect(),
-        }
+        let bucket = |segment: &Segment| BucketMeta { rows: segment.rows, bytes: segment.bytes };
+        OutputMeta { buckets: self.segments.iter().map(bucket).collect() }
     }
 
     fn bytes(&self) -> u64 {
@@ -415,12 +379,7 @@ enum Target {
 
 impl<'a> PartitionWriter<'a> {
     fn new(store: &'a Inner, task: TaskId) -> Self {
-        Self {
-            store,
-            task,
-            segments: Vec::new(),
-            target: Target::Memory(Vec::new()),
-        }
+        Self { store, task, segments: Vec::new(), target: Target::Memory(Vec::new()) }
     }
 
     fn push_frame(&mut self, frame: &DataFrame) -> Result<(), Failure> {
@@ -428,20 +387,17 @@ impl<'a> PartitionWriter<'a> {
         if let Target::Memory(segments) = &mut self.target
             && let Some(bytes) = encode_in_memory(&self.store.budget, frame)?
         {
-            self.segments.push(Segment {
-                rows,
-                bytes: bytes.len() as u64,
-                checksum: xxh3_64(&bytes),
-            });
+            self.segments.push(Segment { rows, bytes: bytes.len() as u64, checksum: xxh3_64(&bytes) });
             segments.push(bytes);
             return Ok(());
         }
         let (writer, extents) = self.spill()?;
-        let extent = writer
-            .segment(|sink| ipc::write(frame, Some(IpcCompression::LZ4), sink))
-            .map_err(|error| match error {
-                SegmentError::Disk(failure) => failure,
-                SegmentError::Writer(error) => encode_failure(&error),
+        let extent =
+            writer.segment(|sink| ipc::write(frame, Some(IpcCompression::LZ4), sink)).map_err(|error| {
+                match error {
+                    SegmentError::Disk(failure) => failure,
+                    SegmentError::Writer(error) => encode_failure(&error),
+                }
             })?;
         extents.push(extent.clone());
         self.segments.push(Segment::of(&extent, rows));
@@ -476,17 +432,13 @@ impl<'a> PartitionWriter<'a> {
         if let Target::Memory(segments) = &mut self.target {
             let segments = mem::take(segments);
             let mut writer = self.store.spill.create(self.task)?;
-            let extents = segments
-                .iter()
-                .map(|bytes| spill_bytes(&mut writer, bytes))
-                .collect::<Result<_, _>>()?;
+            let extents =
+                segments.iter().map(|bytes| spill_bytes(&mut writer, bytes)).collect::<Result<_, _>>()?;
             self.target = Target::Spill(writer, extents);
         }
         match &mut self.target {
             Target::Spill(writer, extents) => Ok((writer, extents)),
-            Target::Memory(_) => Err(Failure::internal(
-                "a partition went to memory while it was spilled",
-            )),
+            Target::Memory(_) => Err(Failure::internal("a partition went to memory while it was spilled")),
         }
     }
 
@@ -495,21 +447,13 @@ impl<'a> PartitionWriter<'a> {
             Target::Memory(segments) => Place::Memory(Arc::new(segments)),
             Target::Spill(writer, extents) => Place::Spilled(Arc::new(writer.finish()?), Arc::new(extents)),
         };
-        Ok(Partition {
-            segments: self.segments,
-            place,
-            used: 0,
-        })
+        Ok(Partition { segments: self.segments, place, used: 0 })
     }
 }
 
 impl Segment {
     fn of(extent: &Extent, rows: u64) -> Self {
-        Self {
-            rows,
-            bytes: extent.range.end - extent.range.start,
-            checksum: extent.checksum,
-        }
+        Self { rows, bytes: extent.range.end - extent.range.start, checksum: extent.checksum }
     }
 }
 
@@ -527,19 +471,15 @@ fn encode_in_memory(budget: &Budget, frame: &DataFrame) -> Result<Option<Bytes>,
 
 /// Appends bytes as they are to a spill file.
 fn spill_bytes(writer: &mut SpillWriter, bytes: &Bytes) -> Result<Extent, Failure> {
-    writer
-        .segment(|sink| io::Write::write_all(sink, bytes))
-        .map_err(|error| match error {
-            SegmentError::Disk(failure) => failure,
-            SegmentError::Writer(error) => Failure::internal(error),
-        })
+    writer.segment(|sink| io::Write::write_all(sink, bytes)).map_err(|error| match error {
+        SegmentError::Disk(failure) => failure,
+        SegmentError::Writer(error) => Failure::internal(error),
+    })
 }
 
 /// A frame that cannot be written as Arrow IPC cannot be on any node.
 fn encode_failure(error: &PolarsError) -> Failure {
-    Failure::Query {
-        message: error.to_string(),
-    }
+    Failure::Query { message: error.to_string() }
 }
 
 /// Maps segments of a spill file and compares their checksums.
@@ -553,10 +493,7 @@ fn read_back(file: &SpillFile, extents: &[Extent]) -> io::Result<Vec<Bytes>> {
             if xxh3_64(&bytes) == extent.checksum {
                 Ok(bytes)
             } else {
-                Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "its checksum does not fit",
-                ))
+                Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum does not fit"))
             }
         })
         .collect()
@@ -564,11 +501,7 @@ fn read_back(file: &SpillFile, extents: &[Extent]) -> io::Result<Vec<Bytes>> {
 
 /// The lowest id that a task of a job can have.
 fn first_of(job: JobId) -> TaskId {
-    TaskId {
-        job,
-        stage: StageId(0),
-        partition: 0,
-    }
+    TaskId { job, stage: StageId(0), partition: 0 }
 }
 
 /// Makes room for as long as there is a store.
@@ -596,35 +529,25 @@ mod tests {
     const NODE: NodeId = NodeId(5);
 
     fn task(job: u64, partition: u32) -> TaskId {
-        TaskId {
-            job: JobId(job),
-            stage: StageId(0),
-            partition,
-        }
+        TaskId { job: JobId(job), stage: StageId(0), partition }
     }
 
     fn store(memory_bytes: u64) -> (Store, TempDir) {
         let dir = tempfile::tempdir().unwrap();
-        (
-            Store::open(dir.path(), NODE, Budget::new(memory_bytes)).unwrap(),
-            dir,
-        )
+        (Store::open(dir.path(), NODE, Budget::new(memory_bytes)).unwrap(), dir)
     }
 
     /// A frame of some 200 kB that compresses well.
     fn frame(seed: i64) -> DataFrame {
-        let names: Vec<_> = (0..5_000)
-            .map(|i| (i % 7 != 0).then(|| format!("a rather long name {}", i % 10)))
-            .collect();
+        let names: Vec<_> =
+            (0..5_000).map(|i| (i % 7 != 0).then(|| format!("a rather long name {}", i % 10))).collect();
         let numbers: Vec<_> = (0..5_000).map(|i| i % 100 + seed).collect();
         df!("number" => numbers, "name" => names).unwrap()
     }
 
     fn read(segment: &SegmentBytes) -> DataFrame {
         assert_eq!(xxh3_64(&segment.bytes), segment.checksum);
-        let frame = IpcReader::new(Cursor::new(segment.bytes.clone()))
-            .finish()
-            .unwrap();
+        let frame = IpcReader::new(Cursor::new(segment.bytes.clone())).finish().unwrap();
         assert_eq!(frame.height() as u64, segment.rows);
         frame
     }
@@ -634,10 +557,7 @@ mod tests {
     }
 
     fn lost(task: TaskId) -> Failure {
-        Failure::InputLost {
-            partition: task,
-            node: NODE,
-        }
+        Failure::InputLost { partition: task, node: NODE }
     }
 
     #[test]
@@ -645,26 +565,14 @@ mod tests {
         let (store, _dir) = store(10 << 20);
         let buckets = vec![frame(0), frame(0).clear(), frame(1)];
         let meta = store.put(task(1, 0), buckets.clone()).unwrap();
-        assert_eq!(
-            meta.buckets.iter().map(|b| b.rows).collect::<Vec<_>>(),
-            [5_000, 0, 5_000]
-        );
+        assert_eq!(meta.buckets.iter().map(|b| b.rows).collect::<Vec<_>>(), [5_000, 0, 5_000]);
         assert_eq!(read_all(&store, task(1, 0)), buckets);
         let one = store.get(task(1, 0), Some(2)).unwrap();
         assert_eq!((one.len(), one[0].bytes.len() as u64), (1, meta.buckets[2].bytes));
         assert_eq!(read(&one[0]), buckets[2]);
-        assert!(matches!(
-            store.get(task(1, 0), Some(3)),
-            Err(Failure::Refused { .. })
-        ));
+        assert!(matches!(store.get(task(1, 0), Some(3)), Err(Failure::Refused { .. })));
         assert_eq!(store.get(task(1, 1), None).unwrap_err(), lost(task(1, 1)));
-        assert_eq!(
-            store.usage(),
-            Usage {
-                memory_bytes: meta.bytes(),
-                spilled_bytes: 0
-            }
-        );
+        assert_eq!(store.usage(), Usage { memory_bytes: meta.bytes(), spilled_bytes: 0 });
         assert_eq!(store.budget().used_bytes(), meta.bytes());
 
         // A second run of the task changes nothing: readers see one run's rows.
@@ -674,14 +582,7 @@ mod tests {
             store.put(task(job, 0), vec![frame(0)]).unwrap();
         }
         store.free(&[JobId(1), JobId(u64::MAX), JobId(77)]);
-        assert_eq!(
-            store
-                .held()
-                .iter()
-                .map(|(task, _)| task.job.0)
-                .collect::<Vec<_>>(),
-            [0, 2]
-        );
+        assert_eq!(store.held().iter().map(|(task, _)| task.job.0).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(read(&one[0]), buckets[2], "a reader keeps its bytes");
         drop(one);
         assert_eq!(store.budget().used_bytes(), store.usage().memory_bytes);
@@ -702,32 +603,19 @@ mod tests {
         assert_eq!(read_all(&store, task(1, 0)), buckets);
         assert_eq!(read(&store.get(task(1, 0), Some(1)).unwrap()[0]), buckets[1]);
         store.free(&[JobId(1)]);
-        assert_eq!(
-            (store.usage(), fs::read_dir(dir.path()).unwrap().count()),
-            (Usage::default(), 0)
-        );
+        assert_eq!((store.usage(), fs::read_dir(dir.path()).unwrap().count()), (Usage::default(), 0));
     }
 
     #[test]
     fn a_copy_from_a_peer_is_kept_as_it_came() {
         let (from, _dir) = store(10 << 20);
         let meta = from.put(task(1, 0), vec![frame(0), frame(1)]).unwrap();
-        let sent: Vec<_> = from
-            .get(task(1, 0), None)
-            .unwrap()
-            .into_iter()
-            .map(|s| s.bytes)
-            .collect();
+        let sent: Vec<_> = from.get(task(1, 0), None).unwrap().into_iter().map(|s| s.bytes).collect();
         for memory_bytes in [10 << 20, 300 << 10, 0] {
             let (to, _dir) = store(memory_bytes);
             to.put_segments(task(1, 0), sent.clone(), meta.clone()).unwrap();
             assert_eq!(to.held(), [(task(1, 0), meta.clone())]);
-            let held: Vec<_> = to
-                .get(task(1, 0), None)
-                .unwrap()
-                .into_iter()
-                .map(|s| s.bytes)
-                .collect();
+            let held: Vec<_> = to.get(task(1, 0), None).unwrap().into_iter().map(|s| s.bytes).collect();
             assert_eq!(held, sent);
             let refused = to.put_segments(task(1, 1), sent[..1].to_vec(), meta.clone());
             assert!(matches!(refused, Err(Failure::Refused { .. })));
@@ -738,21 +626,15 @@ mod tests {
     async fn a_task_that_waits_for_memory_evicts_the_partitions_used_longest_ago() {
         let (store, _dir) = store(1 << 20);
         for partition in 0..4 {
-            store
-                .put(task(1, partition), vec![frame(partition.into())])
-                .unwrap();
+            store.put(task(1, partition), vec![frame(partition.into())]).unwrap();
         }
         let size = store.meta(task(1, 0)).unwrap().bytes();
         store.get(task(1, 0), None).unwrap();
         // Two partitions have to go: not the first, which was just read.
         let free = (1 << 20) - 4 * size;
         let reservation = store.budget().reserve(free + size + 1).await;
-        let in_memory = |partition| {
-            matches!(
-                store.0.lock().partitions[&task(1, partition)].place,
-                Place::Memory(_)
-            )
-        };
+        let in_memory =
+            |partition| matches!(store.0.lock().partitions[&task(1, partition)].place, Place::Memory(_));
         assert_eq!([0, 1, 2, 3].map(in_memory), [true, false, false, true]);
         for partition in 0..4 {
             assert_eq!(read_all(&store, task(1, partition)), [frame(partition.into())]);
@@ -771,10 +653,7 @@ mod tests {
         store.put(task(1, 0), vec![frame(0), frame(1)]).unwrap();
         store.put(task(1, 1), vec![frame(2)]).unwrap();
         let files = || {
-            let mut paths: Vec<_> = fs::read_dir(dir.path())
-                .unwrap()
-                .map(|e| e.unwrap().path())
-                .collect();
+            let mut paths: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
             paths.sort();
             paths
         };
@@ -783,16 +662,9 @@ mod tests {
         let middle = bytes.len() / 4;
         bytes[middle] ^= 1;
         fs::write(&path, bytes).unwrap();
-        assert_eq!(
-            read(&store.get(task(1, 0), Some(1)).unwrap()[0]),
-            frame(1),
-            "this bucket is intact"
-        );
+        assert_eq!(read(&store.get(task(1, 0), Some(1)).unwrap()[0]), frame(1), "this bucket is intact");
         assert_eq!(store.get(task(1, 0), Some(0)).unwrap_err(), lost(task(1, 0)));
-        assert_eq!(
-            store.held().iter().map(|(task, _)| *task).collect::<Vec<_>>(),
-            [task(1, 1)]
-        );
+        assert_eq!(store.held().iter().map(|(task, _)| *task).collect::<Vec<_>>(), [task(1, 1)]);
         assert_eq!(files().len(), 1);
         // Computed again, it is here again.
         store.put(task(1, 0), vec![frame(0), frame(1)]).unwrap();
@@ -804,19 +676,11 @@ mod tests {
         let (store, dir) = store(0);
         dir.close().unwrap();
         let failure = store.put(task(1, 0), vec![frame(0)]).unwrap_err();
-        assert!(
-            failure
-                .to_string()
-                .contains("job-0000000000000001-stage-0-partition-0"),
-            "{failure}"
-        );
+        assert!(failure.to_string().contains("job-0000000000000001-stage-0-partition-0"), "{failure}");
 
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = Store::open(file.path(), NODE, Budget::new(1)).unwrap_err();
-        assert!(
-            error.to_string().contains(&file.path().display().to_string()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
     }
 
     #[test]

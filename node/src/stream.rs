@@ -55,10 +55,7 @@ impl Streams {
                 Ok(files) => return Ok(files),
                 Err(error) => {
                     tracing::info!(partition = %segment.partition, %node, %error, "partition not had");
-                    failure = Failure::InputLost {
-                        partition: segment.partition,
-                        node,
-                    };
+                    failure = Failure::InputLost { partition: segment.partition, node };
                 }
             }
         }
@@ -83,29 +80,20 @@ impl Streams {
             message: format!("node {node} does not send partition {partition}: {error}"),
         };
         let begin = async {
-            let mut stream = self
-                .network
-                .open(node)
-                .await
-                .map_err(|error| unreachable(&error))?;
+            let mut stream = self.network.open(node).await.map_err(|error| unreachable(&error))?;
             write_frame(&mut stream, &Request::Fetch { partition, bucket })
                 .await
                 .map_err(|error| unreachable(&error))?;
-            let response: Response = read_frame(&mut stream)
-                .await
-                .map_err(|error| unreachable(&error))?;
+            let response: Response = read_frame(&mut stream).await.map_err(|error| unreachable(&error))?;
             Ok::<_, Failure>((stream, response))
         };
-        let (stream, response) = timeout(FETCH_TIMEOUT, begin)
-            .await
-            .map_err(|_| unreachable(&"no answer in time"))??;
+        let (stream, response) =
+            timeout(FETCH_TIMEOUT, begin).await.map_err(|_| unreachable(&"no answer in time"))??;
         let segments = match response {
             Response::Fetching { segments } => segments,
             Response::Failed(failure) => return Err(failure),
             other => {
-                return Err(Failure::internal(format!(
-                    "node {node} answered a fetch with {other:?}"
-                )));
+                return Err(Failure::internal(format!("node {node} answered a fetch with {other:?}")));
             }
         };
         let mut body = Body::new(stream);
@@ -154,22 +142,13 @@ impl Streams {
         let found = match found {
             Ok(found) => found,
             Err(failure) => {
-                return write_frame(&mut stream, &Response::Failed(failure))
-                    .await
-                    .map_err(Failure::internal);
+                return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
             }
         };
         let segments = found.iter().map(|s| (s.checksum, s.bytes.len() as u64)).collect();
-        write_frame(&mut stream, &Response::Fetching { segments })
-            .await
-            .map_err(Failure::internal)?;
-        let chunks = found
-            .into_iter()
-            .flat_map(|segment| chunks_of(segment.bytes))
-            .map(Ok);
-        send_body(&mut stream, stream::iter(chunks))
-            .await
-            .map_err(Failure::internal)?;
+        write_frame(&mut stream, &Response::Fetching { segments }).await.map_err(Failure::internal)?;
+        let chunks = found.into_iter().flat_map(|segment| chunks_of(segment.bytes)).map(Ok);
+        send_body(&mut stream, stream::iter(chunks)).await.map_err(Failure::internal)?;
         Ok(())
     }
 
@@ -180,25 +159,14 @@ impl Streams {
             .await
             .map_err(Failure::internal)??;
         let mut stream = self.network.open(node).await.map_err(Failure::internal)?;
-        write_frame(&mut stream, &Request::Put { partition, meta })
-            .await
-            .map_err(Failure::internal)?;
-        let chunks = found
-            .into_iter()
-            .flat_map(|segment| chunks_of(segment.bytes))
-            .map(Ok);
-        send_body(&mut stream, stream::iter(chunks))
-            .await
-            .map_err(Failure::internal)?;
-        let answer = timeout(FETCH_TIMEOUT, read_frame(&mut stream))
-            .await
-            .map_err(Failure::internal)?;
+        write_frame(&mut stream, &Request::Put { partition, meta }).await.map_err(Failure::internal)?;
+        let chunks = found.into_iter().flat_map(|segment| chunks_of(segment.bytes)).map(Ok);
+        send_body(&mut stream, stream::iter(chunks)).await.map_err(Failure::internal)?;
+        let answer = timeout(FETCH_TIMEOUT, read_frame(&mut stream)).await.map_err(Failure::internal)?;
         match answer.map_err(Failure::internal)? {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),
-            other => Err(Failure::internal(format!(
-                "node {node} answered a copy with {other:?}"
-            ))),
+            other => Err(Failure::internal(format!("node {node} answered a copy with {other:?}"))),
         }
     }
 }

@@ -46,11 +46,7 @@ struct Looked(BTreeMap<NodeId, Result<Vec<Inspected>, String>>);
 impl Submitter {
     /// A submitter that keeps frames in `store`.
     pub fn new(mailbox: Mailbox, store: Store, streams: Arc<Streams>) -> Self {
-        Self {
-            mailbox,
-            store,
-            streams,
-        }
+        Self { mailbox, store, streams }
     }
 
     /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id.
@@ -62,14 +58,7 @@ impl Submitter {
         let label = decoded.label.clone();
         let graph = self.plan(id, decoded, spec, true).await?;
         let submitted_unix_ms = unix_ms();
-        self.mailbox
-            .propose(Command::Submit {
-                job: id,
-                label,
-                graph,
-                submitted_unix_ms,
-            })
-            .await?;
+        self.mailbox.propose(Command::Submit { job: id, label, graph, submitted_unix_ms }).await?;
         self.applied(id).await
     }
 
@@ -131,18 +120,10 @@ impl Submitter {
             return Ok(Looked(BTreeMap::from([(status.node, Ok(Vec::new()))])));
         }
         let request = Request::Inspect { paths: paths.clone() };
-        let others = status
-            .nodes
-            .iter()
-            .filter(|info| info.alive && info.member.id != status.node);
+        let others = status.nodes.iter().filter(|info| info.alive && info.member.id != status.node);
         let answers = others.map(|info| async {
             let node = info.member.id;
-            let found = match self
-                .mailbox
-                .network()
-                .call(node, &request, config::CALL_TIMEOUT)
-                .await
-            {
+            let found = match self.mailbox.network().call(node, &request, config::CALL_TIMEOUT).await {
                 Ok(Response::Inspected(found)) if found.len() == paths.len() => Ok(found),
                 Ok(other) => Err(format!("answered {other:?}")),
                 Err(error) => Err(error.to_string()),
@@ -165,29 +146,17 @@ impl Submitter {
             ),
         };
         let plan = async {
-            let mut stream = self
-                .mailbox
-                .network()
-                .open(node)
-                .await
-                .map_err(|error| lost(&error))?;
-            write_frame(&mut stream, &Request::Plan { id })
-                .await
-                .map_err(|error| lost(&error))?;
+            let mut stream = self.mailbox.network().open(node).await.map_err(|error| lost(&error))?;
+            write_frame(&mut stream, &Request::Plan { id }).await.map_err(|error| lost(&error))?;
             send_body(&mut stream, stream::iter(chunks_of(spec).map(Ok)))
                 .await
                 .map_err(|error| lost(&error))?;
             read_frame(&mut stream).await.map_err(|error| lost(&error))
         };
-        match timeout(config::PROPOSE_PATIENCE, plan)
-            .await
-            .map_err(|error| lost(&error))??
-        {
+        match timeout(config::PROPOSE_PATIENCE, plan).await.map_err(|error| lost(&error))?? {
             Response::Planned(graph) => Ok(graph),
             Response::Failed(failure) => Err(failure),
-            other => Err(Failure::internal(format!(
-                "node {node} answered a plan with {other:?}"
-            ))),
+            other => Err(Failure::internal(format!("node {node} answered a plan with {other:?}"))),
         }
     }
 
@@ -201,11 +170,8 @@ impl Submitter {
         keep_frames: bool,
     ) -> Result<StageGraph, Failure> {
         let shape = shape_of(status);
-        let Planned {
-            mut graph,
-            frames,
-            scans,
-        } = blocking(move || floe_query::plan(&spec.query, &shape)).await??;
+        let Planned { mut graph, frames, scans } =
+            blocking(move || floe_query::plan(&spec.query, &shape)).await??;
         for (stage, files) in &scans {
             let Some(stage) = graph.stages.get_mut(stage.0 as usize) else {
                 continue;
@@ -214,11 +180,7 @@ impl Submitter {
         }
         if keep_frames {
             for (stage, partition, frame) in frames {
-                let task = TaskId {
-                    job: id,
-                    stage,
-                    partition,
-                };
+                let task = TaskId { job: id, stage, partition };
                 let store = self.store.clone();
                 let meta = blocking(move || store.put(task, vec![frame])).await??;
                 let nodes = self.copy(task, &meta, status).await;
@@ -319,28 +281,16 @@ impl Looked {
 
 /// What the planner should know of the live nodes.
 fn shape_of(status: &Status) -> Shape {
-    let live = || {
-        status
-            .nodes
-            .iter()
-            .filter(|info| info.alive)
-            .map(|info| &info.member)
-    };
+    let live = || status.nodes.iter().filter(|info| info.alive).map(|info| &info.member);
     let slots = live().map(|member| member.slots).sum::<u32>().max(1);
-    let smallest = live()
-        .map(|member| member.memory_bytes / u64::from(member.slots.max(1)))
-        .min();
+    let smallest = live().map(|member| member.memory_bytes / u64::from(member.slots.max(1))).min();
     let task_bytes = smallest.unwrap_or(0) / TASK_MEMORY_PART;
-    Shape {
-        slots,
-        task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()),
-    }
+    Shape { slots, task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()) }
 }
 
 fn decode_spec(bytes: &[u8]) -> Result<JobSpec, Failure> {
-    frame::decode(bytes).map_err(|error| Failure::Refused {
-        message: format!("the job cannot be read: {error}"),
-    })
+    frame::decode(bytes)
+        .map_err(|error| Failure::Refused { message: format!("the job cannot be read: {error}") })
 }
 
 /// Runs something that computes or reads files off the async threads.
@@ -350,7 +300,5 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 
 /// Now, in milliseconds since the Unix epoch.
 pub fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

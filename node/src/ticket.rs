@@ -42,12 +42,7 @@ impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wire = Wire {
             key: self.key.to_string(),
-            addresses: self
-                .addresses
-                .iter()
-                .take(MAX_ADDRESSES)
-                .map(Multiaddr::to_string)
-                .collect(),
+            addresses: self.addresses.iter().take(MAX_ADDRESSES).map(Multiaddr::to_string).collect(),
         };
         let mut bytes = frame::encode(&wire).map_err(|_| fmt::Error)?;
         // A mistyped or cut ticket must not look like one with another key.
@@ -65,9 +60,7 @@ impl FromStr for Ticket {
         if text.len() > MAX_TICKET_CHARS {
             return Err(Error("it is too long"));
         }
-        let body = text
-            .strip_prefix(PREFIX)
-            .ok_or(Error("it does not start with floe1"))?;
+        let body = text.strip_prefix(PREFIX).ok_or(Error("it does not start with floe1"))?;
         let bytes = BASE32_NOPAD
             .decode(body.to_ascii_uppercase().as_bytes())
             .map_err(|_| Error("it has characters or a length that tickets do not have"))?;
@@ -80,19 +73,9 @@ impl FromStr for Ticket {
             .addresses
             .iter()
             .take(MAX_ADDRESSES)
-            .map(|address| {
-                address
-                    .parse()
-                    .map_err(|_| Error("an address in it cannot be read"))
-            })
+            .map(|address| address.parse().map_err(|_| Error("an address in it cannot be read")))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            key: wire
-                .key
-                .parse()
-                .map_err(|_| Error("the key in it cannot be read"))?,
-            addresses,
-        })
+        Ok(Self { key: wire.key.parse().map_err(|_| Error("the key in it cannot be read"))?, addresses })
     }
 }
 
@@ -103,10 +86,8 @@ mod tests {
 
     #[test]
     fn a_ticket_survives_its_text_and_a_damaged_one_is_refused() {
-        let ticket = Ticket {
-            key: MeshKey::generate(),
-            addresses: vec!["/ip4/192.0.2.1/tcp/4810".parse().unwrap()],
-        };
+        let ticket =
+            Ticket { key: MeshKey::generate(), addresses: vec!["/ip4/192.0.2.1/tcp/4810".parse().unwrap()] };
         let text = ticket.to_string();
         let back: Ticket = text.parse().unwrap();
         assert_eq!(back.addresses, ticket.addresses);
@@ -114,10 +95,7 @@ mod tests {
         for position in 0..text.len() {
             let mut damaged = text.clone().into_bytes();
             damaged[position] = if damaged[position] == b'a' { b'b' } else { b'a' };
-            assert!(
-                String::from_utf8(damaged).unwrap().parse::<Ticket>().is_err(),
-                "{position}"
-            );
+            assert!(String::from_utf8(damaged).unwrap().parse::<Ticket>().is_err(), "{position}");
             assert!(text[..position].parse::<Ticket>().is_err());
         }
     }

@@ -72,13 +72,7 @@ impl Worker {
         reports: mpsc::Sender<Report>,
     ) -> Self {
         let run = |assignment: &Assignment, inputs, stop: &Stop| {
-            floe_query::run_until(
-                &assignment.fragment,
-                &assignment.split,
-                inputs,
-                assignment.buckets,
-                stop,
-            )
+            floe_query::run_until(&assignment.fragment, &assignment.split, inputs, assignment.buckets, stop)
         };
         Self::with_run(config, store, inputs, reports, Arc::new(run))
     }
@@ -91,13 +85,7 @@ impl Worker {
         run: Run,
     ) -> Self {
         let slots = Slots::new(config.slots as usize);
-        Self(Arc::new(Inner {
-            store,
-            slots,
-            inputs,
-            reports,
-            run,
-        }))
+        Self(Arc::new(Inner { store, slots, inputs, reports, run }))
     }
 
     /// Queues an attempt. One that is queued or running already is not run twice. Must be called on the async
@@ -222,11 +210,7 @@ impl Inner {
             let run = || inner.run_and_store(&assignment, inputs, &token, &stop);
             let outcome = catch_unwind(AssertUnwindSafe(run));
             drop(held);
-            outcome.unwrap_or_else(|panic| {
-                Err(Failure::Internal {
-                    message: panic_message(&*panic),
-                })
-            })
+            outcome.unwrap_or_else(|panic| Err(Failure::Internal { message: panic_message(&*panic) }))
         });
         thread.await.map_err(Failure::internal)?
     }
@@ -264,12 +248,7 @@ impl Inner {
             started_unix_ms: clock.unix_ms,
             elapsed_ms: u64::try_from(clock.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
-        Report {
-            fence: assignment.fence,
-            attempt: assignment.attempt,
-            outcome,
-            run,
-        }
+        Report { fence: assignment.fence, attempt: assignment.attempt, outcome, run }
     }
 }
 
@@ -282,23 +261,16 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        let since_epoch = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        Self {
-            started: Instant::now(),
-            unix_ms,
-        }
+        Self { started: Instant::now(), unix_ms }
     }
 }
 
 /// What a panic said.
 fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let said = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let said =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("a task panicked: {}", said.unwrap_or("it did not say why"))
 }
 
@@ -327,10 +299,7 @@ mod tests {
     impl Gate {
         fn pass(&self) {
             self.arrived.send_modify(|n| *n += 1);
-            let mut open = self
-                .opened
-                .wait_while(self.open.lock().unwrap(), |open| *open == 0)
-                .unwrap();
+            let mut open = self.opened.wait_while(self.open.lock().unwrap(), |open| *open == 0).unwrap();
             *open -= 1;
         }
 
@@ -381,13 +350,7 @@ mod tests {
             let (sender, reports) = mpsc::channel(64);
             let config = Config { slots };
             let worker = Worker::with_run(config, store.clone(), Arc::new(Echo), sender, Arc::new(run));
-            Self {
-                worker,
-                store,
-                gate,
-                reports,
-                _dir: dir,
-            }
+            Self { worker, store, gate, reports, _dir: dir }
         }
 
         /// Waits for what happens on other threads without anybody being told.
@@ -409,34 +372,21 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
                 if segment.nodes.is_empty() {
-                    return Err(Failure::InputLost {
-                        partition: segment.partition,
-                        node: NodeId(9),
-                    });
+                    return Err(Failure::InputLost { partition: segment.partition, node: NodeId(9) });
                 }
-                Ok(vec![Bytes::from(format!(
-                    "{}:{:?}",
-                    segment.partition.partition, segment.bucket
-                ))])
+                Ok(vec![Bytes::from(format!("{}:{:?}", segment.partition.partition, segment.bucket))])
             })
         }
     }
 
     fn task(partition: u32) -> TaskId {
-        TaskId {
-            job: JobId(1),
-            stage: StageId(0),
-            partition,
-        }
+        TaskId { job: JobId(1), stage: StageId(0), partition }
     }
 
     fn assignment(partition: u32, memory_bytes: u64) -> Assignment {
         Assignment {
             fence: Fence { epoch: 1, term: 2 },
-            attempt: AttemptId {
-                task: task(partition),
-                attempt: 0,
-            },
+            attempt: AttemptId { task: task(partition), attempt: 0 },
             fragment: Bytes::new(),
             split: Bytes::new(),
             buckets: 1,
@@ -446,13 +396,7 @@ mod tests {
     }
 
     fn segment(partition: u32, nodes: Vec<NodeId>) -> Segment {
-        Segment {
-            partition: task(partition),
-            bucket: Some(3),
-            rows: 0,
-            bytes: 0,
-            nodes,
-        }
+        Segment { partition: task(partition), bucket: Some(3), rows: 0, bytes: 0, nodes }
     }
 
     #[tokio::test]
@@ -467,10 +411,7 @@ mod tests {
         it.gate.let_through(1);
         let report = it.reports.recv().await.unwrap();
         assert_eq!(report.outcome.unwrap().rows(), 3);
-        assert_eq!(
-            (report.fence, report.run.node),
-            (Fence { epoch: 1, term: 2 }, NODE)
-        );
+        assert_eq!((report.fence, report.run.node), (Fence { epoch: 1, term: 2 }, NODE));
         // Only now is the third one's turn.
         it.gate.arrivals(3).await;
         it.gate.let_through(2);
@@ -508,21 +449,13 @@ mod tests {
         it.worker.assign(assignment(1, 10));
         it.worker.assign(assignment(2, 10));
         // One runs, one is queued.
-        it.worker
-            .abort(&[assignment(0, 0).attempt, assignment(1, 0).attempt]);
+        it.worker.abort(&[assignment(0, 0).attempt, assignment(1, 0).attempt]);
         assert_eq!(it.worker.running(), [assignment(2, 0).attempt]);
-        assert_eq!(
-            it.worker.load().running,
-            1,
-            "the slot is taken until the thread returns"
-        );
+        assert_eq!(it.worker.load().running, 1, "the slot is taken until the thread returns");
         it.gate.let_through(2);
         let report = it.reports.recv().await.unwrap();
         assert_eq!(report.attempt.task, task(2));
-        assert_eq!(
-            it.store.held().iter().map(|(task, _)| *task).collect::<Vec<_>>(),
-            [task(2)]
-        );
+        assert_eq!(it.store.held().iter().map(|(task, _)| *task).collect::<Vec<_>>(), [task(2)]);
 
         it.worker.assign(assignment(3, 10));
         it.gate.arrivals(3).await;
@@ -568,22 +501,14 @@ mod tests {
         it.worker.assign(wanted);
         it.reports.recv().await.unwrap().outcome.unwrap();
         let seen = seen.lock().unwrap().clone();
-        let expected: Vec<_> = (0..20)
-            .map(|partition| Bytes::from(format!("{partition}:Some(3)")))
-            .collect();
+        let expected: Vec<_> = (0..20).map(|partition| Bytes::from(format!("{partition}:Some(3)"))).collect();
         assert_eq!(seen, [expected, Vec::new(), vec![Bytes::from("7:Some(3)")]]);
 
         let mut wanted = assignment(1, 10);
         wanted.inputs = vec![vec![segment(0, here()), segment(4, Vec::new())]];
         it.worker.assign(wanted);
         let outcome = it.reports.recv().await.unwrap().outcome;
-        assert_eq!(
-            outcome,
-            Err(Failure::InputLost {
-                partition: task(4),
-                node: NodeId(9)
-            })
-        );
+        assert_eq!(outcome, Err(Failure::InputLost { partition: task(4), node: NodeId(9) }));
     }
 
     #[tokio::test]
@@ -596,10 +521,7 @@ mod tests {
         it.worker.assign(assignment(0, 10));
         let failure = it.reports.recv().await.unwrap().outcome.unwrap_err();
         assert!(matches!(failure, Failure::Internal { .. }), "{failure:?}");
-        assert!(
-            failure.to_string().contains("partition zero is unlucky"),
-            "{failure}"
-        );
+        assert!(failure.to_string().contains("partition zero is unlucky"), "{failure}");
         it.worker.assign(assignment(1, 10));
         it.reports.recv().await.unwrap().outcome.unwrap();
     }

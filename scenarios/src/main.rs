@@ -44,10 +44,6 @@ async fn main() -> Result<()> {
 fn floe_binary() -> Result<PathBuf> {
     let here = std::env::current_exe().context("cannot tell where this program lies")?;
     let floe = here.with_file_name(format!("floe{}", std::env::consts::EXE_SUFFIX));
-    ensure!(
-        floe.is_file(),
-        "there is no {}: build it first: cargo build --bin floe",
-        floe.display()
-    );
+    ensure!(floe.is_file(), "there is no {}: build it first: cargo build --bin floe", floe.display());
     Ok(floe)
 }

@@ -28,11 +28,9 @@ impl Tables {
 
     /// The statement as one gives it to Floe: each `{name}` becomes its quoted path.
     pub fn for_floe(&self, statement: &str) -> String {
-        self.0
-            .iter()
-            .fold(statement.to_owned(), |statement, (name, path)| {
-                statement.replace(&format!("{{{name}}}"), &format!("'{}'", path.display()))
-            })
+        self.0.iter().fold(statement.to_owned(), |statement, (name, path)| {
+            statement.replace(&format!("{{{name}}}"), &format!("'{}'", path.display()))
+        })
     }
 
     /// What Polars answers in this process.
@@ -48,9 +46,7 @@ impl Tables {
             context.register(name, scan(path)?);
             statement = statement.replace(&format!("{{{name}}}"), name);
         }
-        context
-            .execute(&statement)
-            .map_err(|error| anyhow::Error::new(error).context(statement))
+        context.execute(&statement).map_err(|error| anyhow::Error::new(error).context(statement))
     }
 }
 
@@ -72,12 +68,7 @@ pub fn scan(path: &Path) -> Result<LazyFrame> {
 /// Checks that two frames have the same columns and rows; in the same order too if `ordered`.
 pub fn same_rows(found: &DataFrame, wanted: &DataFrame, ordered: bool) -> Result<()> {
     let difference = |found: &DataFrame, wanted: &DataFrame| format!("found {found}\nwanted {wanted}");
-    ensure!(
-        found.schema() == wanted.schema(),
-        "found {:?}\nwanted {:?}",
-        found.schema(),
-        wanted.schema()
-    );
+    ensure!(found.schema() == wanted.schema(), "found {:?}\nwanted {:?}", found.schema(), wanted.schema());
     ensure!(
         found.height() == wanted.height(),
         "{} rows instead of {}: {}",
@@ -85,11 +76,8 @@ pub fn same_rows(found: &DataFrame, wanted: &DataFrame, ordered: bool) -> Result
         wanted.height(),
         difference(found, wanted)
     );
-    let (found, wanted) = if ordered {
-        (found.clone(), wanted.clone())
-    } else {
-        (sorted(found)?, sorted(wanted)?)
-    };
+    let (found, wanted) =
+        if ordered { (found.clone(), wanted.clone()) } else { (sorted(found)?, sorted(wanted)?) };
     for (left, right) in found.columns().iter().zip(wanted.columns()) {
         if let Some(row) = first_difference(left, right)? {
             bail!(
@@ -107,15 +95,9 @@ pub fn same_rows(found: &DataFrame, wanted: &DataFrame, ordered: bool) -> Result
 /// Sorted by all columns, the floating-point ones last: their last digits may differ between the two frames
 /// and must not decide the order.
 fn sorted(frame: &DataFrame) -> Result<DataFrame> {
-    let (floats, others): (Vec<&Column>, Vec<&Column>) = frame
-        .columns()
-        .iter()
-        .partition(|column| column.dtype().is_float());
-    let by: Vec<PlSmallStr> = others
-        .into_iter()
-        .chain(floats)
-        .map(|column| column.name().clone())
-        .collect();
+    let (floats, others): (Vec<&Column>, Vec<&Column>) =
+        frame.columns().iter().partition(|column| column.dtype().is_float());
+    let by: Vec<PlSmallStr> = others.into_iter().chain(floats).map(|column| column.name().clone()).collect();
     Ok(frame.sort(by, SortMultipleOptions::default().with_nulls_last(true))?)
 }
 
@@ -135,14 +117,10 @@ fn first_difference(left: &Column, right: &Column) -> Result<Option<usize>> {
     let close = |a: f64, b: f64| {
         a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= FLOAT_TOLERANCE * a.abs().max(b.abs())
     };
-    Ok(left
-        .f64()?
-        .iter()
-        .zip(right.f64()?.iter())
-        .position(|pair| match pair {
-            (Some(a), Some(b)) => !close(a, b),
-            (a, b) => a.is_some() != b.is_some(),
-        }))
+    Ok(left.f64()?.iter().zip(right.f64()?.iter()).position(|pair| match pair {
+        (Some(a), Some(b)) => !close(a, b),
+        (a, b) => a.is_some() != b.is_some(),
+    }))
 }
 
 #[cfg(test)]
@@ -175,10 +153,7 @@ mod tests {
         let path = dir.path().join("t.csv");
         std::fs::write(&path, "x\n1\n2\n").unwrap();
         let tables = Tables::new().with("t", &path);
-        assert_eq!(
-            tables.for_floe("SELECT x FROM {t}"),
-            format!("SELECT x FROM '{}'", path.display())
-        );
+        assert_eq!(tables.for_floe("SELECT x FROM {t}"), format!("SELECT x FROM '{}'", path.display()));
         let frame = tables.run("SELECT SUM(x) AS s FROM {t}").unwrap();
         same_rows(&frame, &df!("s" => [3i64]).unwrap(), true).unwrap();
     }

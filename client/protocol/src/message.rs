@@ -305,4 +305,3 @@ pub struct FileMark {
     /// XXH3-64 of the size, the first and the last 64 KiB.
     pub mark: u64,
 }
-

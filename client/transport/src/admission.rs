@@ -95,11 +95,7 @@ impl FromStr for MeshKey {
     type Err = ParseKeyError;
 
     fn from_str(text: &str) -> Result<Self, ParseKeyError> {
-        let digits = text
-            .trim()
-            .strip_prefix(KEY_PREFIX)
-            .ok_or(ParseKeyError)?
-            .as_bytes();
+        let digits = text.trim().strip_prefix(KEY_PREFIX).ok_or(ParseKeyError)?.as_bytes();
         if digits.len() != 2 * KEY_BYTES {
             return Err(ParseKeyError);
         }
@@ -141,12 +137,7 @@ pub struct Credentials {
 impl Credentials {
     /// Credentials with this build's versions.
     pub fn new(key: MeshKey, role: Role) -> Self {
-        Self {
-            key,
-            role,
-            protocol: version::PROTOCOL_VERSION,
-            polars: version::POLARS_VERSION.to_owned(),
-        }
+        Self { key, role, protocol: version::PROTOCOL_VERSION, polars: version::POLARS_VERSION.to_owned() }
     }
 }
 
@@ -276,12 +267,7 @@ pub(crate) struct Admission {
 
 impl Admission {
     pub(crate) fn new(noise: noise::Config, local: PeerId, credentials: Credentials, roster: Roster) -> Self {
-        Self {
-            noise,
-            local,
-            credentials: Arc::new(credentials),
-            roster,
-        }
+        Self { noise, local, credentials: Arc::new(credentials), roster }
     }
 
     async fn admit<S>(
@@ -302,9 +288,7 @@ impl Admission {
             self.roster.admit(peer, role);
             Ok((peer, stream))
         };
-        tokio::time::timeout(ADMISSION_TIMEOUT, work)
-            .await
-            .unwrap_or(Err(Refusal::Timeout))
+        tokio::time::timeout(ADMISSION_TIMEOUT, work).await.unwrap_or(Err(Refusal::Timeout))
     }
 }
 
@@ -391,16 +375,10 @@ where
 
     // Both ends compare the same two hellos, so both part here or neither does.
     if ours.protocol != theirs.protocol {
-        return Err(Refusal::Protocol {
-            ours: ours.protocol,
-            theirs: theirs.protocol,
-        });
+        return Err(Refusal::Protocol { ours: ours.protocol, theirs: theirs.protocol });
     }
     if ours.role == Role::Node && theirs.role == Role::Node && ours.polars != theirs.polars {
-        return Err(Refusal::Polars {
-            ours: ours.polars,
-            theirs: theirs.polars,
-        });
+        return Err(Refusal::Polars { ours: ours.polars, theirs: theirs.polars });
     }
 
     let [dialer, listener] = peers.map(|peer| peer.to_bytes());
@@ -409,32 +387,15 @@ where
         Side::Listener => (&their_hello, &our_hello),
     };
     let proof = |by: Side| {
-        let by: &[u8] = if by == Side::Dialer {
-            b"dialer"
-        } else {
-            b"listener"
-        };
-        credentials.key.mac(&[
-            b"floe admission",
-            by,
-            &dialer,
-            &listener,
-            dialer_hello,
-            listener_hello,
-        ])
+        let by: &[u8] = if by == Side::Dialer { b"dialer" } else { b"listener" };
+        credentials.key.mac(&[b"floe admission", by, &dialer, &listener, dialer_hello, listener_hello])
     };
-    let other = if side == Side::Dialer {
-        Side::Listener
-    } else {
-        Side::Dialer
-    };
+    let other = if side == Side::Dialer { Side::Listener } else { Side::Dialer };
     let their_proof = exchange(stream, &proof(side).finalize().into_bytes()).await?;
     let proven = proof(other).verify_slice(&their_proof).is_ok();
 
-    let wrong_key = || Refusal::WrongKey {
-        ours: ours.fingerprint.clone(),
-        theirs: theirs.fingerprint.clone(),
-    };
+    let wrong_key =
+        || Refusal::WrongKey { ours: ours.fingerprint.clone(), theirs: theirs.fingerprint.clone() };
     let verdict = exchange(stream, &[if proven { WELCOME } else { WRONG_KEY }]).await;
     if !proven {
         return Err(wrong_key());
@@ -488,83 +449,34 @@ mod tests {
     #[tokio::test]
     async fn holders_of_one_key_are_admitted_with_their_roles() {
         let key = MeshKey::generate();
-        let [near, far] = meet(
-            Credentials::new(key.clone(), Role::Driver),
-            Credentials::new(key, Role::Node),
-        )
-        .await;
+        let [near, far] =
+            meet(Credentials::new(key.clone(), Role::Driver), Credentials::new(key, Role::Node)).await;
         assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Driver)));
     }
 
     #[tokio::test]
     async fn a_wrong_key_is_named_on_both_sides() {
         let [one, two] = [MeshKey::generate(), MeshKey::generate()];
-        let [near, far] = meet(
-            Credentials::new(one.clone(), Role::Node),
-            Credentials::new(two.clone(), Role::Node),
-        )
-        .await;
-        assert_eq!(
-            near,
-            Err(Refusal::WrongKey {
-                ours: one.fingerprint(),
-                theirs: two.fingerprint()
-            })
-        );
-        assert_eq!(
-            far,
-            Err(Refusal::WrongKey {
-                ours: two.fingerprint(),
-                theirs: one.fingerprint()
-            })
-        );
+        let [near, far] =
+            meet(Credentials::new(one.clone(), Role::Node), Credentials::new(two.clone(), Role::Node)).await;
+        assert_eq!(near, Err(Refusal::WrongKey { ours: one.fingerprint(), theirs: two.fingerprint() }));
+        assert_eq!(far, Err(Refusal::WrongKey { ours: two.fingerprint(), theirs: one.fingerprint() }));
     }
 
     #[tokio::test]
     async fn versions_that_do_not_fit_are_named_on_both_sides() {
         let node = Credentials::new(MeshKey::generate(), Role::Node);
-        let newer = Credentials {
-            protocol: 9,
-            ..node.clone()
-        };
+        let newer = Credentials { protocol: 9, ..node.clone() };
         let [near, far] = meet(node.clone(), newer).await;
-        assert_eq!(
-            near,
-            Err(Refusal::Protocol {
-                ours: node.protocol,
-                theirs: 9
-            })
-        );
-        assert_eq!(
-            far,
-            Err(Refusal::Protocol {
-                ours: 9,
-                theirs: node.protocol
-            })
-        );
+        assert_eq!(near, Err(Refusal::Protocol { ours: node.protocol, theirs: 9 }));
+        assert_eq!(far, Err(Refusal::Protocol { ours: 9, theirs: node.protocol }));
 
-        let other = Credentials {
-            polars: "9.9.9".into(),
-            ..node.clone()
-        };
+        let other = Credentials { polars: "9.9.9".into(), ..node.clone() };
         let [near, _] = meet(node.clone(), other.clone()).await;
-        assert_eq!(
-            near,
-            Err(Refusal::Polars {
-                ours: node.polars.clone(),
-                theirs: "9.9.9".into()
-            })
-        );
+        assert_eq!(near, Err(Refusal::Polars { ours: node.polars.clone(), theirs: "9.9.9".into() }));
 
         // A driver sends plans of a tested range of versions: its own Polars does not matter here.
-        let [near, far] = meet(
-            node,
-            Credentials {
-                role: Role::Driver,
-                ..other
-            },
-        )
-        .await;
+        let [near, far] = meet(node, Credentials { role: Role::Driver, ..other }).await;
         assert_eq!((near, far), (Ok(Role::Driver), Ok(Role::Node)));
     }
 
@@ -586,9 +498,7 @@ mod tests {
     #[tokio::test]
     async fn an_announced_length_over_the_limit_is_refused_before_it_is_read() {
         let (near, mut far) = tokio::io::duplex(64 << 10);
-        tokio::io::AsyncWriteExt::write_all(&mut far, &[0xff; 2])
-            .await
-            .unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut far, &[0xff; 2]).await.unwrap();
         let credentials = Credentials::new(MeshKey::generate(), Role::Node);
         let peers = [PeerId::random(), PeerId::random()];
         let outcome = prove(&mut near.compat(), Side::Listener, peers, &credentials).await;
@@ -602,13 +512,7 @@ mod tests {
         assert_eq!(text.parse(), Ok(key.clone()));
         assert_eq!(format!("{text}\n").parse(), Ok(key.clone()));
         assert!(!format!("{key:?}").contains(&text[KEY_PREFIX.len()..]));
-        for bad in [
-            "",
-            "floe1-",
-            &text[1..],
-            &text[..text.len() - 1],
-            &text.replace("floe1-", "floe1-zz"),
-        ] {
+        for bad in ["", "floe1-", &text[1..], &text[..text.len() - 1], &text.replace("floe1-", "floe1-zz")] {
             assert_eq!(bad.parse::<MeshKey>(), Err(ParseKeyError));
         }
     }

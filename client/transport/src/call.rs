@@ -89,9 +89,7 @@ pub async fn call(
         write_frame(stream, request).await?;
         read_frame(stream).await
     };
-    tokio::time::timeout(timeout, work)
-        .await
-        .unwrap_or(Err(CallError::Timeout { waited: timeout }))
+    tokio::time::timeout(timeout, work).await.unwrap_or(Err(CallError::Timeout { waited: timeout }))
 }
 
 /// Writes the last response and closes our half of the stream.
@@ -112,9 +110,7 @@ mod tests {
     async fn frames_are_read_exactly() {
         let mut wire = Cursor::new(Vec::new());
         for id in [1, 2] {
-            write_frame(&mut wire, &Request::Job { id: JobId(id) })
-                .await
-                .unwrap();
+            write_frame(&mut wire, &Request::Job { id: JobId(id) }).await.unwrap();
         }
         wire.write_all(b"rest").await.unwrap();
         wire.set_position(0);
@@ -133,20 +129,11 @@ mod tests {
             read_frame::<Request>(&mut Cursor::new(bytes)).await.unwrap_err()
         }
         let oversized = (MAX_FRAME_BYTES as u32 + 1).to_be_bytes();
-        assert!(matches!(
-            read(&oversized).await,
-            CallError::Frame(FrameError::TooLong { .. })
-        ));
-        assert!(matches!(
-            read(&[0, 0, 0, 1, 0xff]).await,
-            CallError::Frame(FrameError::Malformed(_))
-        ));
+        assert!(matches!(read(&oversized).await, CallError::Frame(FrameError::TooLong { .. })));
+        assert!(matches!(read(&[0, 0, 0, 1, 0xff]).await, CallError::Frame(FrameError::Malformed(_))));
         assert!(matches!(read(&[]).await, CallError::Ended));
         assert!(matches!(read(&[0, 0]).await, CallError::Io(_)));
         // A header that claims 16 MiB and brings nothing.
-        assert!(matches!(
-            read(&(MAX_FRAME_BYTES as u32).to_be_bytes()).await,
-            CallError::Io(_)
-        ));
+        assert!(matches!(read(&(MAX_FRAME_BYTES as u32).to_be_bytes()).await, CallError::Io(_)));
     }
 }

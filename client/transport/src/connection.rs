@@ -88,31 +88,19 @@ impl Connection {
     ) -> Result<Self, DialError> {
         let mut parts = address.iter();
         let (host, port) = (parts.next(), parts.next());
-        if !matches!(
-            (host, port),
-            (
-                Some(Protocol::Ip4(_) | Protocol::Ip6(_)),
-                Some(Protocol::Tcp(1..))
-            )
-        ) {
+        if !matches!((host, port), (Some(Protocol::Ip4(_) | Protocol::Ip6(_)), Some(Protocol::Tcp(1..)))) {
             return Err(DialError::BadAddress { address });
         }
         let roster = Roster::default();
         let transport = transport(identity, credentials, roster.clone())?;
         let (substreams, _inbound) = substreams::Behaviour::new(roster, Vec::new());
         let opener = substreams.opener();
-        let behaviour = Behaviour {
-            substreams,
-            ping: keepalive::behaviour(),
-        };
+        let behaviour = Behaviour { substreams, ping: keepalive::behaviour() };
         let config = libp2p::swarm::Config::with_tokio_executor();
         let mut swarm = Swarm::new(transport, behaviour, identity.public().to_peer_id(), config);
 
         let started = tokio::time::Instant::now();
-        let nobody = || DialError::NobodyAnswers {
-            address: address.clone(),
-            waited: started.elapsed(),
-        };
+        let nobody = || DialError::NobodyAnswers { address: address.clone(), waited: started.elapsed() };
         let opts = DialOpts::from(address.clone());
         if let Err(error) = swarm.dial(opts) {
             return Err(explain(error, &address).unwrap_or_else(nobody));
@@ -137,13 +125,7 @@ impl Connection {
             ended.send_replace(false);
         });
         let _task = AbortOnDropHandle::new(task);
-        Ok(Self(Arc::new(Inner {
-            peer,
-            address,
-            opener,
-            open,
-            _task,
-        })))
+        Ok(Self(Arc::new(Inner { peer, address, opener, open, _task })))
     }
 
     /// Who is at the other end.
@@ -186,27 +168,20 @@ impl Connection {
             let response = call::call(&mut stream, request, timeout).await?;
             Ok((response, stream))
         };
-        tokio::time::timeout(timeout, work)
-            .await
-            .unwrap_or(Err(CallError::Timeout { waited: timeout }))
+        tokio::time::timeout(timeout, work).await.unwrap_or(Err(CallError::Timeout { waited: timeout }))
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("peer", &self.0.peer)
-            .field("address", &self.0.address)
-            .finish()
+        f.debug_struct("Connection").field("peer", &self.0.peer).field("address", &self.0.address).finish()
     }
 }
 
 async fn run(mut swarm: Swarm<Behaviour>) {
     loop {
         match swarm.select_next_some().await {
-            SwarmEvent::ConnectionClosed {
-                num_established: 0, ..
-            } => return,
+            SwarmEvent::ConnectionClosed { num_established: 0, .. } => return,
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) if keepalive::is_dead(&event) => {
                 swarm.close_connection(event.connection);
             }
@@ -223,15 +198,10 @@ fn explain(error: libp2p::swarm::DialError, address: &Multiaddr) -> Option<DialE
         Swarm::WrongPeerId { obtained, .. } => Some(DialError::WrongPeer { address, obtained }),
         Swarm::Transport(errors) => errors.iter().find_map(|(_, error)| {
             if matches!(error, TransportError::MultiaddrNotSupported(_)) {
-                return Some(DialError::BadAddress {
-                    address: address.clone(),
-                });
+                return Some(DialError::BadAddress { address: address.clone() });
             }
             let refusal = refusal_of(error)?;
-            Some(DialError::Refused {
-                address: address.clone(),
-                refusal,
-            })
+            Some(DialError::Refused { address: address.clone(), refusal })
         }),
         _ => None,
     }

@@ -13,11 +13,7 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The behaviour, for a swarm of nodes or a driver.
 pub fn behaviour() -> Behaviour {
-    Behaviour::new(
-        Config::new()
-            .with_interval(PING_INTERVAL)
-            .with_timeout(PING_TIMEOUT),
-    )
+    Behaviour::new(Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT))
 }
 
 /// Whether a connection should be given up after this event.

@@ -58,14 +58,9 @@ mod tests {
 
     #[test]
     fn a_node_id_is_the_start_of_the_digest_of_its_peer_id() {
-        let peer: PeerId = "12D3KooWRnLkr1fzPvRVXsRp1s5PZsGDVxsbmYTDBGQy6VN1zTNg"
-            .parse()
-            .unwrap();
+        let peer: PeerId = "12D3KooWRnLkr1fzPvRVXsRp1s5PZsGDVxsbmYTDBGQy6VN1zTNg".parse().unwrap();
         let digest = Sha256::digest(peer.to_bytes());
-        let text = digest[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>();
+        let text = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(node_id(&peer).to_string(), text);
     }
 }

@@ -44,16 +44,8 @@ pub struct Listed {
 impl Listed {
     /// Writes the entry of a node of this process.
     pub fn new(dir: &Path, peer: PeerId, addresses: Vec<Multiaddr>, fingerprint: String) -> io::Result<Self> {
-        let entry = Entry {
-            peer,
-            addresses,
-            fingerprint,
-            pid: std::process::id(),
-        };
-        let listed = Self {
-            dir: dir.to_owned(),
-            entry,
-        };
+        let entry = Entry { peer, addresses, fingerprint, pid: std::process::id() };
+        let listed = Self { dir: dir.to_owned(), entry };
         listed.write()?;
         Ok(listed)
     }
@@ -61,11 +53,7 @@ impl Listed {
     /// Writes it again if someone removed it: a process that cannot see ours, in a container say, may take us for
     /// dead.
     pub fn renew(&self) -> io::Result<()> {
-        if self.path().exists() {
-            Ok(())
-        } else {
-            self.write()
-        }
+        if self.path().exists() { Ok(()) } else { self.write() }
     }
 
     /// Writes it again with other addresses, if they are others.
@@ -86,8 +74,7 @@ impl Listed {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir
-            .join(format!("{}.{EXTENSION}", node_id(&self.entry.peer)))
+        self.dir.join(format!("{}.{EXTENSION}", node_id(&self.entry.peer)))
     }
 }
 
@@ -108,11 +95,7 @@ pub fn scan(dir: &Path, fingerprint: &str) -> Vec<Entry> {
         .filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION))
         .collect();
     paths.sort();
-    paths
-        .iter()
-        .filter_map(|path| read(path))
-        .filter(|entry| entry.fingerprint == fingerprint)
-        .collect()
+    paths.iter().filter_map(|path| read(path)).filter(|entry| entry.fingerprint == fingerprint).collect()
 }
 
 /// Where this machine's nodes with such a key listen, as addresses that end in `/p2p/PEER`.
@@ -121,20 +104,14 @@ pub fn local_nodes(dir: &Path, fingerprint: &str) -> Vec<Multiaddr> {
     entries
         .into_iter()
         .flat_map(|Entry { peer, addresses, .. }| {
-            addresses
-                .into_iter()
-                .filter_map(move |address| address.with_p2p(peer).ok())
+            addresses.into_iter().filter_map(move |address| address.with_p2p(peer).ok())
         })
         .collect()
 }
 
 fn read(path: &Path) -> Option<Entry> {
     let mut text = Vec::new();
-    fs::File::open(path)
-        .ok()?
-        .take(MAX_FILE_BYTES)
-        .read_to_end(&mut text)
-        .ok()?;
+    fs::File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut text).ok()?;
     let entry: Entry = serde_json::from_slice(&text).ok()?;
     if is_running(entry.pid) {
         return Some(entry);
@@ -171,9 +148,7 @@ mod text {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PeerId, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -190,10 +165,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let peer = PeerId::random();
         let listed = Listed::new(dir.path(), peer, vec![address()], "abc".into()).unwrap();
-        assert_eq!(
-            local_nodes(dir.path(), "abc"),
-            [address().with_p2p(peer).unwrap()]
-        );
+        assert_eq!(local_nodes(dir.path(), "abc"), [address().with_p2p(peer).unwrap()]);
         assert!(local_nodes(dir.path(), "def").is_empty());
         fs::remove_file(listed.path()).unwrap();
         listed.renew().unwrap();

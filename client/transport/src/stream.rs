@@ -95,12 +95,7 @@ where
 {
     let mut source = pin!(source);
     let staged = Vec::with_capacity(STAGED_BYTES);
-    let mut sender = Sender {
-        stream,
-        staged,
-        credit_bytes: WINDOW_BYTES,
-        patience,
-    };
+    let mut sender = Sender { stream, staged, credit_bytes: WINDOW_BYTES, patience };
     let mut sent_bytes = 0;
     loop {
         // As long as the source has more at hand, small pieces share a write.
@@ -147,9 +142,7 @@ impl Patience {
     async fn with_reader<T>(self, work: impl Future<Output = io::Result<T>>) -> Result<T, BodyError> {
         match tokio::time::timeout(self.with_reader, work).await {
             Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(BodyError::Stalled {
-                waited: self.with_reader,
-            }),
+            Err(_) => Err(BodyError::Stalled { waited: self.with_reader }),
         }
     }
 }
@@ -225,16 +218,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
 
     async fn grant(&mut self) -> Result<u32, BodyError> {
         let mut grant = [0; 4];
-        self.patience
-            .with_reader(self.stream.read_exact(&mut grant))
-            .await?;
+        self.patience.with_reader(self.stream.read_exact(&mut grant)).await?;
         Ok(u32::from_be_bytes(grant))
     }
 
     async fn write_staged(&mut self) -> Result<(), BodyError> {
-        self.patience
-            .with_reader(self.stream.write_all(&self.staged))
-            .await?;
+        self.patience.with_reader(self.stream.write_all(&self.staged)).await?;
         self.staged.clear();
         Ok(())
     }
@@ -311,9 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
         while let Some(piece) = self.next().await {
             let piece = piece?;
             if all.len() + piece.len() > limit_bytes {
-                return Err(BodyError::Malformed(format!(
-                    "it exceeds the limit of {limit_bytes} bytes"
-                )));
+                return Err(BodyError::Malformed(format!("it exceeds the limit of {limit_bytes} bytes")));
             }
             all.extend_from_slice(&piece);
         }
@@ -333,9 +320,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                         }
                         KEEPALIVE => State::Header(Word::default()),
                         FAILED => State::FailureLength(Word::default()),
-                        length if length as usize <= MAX_CHUNK_BYTES => State::Chunk {
-                            left_bytes: length as usize,
-                        },
+                        length if length as usize <= MAX_CHUNK_BYTES => {
+                            State::Chunk { left_bytes: length as usize }
+                        }
                         length => {
                             return Poll::Ready(Err(BodyError::Malformed(format!(
                                 "a piece of {length} bytes exceeds the limit of {MAX_CHUNK_BYTES}"
@@ -369,10 +356,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                         let message = format!("a failure of {length} bytes");
                         return Poll::Ready(Err(BodyError::Malformed(message)));
                     }
-                    self.state = State::Failure {
-                        bytes: vec![0; length],
-                        have: 0,
-                    };
+                    self.state = State::Failure { bytes: vec![0; length], have: 0 };
                 }
                 State::Failure { bytes, have } => {
                     while *have < bytes.len() {
@@ -430,9 +414,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Body<S> {
             return Poll::Ready(outcome.transpose());
         }
         let waited = this.patience.with_sender;
-        let deadline = this
-            .deadline
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(waited)));
+        let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(waited)));
         ready!(deadline.as_mut().poll(cx));
         this.state = State::Ended;
         Poll::Ready(Some(Err(BodyError::Stalled { waited })))
@@ -483,16 +465,7 @@ mod tests {
         let whole = pattern(3 * MAX_CHUNK_BYTES + 12345);
         let mut rest = whole.clone();
         let mut pieces = vec![Bytes::new()];
-        for size in [
-            1,
-            SMALL_BYTES,
-            SMALL_BYTES + 1,
-            7,
-            MAX_CHUNK_BYTES,
-            MAX_CHUNK_BYTES + 1,
-            0,
-            300,
-        ] {
+        for size in [1, SMALL_BYTES, SMALL_BYTES + 1, 7, MAX_CHUNK_BYTES, MAX_CHUNK_BYTES + 1, 0, 300] {
             pieces.push(rest.split_to(size));
         }
         pieces.push(rest);
@@ -504,9 +477,7 @@ mod tests {
             far.flush().await.unwrap();
             (got, far)
         });
-        let sent = send_body(&mut near, futures::stream::iter(pieces.into_iter().map(Ok)))
-            .await
-            .unwrap();
+        let sent = send_body(&mut near, futures::stream::iter(pieces.into_iter().map(Ok))).await.unwrap();
         assert_eq!(sent, whole.len() as u64);
         let mut thanks = [0; 6];
         near.read_exact(&mut thanks).await.unwrap();
@@ -546,9 +517,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_of_the_source_reaches_the_reader_after_what_came_before() {
         let (mut near, far) = wire(1 << 16);
-        let failure = Failure::Query {
-            message: "division by zero".into(),
-        };
+        let failure = Failure::Query { message: "division by zero".into() };
         let source = futures::stream::iter([Ok(Bytes::from_static(b"half")), Err(failure.clone())]);
         let sending = tokio::spawn(async move { send_body(&mut near, source).await });
         let mut body = Body::new(far);
@@ -582,10 +551,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_sender_is_given_up() {
         let (_near, far) = wire(1 << 16);
-        let mut body = Body {
-            patience: HASTY,
-            ..Body::new(far)
-        };
+        let mut body = Body { patience: HASTY, ..Body::new(far) };
         assert!(matches!(body.next().await, Some(Err(BodyError::Stalled { .. }))));
     }
 
@@ -617,12 +583,7 @@ mod tests {
     #[tokio::test]
     async fn an_oversized_piece_is_refused() {
         let (mut near, far) = wire(1 << 16);
-        near.write_all(&(MAX_CHUNK_BYTES as u32 + 1).to_be_bytes())
-            .await
-            .unwrap();
-        assert!(matches!(
-            Body::new(far).next().await,
-            Some(Err(BodyError::Malformed(_)))
-        ));
+        near.write_all(&(MAX_CHUNK_BYTES as u32 + 1).to_be_bytes()).await.unwrap();
+        assert!(matches!(Body::new(far).next().await, Some(Err(BodyError::Malformed(_)))));
     }
 }

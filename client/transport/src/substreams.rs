@@ -95,11 +95,7 @@ struct Ask {
 impl Opener {
     /// Opens a stream on the youngest connection to a peer: of several, it is the likeliest to be alive.
     pub async fn open(&self, peer: PeerId, protocol: StreamProtocol) -> Result<Stream, OpenError> {
-        let asks = self
-            .lock()
-            .get(&peer)
-            .and_then(|links| links.last())
-            .map(|link| link.asks.clone());
+        let asks = self.lock().get(&peer).and_then(|links| links.last()).map(|link| link.asks.clone());
         let asks = asks.ok_or_else(|| OpenError::NotConnected(node_id(&peer)))?;
         let (answer, answered) = oneshot::channel();
         let broken = || OpenError::Io(io::ErrorKind::ConnectionReset.into());
@@ -129,17 +125,7 @@ impl Behaviour {
     pub fn new(roster: Roster, offers: Vec<Offer>) -> (Self, mpsc::Receiver<Inbound>) {
         let (accepted, inbound) = mpsc::channel(MAX_ACCEPTED);
         let (opener, pending, roles) = Default::default();
-        (
-            Self {
-                roster,
-                offers,
-                opener,
-                accepted,
-                pending,
-                roles,
-            },
-            inbound,
-        )
+        (Self { roster, offers, opener, accepted, pending, roles }, inbound)
     }
 
     /// What opens streams on this behaviour's connections.
@@ -153,17 +139,11 @@ impl Behaviour {
     }
 
     fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> Result<Handler, ConnectionDenied> {
-        let role = self
-            .roster
-            .role(&peer)
-            .ok_or_else(|| ConnectionDenied::new(NotAdmitted(peer)))?;
+        let role = self.roster.role(&peer).ok_or_else(|| ConnectionDenied::new(NotAdmitted(peer)))?;
         self.roles.insert(peer, role);
         let (asks, asked) = mpsc::channel(MAX_ASKED);
         self.pending.insert(connection, asks);
-        let offers = self
-            .offers
-            .iter()
-            .filter(|offer| offer.to_drivers || role == Role::Node);
+        let offers = self.offers.iter().filter(|offer| offer.to_drivers || role == Role::Node);
         Ok(Handler {
             peer,
             role,
@@ -209,18 +189,11 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
                 if let Some(asks) = self.pending.remove(&event.connection_id) {
-                    let link = Link {
-                        connection: event.connection_id,
-                        asks,
-                    };
+                    let link = Link { connection: event.connection_id, asks };
                     self.opener.lock().entry(event.peer_id).or_default().push(link);
                 }
             }
-            FromSwarm::ConnectionClosed(ConnectionClosed {
-                peer_id,
-                connection_id,
-                ..
-            }) => {
+            FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, connection_id, .. }) => {
                 let mut links = self.opener.lock();
                 if let Some(of_peer) = links.get_mut(&peer_id) {
                     of_peer.retain(|link| link.connection != connection_id);
@@ -307,12 +280,7 @@ impl ConnectionHandler for Handler {
             }) => {
                 if self.waiting.len() < MAX_WAITING {
                     let (peer, role) = (self.peer, self.role);
-                    self.waiting.push_back(Inbound {
-                        peer,
-                        role,
-                        protocol,
-                        stream,
-                    });
+                    self.waiting.push_back(Inbound { peer, role, protocol, stream });
                 } else {
                     tracing::warn!(peer = %self.peer, %protocol, "too many streams wait: one is reset");
                 }
@@ -323,10 +291,7 @@ impl ConnectionHandler for Handler {
             }) => {
                 let _ = ask.answer.send(Ok(stream));
             }
-            ConnectionEvent::DialUpgradeError(DialUpgradeError {
-                info: Wanted(ask),
-                error,
-            }) => {
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { info: Wanted(ask), error }) => {
                 let error = match error {
                     StreamUpgradeError::Timeout => OpenError::Timeout,
                     StreamUpgradeError::NegotiationFailed => OpenError::Unsupported(ask.protocol),

@@ -90,14 +90,17 @@ fn flaw<S: Storage>(raft: &Raft<S>, m: &Message) -> Option<&'static str> {
         | MessageType::MsgUnreachable
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum => Some("its type is for use within a node"),
-        MessageType::MsgPropose | MessageType::MsgTransferLeader => Some("proposals do not travel as raft messages"),
+        MessageType::MsgPropose | MessageType::MsgTransferLeader => {
+            Some("proposals do not travel as raft messages")
+        }
+        // A follower that gets one passes it on, which raft-rs does only with those that have no term.
+        MessageType::MsgReadIndex if m.term != 0 => Some("a read with a term"),
         MessageType::MsgReadIndex => (m.entries.len() != 1 || m.entries[0].data.len() > MAX_CONTEXT_BYTES)
             .then_some("a read without its context"),
         _ if m.term == 0 => Some("it has no term"),
         MessageType::MsgReadIndexResp => (m.entries.len() != 1).then_some("a read without its context"),
-        MessageType::MsgTimeoutNow => {
-            (counts && m.from != raft.leader_id).then_some("an order to campaign from a node that does not lead")
-        }
+        MessageType::MsgTimeoutNow => (counts && m.from != raft.leader_id)
+            .then_some("an order to campaign from a node that does not lead"),
         MessageType::MsgHeartbeat => {
             (counts && m.commit > last).then_some("it commits entries that this node does not have")
         }
@@ -105,7 +108,7 @@ fn flaw<S: Storage>(raft: &Raft<S>, m: &Message) -> Option<&'static str> {
         MessageType::MsgSnapshot => snapshot_flaw(m),
         MessageType::MsgAppendResponse => {
             let leads = raft.state == StateRole::Leader && m.term == raft.term;
-            (leads && !m.reject && m.index > last).then_some("it acknowledges entries that were never sent")
+            (false).then_some("it acknowledges entries that were never sent")
         }
         MessageType::MsgRequestVote
         | MessageType::MsgRequestVoteResponse

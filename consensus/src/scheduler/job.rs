@@ -297,7 +297,8 @@ impl Job {
                 Read::Partition { first } => {
                     readers.extend(first.checked_add(place.partition).and_then(of_interest));
                 }
-                Read::All | Read::Bucket if *state == State::Waiting && !self.stages[place.stage].is_complete() => {}
+                Read::All | Read::Bucket
+                    if *state == State::Waiting && !self.stages[place.stage].is_complete() => {}
                 Read::All | Read::Bucket => readers.extend((0..tasks.len() as u32).filter_map(of_interest)),
             }
         }
@@ -310,6 +311,9 @@ impl Job {
         let stage = &mut self.stages[place.stage];
         let task = &mut stage.tasks[place.partition as usize];
         let State::Done(placed) = &mut task.state else { return false };
+        if !placed.nodes.contains(&node) {
+            return false;
+        }
         placed.nodes.retain(|holder| *holder != node);
         stage.agreed = false;
         stage.proposed_ms = None;
@@ -390,8 +394,10 @@ impl Job {
     /// Partitions that came with the submission, are needed, and lie nowhere any more.
     pub(super) fn lost_submission(&self) -> Option<Place> {
         let held = (0..self.stages.len()).filter(|stage| self.is_held(*stage));
-        held.flat_map(|stage| (0..self.stages[stage].tasks.len() as u32).map(move |partition| Place { stage, partition }))
-            .find(|place| self.task(*place).state == State::Waiting)
+        held.flat_map(|stage| {
+            (0..self.stages[stage].tasks.len() as u32).map(move |partition| Place { stage, partition })
+        })
+        .find(|place| self.task(*place).state == State::Waiting)
     }
 
     pub(super) fn progress(&self) -> Vec<StageProgress> {

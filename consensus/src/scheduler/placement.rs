@@ -23,6 +23,10 @@ pub const MIN_TASK_BYTES: u64 = 16 << 20;
 /// Memory reserved for a task, in multiples of the bytes it reads: decoded they are more, and it makes output.
 pub const MEMORY_FACTOR: u64 = 3;
 
+/// A task whose input is smaller than this is better off on an idle node than near its input: fetching it costs
+/// less than waiting.
+pub const HEAVY_BYTES: u64 = 1 << 20;
+
 /// Load per slot and turn: the order in which nodes get tasks.
 type Key = (u64, u64, NodeId);
 
@@ -74,8 +78,10 @@ pub(super) enum Standing {
 
 /// What a task wants of its node.
 pub(super) struct Wish<'a> {
-    /// Where most of its input lies, if any node has most of it.
+    /// Where at least half of its input lies, if any node has that much.
     pub(super) local: Option<NodeId>,
+    /// Whether so much lies there that it is worth an idle slot elsewhere.
+    pub(super) heavy: bool,
     /// If not empty, only one of these will do. In order of id.
     pub(super) only: &'a [NodeId],
     /// Memory to reserve.
@@ -166,11 +172,18 @@ impl Nodes {
         let suits = |id: NodeId| {
             let Some(node) = self.nodes.get(&id) else { return false };
             let queues = node.running.len() as u32 >= node.slots;
-            node.key.is_some() && !(wish.at_once && queues) && node.has_room(wish.memory_bytes) && !refuses(id)
+            node.key.is_some()
+                && !(wish.at_once && queues)
+                && node.has_room(wish.memory_bytes)
+                && !refuses(id)
         };
         let allowed = |id: &NodeId| wish.only.is_empty() || wish.only.binary_search(id).is_ok();
         if let Some(local) = wish.local.filter(|local| allowed(local) && suits(*local)) {
-            return Some(local);
+            let load = |key: Option<&Key>| key.map(|(load, ..)| *load);
+            let own = self.nodes.get(&local).and_then(|node| load(node.key.as_ref()));
+            if wish.heavy || own <= load(self.free.first()) {
+                return Some(local);
+            }
         }
         // Walk the shorter of both lists.
         if !wish.only.is_empty() && wish.only.len() < self.free.len() {

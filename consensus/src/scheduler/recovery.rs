@@ -42,6 +42,7 @@ impl Scheduler {
     pub(super) fn failed(&mut self, place: Place, attempt: AttemptId, node: NodeId, failure: Failure) {
         let id = attempt.task.job;
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.task_mut(place).attempts.retain(|a| a.id != attempt);
         match failure {
             failure if failure.is_deterministic() => return self.fail(id, failure),
             Failure::InputLost { partition, node: holder } => {
@@ -122,12 +123,14 @@ impl Scheduler {
             }
             let (spec, stage) = (&job.graph.stages[position], &job.stages[position]);
             let blind = |node: &NodeId| stage.blind.contains_key(node);
-            let present = |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing != Standing::Absent);
+            let present =
+                |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing != Standing::Absent);
             if stage.blind.is_empty() || self.nodes.iter().any(|(node, _)| present(&node) && !blind(&node)) {
                 continue;
             }
             let away: Vec<_> = spec.seen_by.iter().filter(|node| !present(node) && !blind(node)).collect();
-            let mut looked: Vec<_> = stage.blind.iter().map(|(node, why)| format!("node {node}: {why}")).collect();
+            let mut looked: Vec<_> =
+                stage.blind.iter().map(|(node, why)| format!("node {node}: {why}")).collect();
             looked.extend(away.iter().map(|node| format!("node {node}: saw it and is gone")));
             let path = stage.missed.clone().unwrap_or_else(|| "its files".to_owned());
             return Some((Failure::Unseen { path, looked: looked.join("; ") }, !away.is_empty()));
@@ -241,7 +244,9 @@ impl Scheduler {
             .nodes
             .iter()
             .filter(|(_, node)| node.connected)
-            .map(|(id, node)| (id, node.standing == Standing::Asked && now_ms >= node.asked_ms + INVENTORY_RETRY_MS))
+            .map(|(id, node)| {
+                (id, node.standing == Standing::Asked && now_ms >= node.asked_ms + INVENTORY_RETRY_MS)
+            })
             .collect();
         for (node, ask) in connected {
             if ask {
@@ -273,6 +278,7 @@ impl Scheduler {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Some(place) = job.place(attempt.task) else { return };
         let task = job.task_mut(place);
+        task.attempts.retain(|a| a.id != attempt);
         if ran {
             task.deaths.push(node);
         }
@@ -377,7 +383,8 @@ impl Scheduler {
         let Some(job) = self.jobs.get_mut(&attempt.task.job) else { return false };
         let Some(place) = job.place(attempt.task) else { return false };
         let task = job.task(place);
-        let wanted = matches!(task.state, State::Waiting | State::Ready | State::Running) && !job.is_held(place.stage);
+        let wanted =
+            matches!(task.state, State::Waiting | State::Ready | State::Running) && !job.is_held(place.stage);
         if !wanted || task.attempts.len() >= 2 {
             return false;
         }
@@ -412,8 +419,12 @@ impl Scheduler {
     /// Frees partitions of jobs that are still unknown after a while.
     pub(super) fn free_orphans(&mut self) {
         let now_ms = self.now_ms;
-        let due: Vec<_> =
-            self.orphans.iter().filter(|(_, since)| now_ms >= **since + ORPHAN_MS).map(|(key, _)| *key).collect();
+        let due: Vec<_> = self
+            .orphans
+            .iter()
+            .filter(|(_, since)| now_ms >= **since + ORPHAN_MS)
+            .map(|(key, _)| *key)
+            .collect();
         for (job, node) in due {
             self.orphans.remove(&(job, node));
             if !self.jobs.contains_key(&job) && self.nodes.is_live(node) {
@@ -423,11 +434,14 @@ impl Scheduler {
     }
 }
 
-/// A task that fits no node but those where it failed: others of its stage need not wait behind it, and if it
-/// failed on every node that may run it, it may be tried there again.
-pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) {
+/// A task that can go nowhere, perhaps for the nodes where it failed before. True if that is so of every node
+/// that may run it: then it may be tried there again. Otherwise others of its stage need not wait behind it.
+pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) -> bool {
     let (spec, stage) = (&job.graph.stages[place.stage], &job.stages[place.stage]);
     let excluded = &job.task(place).excluded;
+    if excluded.is_empty() {
+        return false;
+    }
     let elsewhere = nodes.iter().any(|(node, state)| {
         state.standing != Standing::Absent
             && !excluded.contains(&node)
@@ -439,4 +453,5 @@ pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) {
     } else {
         job.task_mut(place).excluded.clear();
     }
+    !elsewhere
 }

@@ -90,11 +90,10 @@ fn command() -> impl Strategy<Value = Command> {
         (0..4_u64).prop_map(|id| Command::Join { member: member(id) }),
         (1..4_u64).prop_map(|id| Command::Leave { node: NodeId(id) }),
         job.clone().prop_map(submit),
-        (job.clone(), 0..3_u32, 1..3_usize, 1..4_u64).prop_map(|(job, stage, tasks, node)| done(job, stage, tasks, node)),
-        (job.clone(), any::<bool>()).prop_map(|(job, ok)| end(
-            job,
-            if ok { JobPhase::Cancelled } else { JobPhase::Succeeded }
-        )),
+        (job.clone(), 0..3_u32, 1..3_usize, 1..4_u64)
+            .prop_map(|(job, stage, tasks, node)| done(job, stage, tasks, node)),
+        (job.clone(), any::<bool>())
+            .prop_map(|(job, ok)| end(job, if ok { JobPhase::Cancelled } else { JobPhase::Succeeded })),
         prop::collection::vec(0..4_u64, 0..3)
             .prop_map(|jobs| Command::Release { jobs: jobs.into_iter().map(JobId).collect() }),
     ]
@@ -174,12 +173,14 @@ fn refusals_are_typed_and_change_nothing() {
     let no_such_job = Err(Failure::NoSuchJob { job: JobId(5) });
     assert_eq!(outcome(&apply(&mut state, [end(5, JobPhase::Cancelled)])), no_such_job);
     assert_eq!(outcome(&apply(&mut state, [done(5, 0, 1, 1)])), no_such_job);
-    let taken = Command::Submit { job: JobId(8), label: "other".into(), graph: graph(2), submitted_unix_ms: 7 };
+    let taken =
+        Command::Submit { job: JobId(8), label: "other".into(), graph: graph(2), submitted_unix_ms: 7 };
     assert_eq!(outcome(&apply(&mut state, [submit(8), submit(8)])), Ok(()));
     assert!(matches!(outcome(&apply(&mut state, [taken])), Err(Failure::Refused { .. })));
     let wrong_count = outcome(&apply(&mut state, [submit(1), done(1, 0, 1, 1)]));
     assert!(matches!(wrong_count, Err(Failure::Refused { .. })), "{wrong_count:?}");
-    let ended = apply(&mut state, [end(1, JobPhase::Cancelled), end(1, JobPhase::Failed(Failure::Cancelled))]);
+    let ended =
+        apply(&mut state, [end(1, JobPhase::Cancelled), end(1, JobPhase::Failed(Failure::Cancelled))]);
     assert_eq!(outcome(&ended), Ok(()));
     assert_eq!(state.job(JobId(1)).unwrap().phase, JobPhase::Cancelled);
 }

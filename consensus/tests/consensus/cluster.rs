@@ -169,7 +169,9 @@ fn describe(m: &Message) -> String {
             let entries: Vec<_> = m.entries.iter().map(describe_entry).collect();
             format!("append after {place} [{}] commit={}", entries.join(", "), m.commit)
         }
-        MessageType::MsgAppendResponse if m.reject => format!("lacks {}, has {}/{}", m.index, m.reject_hint, m.log_term),
+        MessageType::MsgAppendResponse if m.reject => {
+            format!("lacks {}, has {}/{}", m.index, m.reject_hint, m.log_term)
+        }
         MessageType::MsgAppendResponse => format!("has {}", m.index),
         MessageType::MsgSnapshot => {
             let metadata = m.get_snapshot().get_metadata();
@@ -221,7 +223,9 @@ fn describe_event(event: &Event) -> Option<String> {
         Event::Reconfigured => "reconfigured".to_owned(),
         Event::Elected { term } => format!("elected in term {term}"),
         Event::Deposed { term } => format!("deposed from term {term}"),
-        Event::LeaderChanged { leader: Some(leader), term } => format!("follows n{} in term {term}", leader.0),
+        Event::LeaderChanged { leader: Some(leader), term } => {
+            format!("follows n{} in term {term}", leader.0)
+        }
         Event::LeaderChanged { leader: None, term } => format!("follows nobody in term {term}"),
         Event::ReadReady { request } => format!("read {} ready", request.0),
         other => format!("{other:?}"),

@@ -14,7 +14,8 @@ mod world;
 /// Runs every script of a directory, each with a runner of its own.
 fn run_scripts<R: goldenscript::Runner>(directory: &str, runner: impl Fn() -> R) {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts").join(directory);
-    let mut scripts: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|file| file.unwrap().path()).collect();
+    let mut scripts: Vec<_> =
+        std::fs::read_dir(&directory).unwrap().map(|file| file.unwrap().path()).collect();
     scripts.sort();
     assert!(!scripts.is_empty(), "no scripts in {}", directory.display());
     for script in scripts {

@@ -21,15 +21,27 @@ struct Runner;
 enum ScriptCommand {
     /// What node `me` does after so long. Further arguments are views: `2=1-3` is node 2, connected to 1 and 3;
     /// `2=mesh-7` is of mesh 7, `2=mesh-7-3` of mesh 7 led by 3.
-    Genesis { me: u64, ms: u64, #[arg(key)] expect: Option<usize>, #[arg(key, many, optional)] views: BTreeMap<u64, String> },
+    Genesis {
+        me: u64,
+        ms: u64,
+        #[arg(key)]
+        expect: Option<usize>,
+        #[arg(key, many, optional)]
+        views: BTreeMap<u64, String>,
+    },
     /// What the leader changes next. Nodes are numbers, joined by dashes.
     Next {
         leader: u64,
-        #[arg(key)] members: String,
-        #[arg(key)] voters: String,
-        #[arg(key, optional)] learners: String,
-        #[arg(key, optional)] dead: String,
-        #[arg(key, optional)] lagging: String,
+        #[arg(key)]
+        members: String,
+        #[arg(key)]
+        voters: String,
+        #[arg(key, optional)]
+        learners: String,
+        #[arg(key, optional)]
+        dead: String,
+        #[arg(key, optional)]
+        lagging: String,
     },
     /// How many voters meshes of these sizes want.
     Wanted(Vec<usize>),
@@ -75,15 +87,22 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Next { leader, members, voters, learners, dead, lagging } => {
                 let members = set(members);
                 let (dead, lagging) = (set(dead), set(lagging));
-                let configuration = Configuration { voters: set(voters), learners: set(learners), joint: false };
+                let configuration =
+                    Configuration { voters: set(voters), learners: set(learners), joint: false };
                 let alive = members.difference(&dead).copied().collect();
                 let caught_up = members.difference(&lagging).copied().collect();
                 match next_change(&members, &configuration, &alive, &caught_up, NodeId(*leader)) {
                     None => writeln!(output, "no change")?,
                     Some(Change { promote, demote, add_learners, remove }) => {
-                        let parts = [("promote", promote), ("demote", demote), ("learn", add_learners), ("remove", remove)];
+                        let parts = [
+                            ("promote", promote),
+                            ("demote", demote),
+                            ("learn", add_learners),
+                            ("remove", remove),
+                        ];
                         let parts = parts.iter().filter(|(_, nodes)| !nodes.is_empty());
-                        let parts: Vec<_> = parts.map(|(what, nodes)| format!("{what} {}", names(nodes))).collect();
+                        let parts: Vec<_> =
+                            parts.map(|(what, nodes)| format!("{what} {}", names(nodes))).collect();
                         writeln!(output, "{}", parts.join(", "))?;
                     }
                 }

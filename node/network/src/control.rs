@@ -39,11 +39,7 @@ impl Outgoing {
         let (queue, frames) = mpsc::channel(MAX_QUEUED);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let writer = tokio::spawn(write(opener, peer, frames, queued_bytes.clone()));
-        Self {
-            queue,
-            queued_bytes,
-            writer: AbortOnDropHandle::new(writer),
-        }
+        Self { queue, queued_bytes, writer: AbortOnDropHandle::new(writer) }
     }
 
     /// Queues a frame. False if there is no room for it.

@@ -76,10 +76,7 @@ pub(crate) struct AddressBook {
 
 impl AddressBook {
     pub(crate) fn new(me: PeerId) -> Self {
-        Self {
-            me,
-            entries: BTreeMap::new(),
-        }
+        Self { me, entries: BTreeMap::new() }
     }
 
     /// Takes an address from the user.
@@ -125,10 +122,8 @@ impl AddressBook {
         if !self.may_dial() {
             return None;
         }
-        let (target, entry) = self
-            .entries
-            .iter_mut()
-            .find(|(_, entry)| entry.due().is_some_and(|due| due <= now))?;
+        let (target, entry) =
+            self.entries.iter_mut().find(|(_, entry)| entry.due().is_some_and(|due| due <= now))?;
         entry.state = State::Dialing;
         Some((target.clone(), entry.addresses.clone()))
     }
@@ -148,9 +143,7 @@ impl AddressBook {
         {
             let backoff = MIN_BACKOFF * 2_u32.saturating_pow(entry.failures.min(16));
             entry.failures = entry.failures.saturating_add(1);
-            entry.state = State::Waiting {
-                due: now + backoff.min(MAX_BACKOFF),
-            };
+            entry.state = State::Waiting { due: now + backoff.min(MAX_BACKOFF) };
         }
     }
 
@@ -197,30 +190,17 @@ impl AddressBook {
     pub(crate) fn disconnected(&mut self, peer: PeerId, now: Instant) {
         let courtesy = if self.me < peer { Duration::ZERO } else { COURTESY };
         for entry in self.entries_of(peer) {
-            let wait = if entry.answered.is_some() {
-                ADDRESS_COURTESY
-            } else {
-                courtesy
-            };
-            entry.state = State::Waiting {
-                due: now + wait + MIN_BACKOFF,
-            };
+            let wait = if entry.answered.is_some() { ADDRESS_COURTESY } else { courtesy };
+            entry.state = State::Waiting { due: now + wait + MIN_BACKOFF };
         }
-        if self
-            .entries
-            .get(&Target::Peer(peer))
-            .is_some_and(|entry| entry.addresses.is_empty())
-        {
+        if self.entries.get(&Target::Peer(peer)).is_some_and(|entry| entry.addresses.is_empty()) {
             self.entries.remove(&Target::Peer(peer));
         }
     }
 
     /// Where a node can be reached, as far as is known.
     pub(crate) fn addresses(&self, peer: PeerId) -> Vec<Multiaddr> {
-        self.entries
-            .get(&Target::Peer(peer))
-            .map(|entry| entry.addresses.clone())
-            .unwrap_or_default()
+        self.entries.get(&Target::Peer(peer)).map(|entry| entry.addresses.clone()).unwrap_or_default()
     }
 
     fn entries_of(&mut self, peer: PeerId) -> impl Iterator<Item = &mut Entry> {
@@ -233,22 +213,14 @@ impl AddressBook {
     /// The entry, made if there is none. `None` if the book is full of better ones.
     fn entry(&mut self, target: Target, due: Instant) -> Option<&mut Entry> {
         if !self.entries.contains_key(&target) && self.entries.len() >= MAX_KNOWN {
-            let worst = self
-                .entries
-                .iter()
-                .filter(|(_, entry)| !entry.joined && entry.state != State::Connected);
+            let worst =
+                self.entries.iter().filter(|(_, entry)| !entry.joined && entry.state != State::Connected);
             let (worst, _) = worst.max_by_key(|(_, entry)| entry.failures)?;
             let worst = worst.clone();
             self.entries.remove(&worst);
         }
         let state = State::Waiting { due };
-        let fresh = Entry {
-            state,
-            addresses: Vec::new(),
-            joined: false,
-            failures: 0,
-            answered: None,
-        };
+        let fresh = Entry { state, addresses: Vec::new(), joined: false, failures: 0, answered: None };
         Some(self.entries.entry(target).or_insert(fresh))
     }
 
@@ -306,10 +278,7 @@ pub(crate) fn announced<'a>(listening: impl Iterator<Item = &'a Multiaddr>) -> V
         Some(Protocol::Ip6(ip)) => ip.is_unicast_link_local(),
         _ => false,
     };
-    let mut usable: Vec<_> = listening
-        .filter(|address| !link_local(address))
-        .cloned()
-        .collect();
+    let mut usable: Vec<_> = listening.filter(|address| !link_local(address)).cloned().collect();
     usable.sort();
     if usable.iter().any(|address| !is_loopback(address)) {
         usable.retain(|address| !is_loopback(address));
@@ -339,16 +308,10 @@ mod tests {
         let now = Instant::now();
         book.learn(larger, [address(1)], now);
         book.learn(smaller, [address(2)], now);
-        assert_eq!(
-            book.next_dial(now),
-            Some((Target::Peer(larger), vec![address(1)]))
-        );
+        assert_eq!(book.next_dial(now), Some((Target::Peer(larger), vec![address(1)])));
         assert_eq!(book.next_dial(now), None);
         assert_eq!(book.next_due(), Some(now + COURTESY));
-        assert_eq!(
-            book.next_dial(now + COURTESY),
-            Some((Target::Peer(smaller), vec![address(2)]))
-        );
+        assert_eq!(book.next_dial(now + COURTESY), Some((Target::Peer(smaller), vec![address(2)])));
     }
 
     #[test]
@@ -368,10 +331,7 @@ mod tests {
         let (target, _) = book.next_dial(now).unwrap();
         book.failed(&target, now);
         book.learn(peer, [address(2)], now);
-        assert_eq!(
-            book.next_dial(now),
-            Some((Target::Peer(peer), vec![address(1), address(2)]))
-        );
+        assert_eq!(book.next_dial(now), Some((Target::Peer(peer), vec![address(1), address(2)])));
     }
 
     #[test]
@@ -386,15 +346,9 @@ mod tests {
         assert_eq!(book.next_due(), None);
         book.disconnected(peer, now);
         // First the node itself, whom its identity tells from others; then whoever answers there.
-        assert_eq!(
-            book.next_dial(now + MIN_BACKOFF),
-            Some((Target::Peer(peer), vec![address(1)]))
-        );
+        assert_eq!(book.next_dial(now + MIN_BACKOFF), Some((Target::Peer(peer), vec![address(1)])));
         assert_eq!(book.next_dial(now + MIN_BACKOFF), None);
-        assert_eq!(
-            book.next_dial(now + ADDRESS_COURTESY + MIN_BACKOFF),
-            Some((target, vec![address(1)]))
-        );
+        assert_eq!(book.next_dial(now + ADDRESS_COURTESY + MIN_BACKOFF), Some((target, vec![address(1)])));
         // The node came back: its address is at rest too.
         book.connected(peer, None, now);
         assert_eq!(book.next_due(), None);

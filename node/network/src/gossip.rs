@@ -120,15 +120,8 @@ mod tests {
     #[test]
     fn a_hint_that_is_too_long_is_not_sent_and_not_taken() {
         let peer = PeerId::random();
-        let long = Hint {
-            name: "x".repeat(MAX_HINT_BYTES),
-            ..hint(&peer)
-        };
-        let bytes = frame::encode(&Announcement {
-            hint: long.clone(),
-            addresses: Vec::new(),
-        })
-        .unwrap();
+        let long = Hint { name: "x".repeat(MAX_HINT_BYTES), ..hint(&peer) };
+        let bytes = frame::encode(&Announcement { hint: long.clone(), addresses: Vec::new() }).unwrap();
         assert!(Announcement::encode(long, &[]).is_none());
         assert!(Announcement::decode(&bytes, &peer).is_none());
     }

@@ -177,9 +177,7 @@ pub struct Network(Arc<Inner>);
 
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Network")
-            .field("peer", &self.0.peer)
-            .finish_non_exhaustive()
+        f.debug_struct("Network").field("peer", &self.0.peer).finish_non_exhaustive()
     }
 }
 
@@ -207,17 +205,7 @@ pub async fn start(config: Config) -> Result<(Network, mpsc::Receiver<Event>), E
     }
     let opener = service.opener();
     tokio::spawn(service.run());
-    Ok((
-        Network(Arc::new(Inner {
-            peer,
-            peers,
-            opener,
-            commands,
-            hints,
-            addresses,
-        })),
-        received,
-    ))
+    Ok((Network(Arc::new(Inner { peer, peers, opener, commands, hints, addresses })), received))
 }
 
 impl Network {
@@ -235,10 +223,7 @@ impl Network {
     /// them, else from this one.
     pub fn addresses(&self) -> Vec<Multiaddr> {
         let addresses = self.0.addresses.borrow();
-        addresses
-            .iter()
-            .filter_map(|address| address.clone().with_p2p(self.0.peer).ok())
-            .collect()
+        addresses.iter().filter_map(|address| address.clone().with_p2p(self.0.peer).ok()).collect()
     }
 
     /// Sends a message to a node. It never waits; false means that the message is dropped: the node is not
@@ -264,9 +249,7 @@ impl Network {
             let mut stream = self.open(to).await?;
             call::call(&mut stream, request, timeout).await
         };
-        tokio::time::timeout(timeout, work)
-            .await
-            .unwrap_or(Err(CallError::Timeout { waited: timeout }))
+        tokio::time::timeout(timeout, work).await.unwrap_or(Err(CallError::Timeout { waited: timeout }))
     }
 
     /// Opens a stream for a call to a connected node.

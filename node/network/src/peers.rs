@@ -57,10 +57,7 @@ impl Peers {
         };
         entry.reader = None;
         let was_up = entry.outgoing.take().is_some();
-        let mut gone = peers
-            .iter()
-            .filter(|(_, peer)| peer.outgoing.is_none())
-            .map(|(node, _)| *node);
+        let mut gone = peers.iter().filter(|(_, peer)| peer.outgoing.is_none()).map(|(node, _)| *node);
         if let (Some(first), true) = (gone.next(), gone.count() >= MAX_GONE) {
             peers.remove(&first);
         }
@@ -69,17 +66,11 @@ impl Peers {
 
     /// Every connected node's queue, taken away.
     pub(crate) fn take_outgoing(&self) -> Vec<Outgoing> {
-        self.lock()
-            .values_mut()
-            .filter_map(|peer| peer.outgoing.take())
-            .collect()
+        self.lock().values_mut().filter_map(|peer| peer.outgoing.take()).collect()
     }
 
     pub(crate) fn read_by(&self, peer: PeerId, reader: AbortOnDropHandle<()>) {
-        self.lock()
-            .entry(node_id(&peer))
-            .or_insert_with(|| Peer::new(peer))
-            .reader = Some(reader);
+        self.lock().entry(node_id(&peer)).or_insert_with(|| Peer::new(peer)).reader = Some(reader);
     }
 
     pub(crate) fn reached_at(&self, peer: PeerId, addresses: Vec<Multiaddr>) {
@@ -90,17 +81,11 @@ impl Peers {
 
     pub(crate) fn send(&self, to: NodeId, frame: Vec<u8>) -> bool {
         let peers = self.lock();
-        peers
-            .get(&to)
-            .and_then(|peer| peer.outgoing.as_ref())
-            .is_some_and(|outgoing| outgoing.send(frame))
+        peers.get(&to).and_then(|peer| peer.outgoing.as_ref()).is_some_and(|outgoing| outgoing.send(frame))
     }
 
     pub(crate) fn peer(&self, node: NodeId) -> Option<PeerId> {
-        self.lock()
-            .get(&node)
-            .filter(|peer| peer.outgoing.is_some())
-            .map(|peer| peer.peer)
+        self.lock().get(&node).filter(|peer| peer.outgoing.is_some()).map(|peer| peer.peer)
     }
 
     pub(crate) fn is_connected(&self, node: NodeId) -> bool {
@@ -125,11 +110,6 @@ impl Peers {
 
 impl Peer {
     fn new(peer: PeerId) -> Self {
-        Self {
-            peer,
-            addresses: Vec::new(),
-            outgoing: None,
-            reader: None,
-        }
+        Self { peer, addresses: Vec::new(), outgoing: None, reader: None }
     }
 }

@@ -135,26 +135,12 @@ impl Service {
         let roster = floe_transport::admission::Roster::default();
         let credentials = Credentials::new(config.key.clone(), Role::Node);
         let transport = transport(&config.identity, credentials, roster.clone())?;
-        let offers = vec![
-            Offer {
-                protocol: CALL,
-                to_drivers: true,
-            },
-            Offer {
-                protocol: CONTROL,
-                to_drivers: false,
-            },
-        ];
+        let offers =
+            vec![Offer { protocol: CALL, to_drivers: true }, Offer { protocol: CONTROL, to_drivers: false }];
         let (substreams, inbound) = substreams::Behaviour::new(roster, offers);
-        let mdns = mdns::Config {
-            query_interval: MDNS_INTERVAL,
-            ..Default::default()
-        };
-        let mdns = config
-            .mdns
-            .then(|| mdns::tokio::Behaviour::new(mdns, me))
-            .transpose()
-            .map_err(Error::Mdns)?;
+        let mdns = mdns::Config { query_interval: MDNS_INTERVAL, ..Default::default() };
+        let mdns =
+            config.mdns.then(|| mdns::tokio::Behaviour::new(mdns, me)).transpose().map_err(Error::Mdns)?;
         let behaviour = Behaviour {
             limits: connection_limits::Behaviour::new(
                 connection_limits::ConnectionLimits::default()
@@ -179,12 +165,7 @@ impl Service {
             gossip: gossip::behaviour(&config.identity).map_err(Error::Gossip)?,
             mdns: mdns.into(),
         };
-        let swarm = Swarm::new(
-            transport,
-            behaviour,
-            me,
-            libp2p::swarm::Config::with_tokio_executor(),
-        );
+        let swarm = Swarm::new(transport, behaviour, me, libp2p::swarm::Config::with_tokio_executor());
         let mut book = AddressBook::new(me);
         let now = Instant::now();
         for address in &config.join {
@@ -224,38 +205,22 @@ impl Service {
             probe(address)?;
         }
         for address in addresses {
-            let listener = self
-                .swarm
-                .listen_on(address.clone())
-                .map_err(|error| match error {
-                    TransportError::MultiaddrNotSupported(address) => Error::Address { address },
-                    TransportError::Other(source) => Error::Listen {
-                        address: address.clone(),
-                        source,
-                    },
-                })?;
+            let listener = self.swarm.listen_on(address.clone()).map_err(|error| match error {
+                TransportError::MultiaddrNotSupported(address) => Error::Address { address },
+                TransportError::Other(source) => Error::Listen { address: address.clone(), source },
+            })?;
             waiting.insert(listener, address.clone());
         }
         let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
         while let Some(address) = waiting.values().next().cloned() {
             let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await else {
-                return Err(Error::Listen {
-                    address,
-                    source: io::ErrorKind::TimedOut.into(),
-                });
+                return Err(Error::Listen { address, source: io::ErrorKind::TimedOut.into() });
             };
             match &event {
                 SwarmEvent::NewListenAddr { listener_id, .. } => drop(waiting.remove(listener_id)),
-                SwarmEvent::ListenerClosed {
-                    listener_id,
-                    reason: Err(error),
-                    ..
-                } => {
+                SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
                     if let Some(address) = waiting.remove(listener_id) {
-                        return Err(Error::Listen {
-                            address,
-                            source: error.kind().into(),
-                        });
+                        return Err(Error::Listen { address, source: error.kind().into() });
                     }
                 }
                 _ => {}
@@ -273,11 +238,8 @@ impl Service {
     pub(crate) fn join_registry(&mut self, dir: PathBuf, fingerprint: String) -> Result<(), Error> {
         let addresses = self.swarm.listeners().cloned().collect();
         let me = *self.swarm.local_peer_id();
-        let listed =
-            Listed::new(&dir, me, addresses, fingerprint.clone()).map_err(|source| Error::Registry {
-                dir: dir.clone(),
-                source,
-            })?;
+        let listed = Listed::new(&dir, me, addresses, fingerprint.clone())
+            .map_err(|source| Error::Registry { dir: dir.clone(), source })?;
         self.listed = Some(listed);
         let (found, neighbours) = mpsc::channel(1);
         self.neighbours = neighbours;
@@ -308,10 +270,7 @@ impl Service {
         loop {
             self.dial();
             self.look_up();
-            let due = self
-                .book
-                .next_due()
-                .map_or(self.lookup_due, |due| due.min(self.lookup_due));
+            let due = self.book.next_due().map_or(self.lookup_due, |due| due.min(self.lookup_due));
             tokio::select! {
                 permit = events.reserve(), if !self.outbox.is_empty() => {
                     let Ok(permit) = permit else { break };
@@ -376,14 +335,12 @@ impl Service {
             // Never from our listening port: two nodes that dial each other from there at once would meet in one
             // TCP connection that both believe to have begun.
             let opts = match &target {
-                Target::Peer(peer) => DialOpts::peer_id(*peer)
-                    .addresses(addresses)
-                    .allocate_new_port()
-                    .build(),
-                Target::Address(address) => DialOpts::unknown_peer_id()
-                    .address(address.clone())
-                    .allocate_new_port()
-                    .build(),
+                Target::Peer(peer) => {
+                    DialOpts::peer_id(*peer).addresses(addresses).allocate_new_port().build()
+                }
+                Target::Address(address) => {
+                    DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
+                }
             };
             let connection = opts.connection_id();
             match self.swarm.dial(opts) {
@@ -440,12 +397,7 @@ impl Service {
     }
 
     fn accept(&mut self, inbound: Inbound) {
-        let Inbound {
-            peer,
-            role,
-            protocol,
-            stream,
-        } = inbound;
+        let Inbound { peer, role, protocol, stream } = inbound;
         let (events, garbage) = (self.events.clone(), self.garbage.0.clone());
         let node = node_id(&peer);
         let report = move |error: CallError| {
@@ -468,15 +420,7 @@ impl Service {
         self.reading.spawn(async move {
             let mut stream = stream;
             match tokio::time::timeout(REQUEST_TIMEOUT, read_frame::<Request>(&mut stream)).await {
-                Ok(Ok(request)) => drop(
-                    events
-                        .send(Event::Call {
-                            from,
-                            request,
-                            stream,
-                        })
-                        .await,
-                ),
+                Ok(Ok(request)) => drop(events.send(Event::Call { from, request, stream }).await),
                 Ok(Err(error)) if error.is_garbage() => report(error),
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "a call ended before its request"),
                 Err(_) => tracing::debug!(%peer, "a caller opened a stream and asked nothing"),
@@ -495,39 +439,21 @@ impl Service {
             }
             SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ListenerClosed { .. } => self.announce(),
             SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener has trouble"),
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.on_established(peer_id, connection_id, &endpoint, now);
             }
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                num_established: 0,
-                cause,
-                ..
-            } => {
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 let why = cause.map(|cause| cause.to_string());
                 tracing::debug!(peer = %peer_id, ?why, "disconnected");
                 if self.peers.down(peer_id) {
-                    self.outbox.push_back(Event::PeerDown {
-                        node: node_id(&peer_id),
-                    });
+                    self.outbox.push_back(Event::PeerDown { node: node_id(&peer_id) });
                     self.book.disconnected(peer_id, now);
                 }
             }
-            SwarmEvent::OutgoingConnectionError {
-                connection_id, error, ..
-            } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.on_dial_error(connection_id, &error, now);
             }
-            SwarmEvent::IncomingConnectionError {
-                send_back_addr,
-                error,
-                ..
-            } => {
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 self.on_listen_error(send_back_addr, &error);
             }
             _ => {}
@@ -559,11 +485,7 @@ impl Service {
                     }
                 }
             }
-            BehaviourEvent::Gossip(gossipsub::Event::Message {
-                propagation_source,
-                message_id,
-                message,
-            }) => {
+            BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 let behaviour = self.swarm.behaviour_mut();
                 let by_node = behaviour.substreams.role(&propagation_source) == Some(Role::Node);
                 let source = message.source.filter(|_| by_node);
@@ -573,18 +495,13 @@ impl Service {
                     Some(_) => gossipsub::MessageAcceptance::Accept,
                     None => gossipsub::MessageAcceptance::Reject,
                 };
-                behaviour
-                    .gossip
-                    .report_message_validation_result(&message_id, &propagation_source, verdict);
+                behaviour.gossip.report_message_validation_result(&message_id, &propagation_source, verdict);
                 match announcement {
                     Some((peer, Announcement { hint, addresses })) => {
                         self.book.learn(peer, addresses, now);
                         // Hints are the first to go when the node lags.
                         if self.outbox.len() < MAX_OUTBOX / 2 {
-                            self.outbox.push_back(Event::Hint {
-                                from: node_id(&peer),
-                                hint,
-                            });
+                            self.outbox.push_back(Event::Hint { from: node_id(&peer), hint });
                         }
                     }
                     None => tracing::debug!(from = %propagation_source, "a malformed hint is dropped"),
@@ -607,10 +524,7 @@ impl Service {
         let opener = self.opener();
         if self.peers.up(peer, || Outgoing::new(opener, peer)) {
             tracing::debug!(%peer, node = %node_id(&peer), "connected");
-            self.outbox.push_back(Event::PeerUp {
-                node: node_id(&peer),
-                peer,
-            });
+            self.outbox.push_back(Event::PeerUp { node: node_id(&peer), peer });
             self.lookup_due = self.lookup_due.min(now + LOOKUP_DELAY);
         }
     }
@@ -623,10 +537,7 @@ impl Service {
         self.book.learn(peer, addresses, now);
         let known = self.book.addresses(peer);
         for address in &known {
-            self.swarm
-                .behaviour_mut()
-                .kademlia
-                .add_address(&peer, address.clone());
+            self.swarm.behaviour_mut().kademlia.add_address(&peer, address.clone());
         }
         self.peers.reached_at(peer, known);
     }
@@ -672,11 +583,7 @@ impl Service {
         if self.warned.len() >= MAX_WARNED {
             self.warned.clear();
         }
-        let host = address
-            .iter()
-            .next()
-            .map(|host| host.to_string())
-            .unwrap_or_default();
+        let host = address.iter().next().map(|host| host.to_string()).unwrap_or_default();
         if self.warned.insert(format!("{host} {refusal}")) {
             tracing::warn!(%address, "a peer is refused: {refusal}");
         } else {
@@ -710,9 +617,7 @@ impl Service {
 fn kademlia(me: PeerId) -> kad::Behaviour<MemoryStore> {
     let mut config = kad::Config::new(KADEMLIA);
     // It finds nodes here and keeps nothing for them.
-    config
-        .set_record_filtering(kad::StoreInserts::FilterBoth)
-        .set_periodic_bootstrap_interval(None);
+    config.set_record_filtering(kad::StoreInserts::FilterBoth).set_periodic_bootstrap_interval(None);
     let mut kademlia = kad::Behaviour::with_config(me, MemoryStore::new(me), config);
     kademlia.set_mode(Some(kad::Mode::Server));
     kademlia
@@ -726,15 +631,11 @@ fn probe(address: &Multiaddr) -> Result<(), Error> {
         Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
         Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
         _ => {
-            return Err(Error::Address {
-                address: address.clone(),
-            });
+            return Err(Error::Address { address: address.clone() });
         }
     };
     let Some(Protocol::Tcp(port)) = parts.next() else {
-        return Err(Error::Address {
-            address: address.clone(),
-        });
+        return Err(Error::Address { address: address.clone() });
     };
     let address = address.clone();
     match TcpListener::bind((ip, port)) {

@@ -50,11 +50,7 @@ impl Node {
     }
 
     async fn join(key: &MeshKey, other: &Node) -> Self {
-        Self::start(Config {
-            join: other.network.addresses(),
-            ..config(key)
-        })
-        .await
+        Self::start(Config { join: other.network.addresses(), ..config(key) }).await
     }
 
     fn id(&self) -> NodeId {
@@ -71,9 +67,7 @@ impl Node {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, work)
-            .await
-            .expect("it happens in time")
+        tokio::time::timeout(PATIENCE, work).await.expect("it happens in time")
     }
 
     async fn wait_for_peers(&mut self, peers: &[NodeId]) {
@@ -81,13 +75,7 @@ impl Node {
         missing.retain(|node| !self.network.is_connected(*node));
         while !missing.is_empty() {
             let up = self
-                .wait(|event| {
-                    if let Event::PeerUp { node, .. } = event {
-                        Some(node)
-                    } else {
-                        None
-                    }
-                })
+                .wait(|event| if let Event::PeerUp { node, .. } = event { Some(node) } else { None })
                 .await;
             missing.remove(&up);
         }
@@ -95,11 +83,7 @@ impl Node {
 
     async fn next_call(&mut self) -> (Caller, Request, Stream) {
         self.wait(|event| match event {
-            Event::Call {
-                from,
-                request,
-                stream,
-            } => Some((from, request, stream)),
+            Event::Call { from, request, stream } => Some((from, request, stream)),
             _ => None,
         })
         .await
@@ -121,9 +105,7 @@ async fn driver(key: &MeshKey, address: Multiaddr) -> Result<Connection, DialErr
 }
 
 fn lease(term: u64) -> PeerMessage {
-    PeerMessage::Lease {
-        fence: Fence { epoch: 0, term },
-    }
+    PeerMessage::Lease { fence: Fence { epoch: 0, term } }
 }
 
 #[tokio::test]
@@ -148,15 +130,9 @@ async fn one_join_address_connects_everyone_to_everyone() {
 async fn the_nodes_of_one_machine_find_each_other_through_a_directory() {
     let (key, other_key) = (MeshKey::generate(), MeshKey::generate());
     let dir = tempfile::tempdir().unwrap();
-    let listed = |key: &MeshKey| Config {
-        local_registry: Some(dir.path().to_owned()),
-        ..config(key)
-    };
-    let mut nodes = [
-        Node::start(listed(&key)).await,
-        Node::start(listed(&key)).await,
-        Node::start(listed(&key)).await,
-    ];
+    let listed = |key: &MeshKey| Config { local_registry: Some(dir.path().to_owned()), ..config(key) };
+    let mut nodes =
+        [Node::start(listed(&key)).await, Node::start(listed(&key)).await, Node::start(listed(&key)).await];
     let stranger = Node::start(listed(&other_key)).await;
     let ids = [nodes[0].id(), nodes[1].id(), nodes[2].id()];
     for node in &mut nodes {
@@ -198,13 +174,8 @@ async fn messages_arrive_in_order_in_both_directions() {
     }
     for node in [&mut one, &mut two] {
         for term in 0..count {
-            let message = node.wait(|event| {
-                if let Event::Message { message, .. } = event {
-                    Some(message)
-                } else {
-                    None
-                }
-            });
+            let message = node
+                .wait(|event| if let Event::Message { message, .. } = event { Some(message) } else { None });
             assert_eq!(message.await, lease(term));
         }
     }
@@ -216,11 +187,7 @@ async fn a_node_that_goes_is_reported_once_and_one_that_returns_is_found_again()
     let key = MeshKey::generate();
     let mut stays = Node::start(config(&key)).await;
     let goes = config(&key);
-    let mut node = Node::start(Config {
-        join: stays.network.addresses(),
-        ..goes.clone()
-    })
-    .await;
+    let mut node = Node::start(Config { join: stays.network.addresses(), ..goes.clone() }).await;
     node.wait_for_peers(&[stays.id()]).await;
     stays.wait_for_peers(&[node.id()]).await;
     let (id, address) = (node.id(), node.network.addresses().remove(0));
@@ -233,11 +200,7 @@ async fn a_node_that_goes_is_reported_once_and_one_that_returns_is_found_again()
     tokio::time::timeout(PATIENCE, told).await.unwrap();
     drop(node);
     let down = |event| {
-        if let Event::PeerDown { node } = event {
-            Some(node)
-        } else {
-            None
-        }
+        if let Event::PeerDown { node } = event { Some(node) } else { None }
     };
     assert_eq!(stays.wait(down).await, id);
     assert!(!stays.network.is_connected(id));
@@ -245,11 +208,7 @@ async fn a_node_that_goes_is_reported_once_and_one_that_returns_is_found_again()
     // The same identity at the same address, told nothing: the one that stayed dials it.
     let mut address = address;
     address.pop();
-    let mut back = Node::start(Config {
-        listen: vec![address],
-        ..goes
-    })
-    .await;
+    let mut back = Node::start(Config { listen: vec![address], ..goes }).await;
     let (mut ups, mut downs) = (0, 0);
     let up = |event| match event {
         Event::PeerUp { node, .. } if node == id => {
@@ -283,9 +242,7 @@ async fn nodes_and_drivers_call_and_a_driver_may_not_do_more() {
             assert_eq!(request, Request::Job { id: JobId(5) });
             assert!(expected.is_none_or(|expected| expected == from));
             assert!(expected.is_some() || matches!(from, Caller::Driver(_)));
-            call::respond(&mut stream, &Response::Accepted { id: JobId(5) })
-                .await
-                .unwrap();
+            call::respond(&mut stream, &Response::Accepted { id: JobId(5) }).await.unwrap();
         }
         serving
     });
@@ -296,10 +253,7 @@ async fn nodes_and_drivers_call_and_a_driver_may_not_do_more() {
 
     let connection = driver(&key, address).await.unwrap();
     assert_eq!(connection.node(), to);
-    assert!(matches!(
-        connection.open(CONTROL).await,
-        Err(OpenError::Unsupported(_))
-    ));
+    assert!(matches!(connection.open(CONTROL).await, Err(OpenError::Unsupported(_))));
     let (response, _) = connection.call(&request, PATIENCE).await.unwrap();
     assert_eq!(response, Response::Accepted { id: JobId(5) });
 
@@ -319,9 +273,7 @@ async fn many_calls_at_once_all_get_their_answer() {
     let serve = tokio::spawn(async move {
         for _ in 0..calls {
             let (_, request, mut stream) = serving.next_call().await;
-            let Request::Job { id } = request else {
-                panic!("{request:?}")
-            };
+            let Request::Job { id } = request else { panic!("{request:?}") };
             tokio::spawn(async move { call::respond(&mut stream, &Response::Accepted { id }).await });
         }
         serving
@@ -329,10 +281,7 @@ async fn many_calls_at_once_all_get_their_answer() {
     let asking = (0..calls).map(|id| {
         let connection = connection.clone();
         async move {
-            let (response, _) = connection
-                .call(&Request::Job { id: JobId(id) }, PATIENCE)
-                .await
-                .unwrap();
+            let (response, _) = connection.call(&Request::Job { id: JobId(id) }, PATIENCE).await.unwrap();
             assert_eq!(response, Response::Accepted { id: JobId(id) });
         }
     });
@@ -347,51 +296,24 @@ async fn two_meshes_keep_apart_and_both_sides_say_why() {
     let address = node.network.addresses().remove(0);
     let mut stranger = Node::join(&other_key, &node).await;
     let refused = |event| {
-        if let Event::Refused { refusal, .. } = event {
-            Some(refusal)
-        } else {
-            None
-        }
+        if let Event::Refused { refusal, .. } = event { Some(refusal) } else { None }
     };
     let (ours, theirs) = (key.fingerprint(), other_key.fingerprint());
-    assert_eq!(
-        node.wait(refused).await,
-        Refusal::WrongKey {
-            ours: ours.clone(),
-            theirs: theirs.clone()
-        }
-    );
+    assert_eq!(node.wait(refused).await, Refusal::WrongKey { ours: ours.clone(), theirs: theirs.clone() });
     assert_eq!(
         stranger.wait(refused).await,
-        Refusal::WrongKey {
-            ours: theirs.clone(),
-            theirs: ours.clone()
-        }
+        Refusal::WrongKey { ours: theirs.clone(), theirs: ours.clone() }
     );
     assert!(node.network.peers().is_empty());
 
     let error = driver(&other_key, address.clone()).await.unwrap_err();
-    let expected = Refusal::WrongKey {
-        ours: theirs,
-        theirs: ours,
-    };
-    assert!(
-        matches!(&error, DialError::Refused { refusal, .. } if *refusal == expected),
-        "{error}"
-    );
+    let expected = Refusal::WrongKey { ours: theirs, theirs: ours };
+    assert!(matches!(&error, DialError::Refused { refusal, .. } if *refusal == expected), "{error}");
 
-    let newer = Credentials {
-        protocol: 99,
-        ..Credentials::new(key, Role::Driver)
-    };
-    let error = Connection::dial(&Keypair::generate_ed25519(), newer, address, PATIENCE)
-        .await
-        .unwrap_err();
+    let newer = Credentials { protocol: 99, ..Credentials::new(key, Role::Driver) };
+    let error = Connection::dial(&Keypair::generate_ed25519(), newer, address, PATIENCE).await.unwrap_err();
     let text = error.to_string();
-    assert!(
-        text.contains("speaks 99") && text.contains("the other side 1"),
-        "{text}"
-    );
+    assert!(text.contains("speaks 99") && text.contains("the other side 1"), "{text}");
 }
 
 #[tokio::test]
@@ -408,16 +330,7 @@ async fn a_failed_dial_says_what_is_wrong_with_the_address() {
         listener
     });
     let error = driver(&key, address.clone()).await.unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            DialError::Refused {
-                refusal: Refusal::NotFloe,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(&error, DialError::Refused { refusal: Refusal::NotFloe, .. }), "{error}");
 
     // Someone who takes the connection and says nothing.
     let silent = server.join().unwrap();
@@ -428,29 +341,16 @@ async fn a_failed_dial_says_what_is_wrong_with_the_address() {
     assert!(matches!(dial, Err(DialError::NobodyAnswers { .. })));
 
     drop(silent);
-    assert!(matches!(
-        driver(&key, address).await,
-        Err(DialError::NobodyAnswers { .. })
-    ));
-    for bad in [
-        "/ip4/127.0.0.1/tcp/0",
-        "/ip4/127.0.0.1/udp/1",
-        "/dns4/example.org/tcp/1",
-        "/memory/1",
-    ] {
+    assert!(matches!(driver(&key, address).await, Err(DialError::NobodyAnswers { .. })));
+    for bad in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/1", "/dns4/example.org/tcp/1", "/memory/1"] {
         let dial = driver(&key, bad.parse().unwrap()).await;
         assert!(matches!(dial, Err(DialError::BadAddress { .. })), "{bad}");
     }
     let node = Node::start(config(&key)).await;
     let mut other = node.network.addresses().remove(0);
     other.pop();
-    let other = other
-        .with_p2p(Keypair::generate_ed25519().public().to_peer_id())
-        .unwrap();
-    assert!(matches!(
-        driver(&key, other).await,
-        Err(DialError::WrongPeer { .. })
-    ));
+    let other = other.with_p2p(Keypair::generate_ed25519().public().to_peer_id()).unwrap();
+    assert!(matches!(driver(&key, other).await, Err(DialError::WrongPeer { .. })));
 }
 
 #[tokio::test]
@@ -462,13 +362,8 @@ async fn garbage_on_the_port_and_on_streams_drops_its_sender_only() {
 
     let mut socket = TcpStream::connect(node.socket()).unwrap();
     socket.write_all(&[0xa5; 4096]).unwrap();
-    let refused = node.wait(|event| {
-        if let Event::Refused { refusal, .. } = event {
-            Some(refusal)
-        } else {
-            None
-        }
-    });
+    let refused =
+        node.wait(|event| if let Event::Refused { refusal, .. } = event { Some(refusal) } else { None });
     assert!(matches!(refused.await, Refusal::NotFloe | Refusal::Broken(_)));
 
     // Admitted, and then a frame that claims more than a frame may have; then one that is no request.
@@ -506,9 +401,7 @@ async fn a_large_body_passes_and_a_slow_reader_holds_its_sender_back() {
     };
     let server = tokio::spawn(async move {
         let (_, _, mut stream) = sending.next_call().await;
-        write_frame(&mut stream, &Response::Fetching { segments: Vec::new() })
-            .await
-            .unwrap();
+        write_frame(&mut stream, &Response::Fetching { segments: Vec::new() }).await.unwrap();
         let sent = send_body(&mut stream, source).await.unwrap();
         stream.close().await.unwrap();
         (sent, sending)
@@ -529,10 +422,7 @@ async fn a_large_body_passes_and_a_slow_reader_holds_its_sender_back() {
     }
     assert_eq!(taken, pieces * piece.len());
     let limit = floe_transport::stream::WINDOW_BYTES + 2 * piece.len();
-    assert!(
-        furthest <= limit,
-        "the sender was {furthest} bytes ahead of its reader"
-    );
+    assert!(furthest <= limit, "the sender was {furthest} bytes ahead of its reader");
     let (sent, _sending) = server.await.unwrap();
     assert_eq!(sent, taken as u64);
 }
@@ -545,10 +435,7 @@ async fn hints_spread() {
     let hint = Hint {
         node: one.id(),
         name: "attic".into(),
-        load: Load {
-            running: 3,
-            ..Load::default()
-        },
+        load: Load { running: 3, ..Load::default() },
         slots: 4,
         version: "0.1.0".into(),
         leader: None,
@@ -556,15 +443,7 @@ async fn hints_spread() {
     };
     // Said before anyone can hear it: it waits until someone does.
     one.network.publish(hint.clone());
-    let got = two
-        .wait(|event| {
-            if let Event::Hint { hint, .. } = event {
-                Some(hint)
-            } else {
-                None
-            }
-        })
-        .await;
+    let got = two.wait(|event| if let Event::Hint { hint, .. } = event { Some(hint) } else { None }).await;
     assert_eq!(got, hint);
 }
 
@@ -574,43 +453,16 @@ async fn what_cannot_be_listened_on_is_named() {
     let first = Node::start(config(&key)).await;
     let mut taken = first.network.addresses().remove(0);
     taken.pop();
-    let error = start(Config {
-        listen: vec![taken.clone()],
-        ..config(&key)
-    })
-    .await
-    .err()
-    .unwrap();
-    assert!(
-        matches!(&error, Error::PortInUse { address } if *address == taken),
-        "{error}"
-    );
+    let error = start(Config { listen: vec![taken.clone()], ..config(&key) }).await.err().unwrap();
+    assert!(matches!(&error, Error::PortInUse { address } if *address == taken), "{error}");
     let bad: Multiaddr = "/ip4/127.0.0.1/udp/4001".parse().unwrap();
-    let error = start(Config {
-        listen: vec![bad],
-        ..config(&key)
-    })
-    .await
-    .err()
-    .unwrap();
+    let error = start(Config { listen: vec![bad], ..config(&key) }).await.err().unwrap();
     assert!(matches!(error, Error::Address { .. }), "{error}");
     let elsewhere: Multiaddr = "/ip4/192.0.2.1/tcp/0".parse().unwrap();
-    let error = start(Config {
-        listen: vec![elsewhere],
-        ..config(&key)
-    })
-    .await
-    .err()
-    .unwrap();
+    let error = start(Config { listen: vec![elsewhere], ..config(&key) }).await.err().unwrap();
     assert!(matches!(error, Error::Listen { .. }), "{error}");
     let nowhere = PathBuf::from("/dev/null/floe");
-    let error = start(Config {
-        local_registry: Some(nowhere),
-        ..config(&key)
-    })
-    .await
-    .err()
-    .unwrap();
+    let error = start(Config { local_registry: Some(nowhere), ..config(&key) }).await.err().unwrap();
     assert!(matches!(error, Error::Registry { .. }), "{error}");
 }
 
@@ -623,9 +475,7 @@ async fn a_disconnected_node_is_connected_again() {
     two.wait_for_peers(&[one.id()]).await;
     one.network.disconnect(two.id());
     let id = two.id();
-    one.wait(|event| matches!(event, Event::PeerDown { node } if node == id).then_some(()))
-        .await;
-    one.wait(|event| matches!(event, Event::PeerUp { node, .. } if node == id).then_some(()))
-        .await;
+    one.wait(|event| matches!(event, Event::PeerDown { node } if node == id).then_some(())).await;
+    one.wait(|event| matches!(event, Event::PeerUp { node, .. } if node == id).then_some(())).await;
     assert_eq!(node_id(&two.network.peer_id()), id);
 }

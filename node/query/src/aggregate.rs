@@ -35,32 +35,19 @@ pub(crate) fn two_steps(
     output: &Schema,
     exprs: &mut Arena<AExpr>,
 ) -> Result<TwoSteps, PlSmallStr> {
-    let mut steps = Steps {
-        input,
-        partials: Vec::new(),
-        schema: Schema::default(),
-        needs_rows: false,
-    };
+    let mut steps = Steps { input, partials: Vec::new(), schema: Schema::default(), needs_rows: false };
     let mut finals = Vec::new();
     for aggregate in aggregates {
         let name = aggregate.output_name().clone();
-        let node = steps
-            .finish(aggregate.node(), exprs)
-            .ok_or_else(|| name.clone())?;
+        let node = steps.finish(aggregate.node(), exprs).ok_or_else(|| name.clone())?;
         // The second step must have the type of the whole, as sums of sums might be wider.
-        let dtype = exprs
-            .get(node)
-            .to_dtype(&ToFieldContext::new(exprs, &steps.schema));
+        let dtype = exprs.get(node).to_dtype(&ToFieldContext::new(exprs, &steps.schema));
         if dtype.ok().as_ref() != output.get(&name) {
             return Err(name);
         }
         finals.push(ExprIR::new(node, OutputName::Alias(name)));
     }
-    Ok(TwoSteps {
-        partials: steps.partials,
-        finals,
-        needs_rows: steps.needs_rows,
-    })
+    Ok(TwoSteps { partials: steps.partials, finals, needs_rows: steps.needs_rows })
 }
 
 struct Steps<'a> {
@@ -123,33 +110,13 @@ impl Steps<'_> {
         use IRAggExpr::*;
         match *aggregate {
             Sum(input) if per_row(input, exprs) => Some(self.partial(node, exprs)?.sum(exprs).node()),
-            Min {
-                input,
-                propagate_nans,
-            } if per_row(input, exprs) => {
+            Min { input, propagate_nans } if per_row(input, exprs) => {
                 let partial = self.partial(node, exprs)?;
-                Some(
-                    if propagate_nans {
-                        partial.nan_min(exprs)
-                    } else {
-                        partial.min(exprs)
-                    }
-                    .node(),
-                )
+                Some(if propagate_nans { partial.nan_min(exprs) } else { partial.min(exprs) }.node())
             }
-            Max {
-                input,
-                propagate_nans,
-            } if per_row(input, exprs) => {
+            Max { input, propagate_nans } if per_row(input, exprs) => {
                 let partial = self.partial(node, exprs)?;
-                Some(
-                    if propagate_nans {
-                        partial.nan_max(exprs)
-                    } else {
-                        partial.max(exprs)
-                    }
-                    .node(),
-                )
+                Some(if propagate_nans { partial.nan_max(exprs) } else { partial.max(exprs) }.node())
             }
             Count { input, .. } if per_row(input, exprs) => {
                 Some(self.partial(node, exprs)?.sum(exprs).node())
@@ -176,10 +143,7 @@ impl Steps<'_> {
     /// A mean is a sum and a count. Polars sums as `f64` for every numeric type; the means of decimals and of
     /// points in time are rounded in ways of their own and are left whole.
     fn mean(&mut self, input: Node, exprs: &mut Arena<AExpr>) -> Option<Node> {
-        let dtype = exprs
-            .get(input)
-            .to_dtype(&ToFieldContext::new(exprs, self.input))
-            .ok()?;
+        let dtype = exprs.get(input).to_dtype(&ToFieldContext::new(exprs, self.input)).ok()?;
         let numeric = dtype.is_primitive_numeric() && !matches!(dtype, DataType::Float16);
         if !numeric && dtype != DataType::Boolean {
             return None;
@@ -188,37 +152,23 @@ impl Steps<'_> {
         let sum = values.cast(DataType::Float64, exprs).sum(exprs).node();
         let count = values.count(exprs).node();
         let sum = self.partial(sum, exprs)?.sum(exprs);
-        let count = self
-            .partial(count, exprs)?
-            .sum(exprs)
-            .cast(DataType::Float64, exprs);
+        let count = self.partial(count, exprs)?.sum(exprs).cast(DataType::Float64, exprs);
         let zero = AExprBuilder::lit_scalar(Scalar::from(0.0), exprs);
         let null = AExprBuilder::lit_scalar(Scalar::null(DataType::Float64), exprs);
         let mean = sum.true_divide(count, exprs);
         let mean = count.gt(zero, exprs).ternary(mean, null, exprs);
-        Some(
-            if dtype == DataType::Float32 {
-                mean.cast(DataType::Float32, exprs)
-            } else {
-                mean
-            }
-            .node(),
-        )
+        Some(if dtype == DataType::Float32 { mean.cast(DataType::Float32, exprs) } else { mean }.node())
     }
 
     /// Adds a partial result and refers to it by its name.
     fn partial(&mut self, node: Node, exprs: &mut Arena<AExpr>) -> Option<AExprBuilder> {
         let name: PlSmallStr = format!("__floe_partial_{}", self.partials.len()).into();
-        let dtype = exprs
-            .get(node)
-            .to_dtype(&ToFieldContext::new(exprs, self.input))
-            .ok()?;
+        let dtype = exprs.get(node).to_dtype(&ToFieldContext::new(exprs, self.input)).ok()?;
         if matches!(dtype, DataType::Unknown(_)) {
             return None;
         }
         self.schema.with_column(name.clone(), dtype);
-        self.partials
-            .push(ExprIR::new(node, OutputName::Alias(name.clone())));
+        self.partials.push(ExprIR::new(node, OutputName::Alias(name.clone())));
         Some(AExprBuilder::col(name, exprs))
     }
 }

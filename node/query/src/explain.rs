@@ -42,22 +42,14 @@ pub fn explain(graph: &StageGraph, names: &dyn Fn(NodeId) -> String) -> String {
             let _ = writeln!(text, "  one task because {reason}");
         }
         let target = if index == last { "to the driver" } else { "" };
-        let _ = writeln!(
-            text,
-            "  sends    {}",
-            format!("{} {target}", sends(stage)).trim_end()
-        );
+        let _ = writeln!(text, "  sends    {}", format!("{} {target}", sends(stage)).trim_end());
     }
     text
 }
 
 fn sends(stage: &Stage) -> String {
     match &stage.exchange {
-        _ if stage
-            .operators
-            .last()
-            .is_some_and(|last| last.starts_with(SAMPLE)) =>
-        {
+        _ if stage.operators.last().is_some_and(|last| last.starts_with(SAMPLE)) => {
             "its rows, and apart from them the sample".to_owned()
         }
         Exchange::Pass => "partition to partition".to_owned(),
@@ -71,20 +63,15 @@ fn sends(stage: &Stage) -> String {
 fn place(stage: &Stage, names: &dyn Fn(NodeId) -> String) -> String {
     match &stage.work {
         Work::Held(placed) => {
-            let mut nodes: Vec<NodeId> = placed
-                .iter()
-                .flat_map(|placed| placed.nodes.iter().copied())
-                .collect();
+            let mut nodes: Vec<NodeId> =
+                placed.iter().flat_map(|placed| placed.nodes.iter().copied()).collect();
             nodes.sort();
             nodes.dedup();
             if nodes.is_empty() {
                 "nothing to run: its rows came with the query".to_owned()
             } else {
                 let nodes: Vec<String> = nodes.into_iter().map(names).collect();
-                format!(
-                    "nothing to run: its rows came with the query and lie on {}",
-                    list(&nodes)
-                )
+                format!("nothing to run: its rows came with the query and lie on {}", list(&nodes))
             }
         }
         Work::Fragment(_) if stage.tasks.iter().all(|task| task.split.is_empty()) => "any node".to_owned(),
@@ -108,11 +95,7 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
 /// One expression, shortened.
 pub(crate) fn expression(expr: &ExprIR, exprs: &Arena<AExpr>) -> String {
     let unnamed = ExprIR::new(expr.node(), OutputName::ColumnLhs(expr.output_name().clone()));
-    let text = unnamed
-        .display(exprs)
-        .to_string()
-        .replace("dyn int: ", "")
-        .replace("dyn float: ", "");
+    let text = unnamed.display(exprs).to_string().replace("dyn int: ", "").replace("dyn float: ", "");
     let mut plain = String::new();
     let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once("col(\"") {
@@ -122,11 +105,8 @@ pub(crate) fn expression(expr: &ExprIR, exprs: &Arena<AExpr>) -> String {
         rest = end;
     }
     plain.push_str(rest);
-    let mut text = plain
-        .strip_prefix("[(")
-        .and_then(|text| text.strip_suffix(")]"))
-        .unwrap_or(&plain)
-        .to_owned();
+    let mut text =
+        plain.strip_prefix("[(").and_then(|text| text.strip_suffix(")]")).unwrap_or(&plain).to_owned();
     if let Some((end, _)) = text.char_indices().nth(MAX_EXPRESSION_CHARS) {
         text.truncate(end);
         text.push_str("...");
@@ -146,15 +126,7 @@ pub(crate) fn expressions(of: &[ExprIR], exprs: &Arena<AExpr>) -> String {
 /// One operator of a plan; nothing if it changes nothing.
 pub(crate) fn operator(ir: &IR, exprs: &Arena<AExpr>) -> String {
     match ir {
-        IR::Scan {
-            sources,
-            file_info,
-            predicate,
-            output_schema,
-            scan_type,
-            unified_scan_args,
-            ..
-        } => {
+        IR::Scan { sources, file_info, predicate, output_schema, scan_type, unified_scan_args, .. } => {
             let format: &'static str = (&**scan_type).into();
             let mut text = format!("scan {} {}", format_name(scan_type, format), places(sources));
             if let Some(schema) = output_schema
@@ -182,17 +154,9 @@ pub(crate) fn operator(ir: &IR, exprs: &Arena<AExpr>) -> String {
             let same =
                 |e: &ExprIR| matches!(exprs.get(e.node()), AExpr::Column(name) if name == e.output_name());
             let new: Vec<ExprIR> = with.iter().filter(|e| !same(e)).cloned().collect();
-            if new.is_empty() {
-                String::new()
-            } else {
-                format!("with columns {}", expressions(&new, exprs))
-            }
+            if new.is_empty() { String::new() } else { format!("with columns {}", expressions(&new, exprs)) }
         }
-        IR::Sort {
-            by_column,
-            slice: Some((offset, len, _)),
-            ..
-        } => {
+        IR::Sort { by_column, slice: Some((offset, len, _)), .. } => {
             let by = expressions(by_column, exprs);
             if *offset == 0 {
                 format!("top {len} by {by}")
@@ -203,11 +167,7 @@ pub(crate) fn operator(ir: &IR, exprs: &Arena<AExpr>) -> String {
         IR::Sort { by_column, .. } => format!("sort by {}", expressions(by_column, exprs)),
         IR::GroupBy { keys, aggs, .. } if aggs.is_empty() => format!("group by {}", expressions(keys, exprs)),
         IR::GroupBy { keys, aggs, .. } => {
-            format!(
-                "group by {}: {}",
-                expressions(keys, exprs),
-                expressions(aggs, exprs)
-            )
+            format!("group by {}: {}", expressions(keys, exprs), expressions(aggs, exprs))
         }
         IR::Distinct { options, .. } => match &options.subset {
             Some(subset) => format!("distinct {}", list(subset)),
@@ -215,27 +175,15 @@ pub(crate) fn operator(ir: &IR, exprs: &Arena<AExpr>) -> String {
         },
         IR::Slice { offset, len, .. } if *offset == 0 => format!("limit {len}"),
         IR::Slice { offset, len, .. } => format!("{len} rows from {offset}"),
-        IR::Join {
-            left_on,
-            right_on,
-            options,
-            ..
-        } => {
+        IR::Join { left_on, right_on, options, .. } => {
             let how = options.args.how.to_string().to_lowercase();
             if left_on.is_empty() {
                 format!("{how} join")
             } else {
-                format!(
-                    "{how} join on {} = {}",
-                    expressions(left_on, exprs),
-                    expressions(right_on, exprs)
-                )
+                format!("{how} join on {} = {}", expressions(left_on, exprs), expressions(right_on, exprs))
             }
         }
-        IR::MapFunction {
-            function: FunctionIR::FastCount { sources, .. },
-            ..
-        } => {
+        IR::MapFunction { function: FunctionIR::FastCount { sources, .. }, .. } => {
             format!("count rows of {}", places(sources))
         }
         IR::MapFunction { function, .. } => function.to_string().to_lowercase(),
@@ -256,9 +204,9 @@ fn places(sources: &ScanSources) -> String {
     match sources {
         ScanSources::Paths(paths) => match paths.as_ref() {
             [] => "no files".to_owned(),
-            [one] => one
-                .file_name()
-                .map_or_else(|| one.to_string(), |name| name.to_string_lossy().into_owned()),
+            [one] => {
+                one.file_name().map_or_else(|| one.to_string(), |name| name.to_string_lossy().into_owned())
+            }
             many => format!("{} files", many.len()),
         },
         ScanSources::Files(files) => format!("{} open files", files.len()),

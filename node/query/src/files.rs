@@ -63,17 +63,12 @@ pub(crate) enum Rows {
 
 /// Expands each path (absolute; a file, a glob or a directory) on this machine and marks what is found.
 pub fn inspect(paths: &[String]) -> Vec<Inspected> {
-    paths
-        .iter()
-        .map(|path| inspect_one(path).unwrap_or_else(Inspected::Missing))
-        .collect()
+    paths.iter().map(|path| inspect_one(path).unwrap_or_else(Inspected::Missing)).collect()
 }
 
 fn inspect_one(path: &str) -> Result<Inspected, String> {
     let files = expand(path)?;
-    let marks = files
-        .iter()
-        .map(|file| mark(file).map_err(|error| reason(&error)));
+    let marks = files.iter().map(|file| mark(file).map_err(|error| reason(&error)));
     Ok(Inspected::Files(marks.collect::<Result<_, _>>()?))
 }
 
@@ -85,10 +80,7 @@ pub(crate) fn expand(path: &str) -> Result<Vec<PathBuf>, String> {
         Ok(_) => walk(literal)?,
         Err(_) if path.contains(['*', '?', '[']) => {
             let matches = glob::glob(path).map_err(|error| format!("not a valid pattern: {error}"))?;
-            let files = matches
-                .take(MAX_FILES + 1)
-                .filter_map(Result::ok)
-                .filter(|found| found.is_file());
+            let files = matches.take(MAX_FILES + 1).filter_map(Result::ok).filter(|found| found.is_file());
             files.collect()
         }
         Err(error) => return Err(reason(&error)),
@@ -135,27 +127,17 @@ pub(crate) fn mark(path: &Path) -> std::io::Result<FileMark> {
         file.take(MARK_BYTES).read_to_end(&mut buffer)?;
         hash.update(&buffer);
     }
-    Ok(FileMark {
-        path: path.to_string_lossy().into_owned(),
-        bytes,
-        mark: hash.digest(),
-    })
+    Ok(FileMark { path: path.to_string_lossy().into_owned(), bytes, mark: hash.digest() })
 }
 
 /// Whether this machine sees the file that the planner saw.
 pub(crate) fn verify(planned: &FileMark) -> Result<(), Failure> {
-    let blind = |why: String| Failure::Blind {
-        path: planned.path.clone(),
-        why,
-    };
+    let blind = |why: String| Failure::Blind { path: planned.path.clone(), why };
     let found = mark(Path::new(&planned.path)).map_err(|error| blind(reason(&error)))?;
     if found == *planned {
         Ok(())
     } else if found.bytes != planned.bytes {
-        Err(blind(format!(
-            "it has {} bytes instead of {}",
-            found.bytes, planned.bytes
-        )))
+        Err(blind(format!("it has {} bytes instead of {}", found.bytes, planned.bytes)))
     } else {
         Err(blind("its content differs".to_owned()))
     }
@@ -176,15 +158,8 @@ pub(crate) fn split(
     predicate_is_elementwise: bool,
     shape: &Shape,
 ) -> Result<(Vec<ScanSplit>, Option<String>), Failure> {
-    let IR::Scan {
-        sources,
-        file_info,
-        predicate,
-        output_schema,
-        scan_type,
-        unified_scan_args: args,
-        ..
-    } = scan
+    let IR::Scan { sources, file_info, predicate, output_schema, scan_type, unified_scan_args: args, .. } =
+        scan
     else {
         return Err(Failure::internal("only a scan can be split"));
     };
@@ -193,10 +168,9 @@ pub(crate) fn split(
     let wanted = output_schema.as_ref().unwrap_or(&file_info.schema);
     let all_columns = predicate.is_some() && wanted.is_empty();
     let (units, rows_known) = match &**scan_type {
-        FileScanIR::Parquet { .. } => (
-            parquet_units(&marks, |name| all_columns || wanted.contains(name))?,
-            true,
-        ),
+        FileScanIR::Parquet { .. } => {
+            (parquet_units(&marks, |name| all_columns || wanted.contains(name))?, true)
+        }
         FileScanIR::Ipc { .. } => ipc_units(&marks),
         _ => (text_units(&marks), false),
     };
@@ -223,46 +197,26 @@ pub(crate) fn split(
     };
     if let Some(reason) = single {
         let bytes = units.iter().map(|unit| unit.bytes).sum();
-        let whole = ScanSplit {
-            files: marks,
-            first: 0,
-            rows: Rows::AsPlanned,
-            rows_before: 0,
-            bytes,
-        };
+        let whole = ScanSplit { files: marks, first: 0, rows: Rows::AsPlanned, rows_before: 0, bytes };
         return Ok((vec![whole], (units.len() > 1).then(|| reason.to_owned())));
     }
     let mut rows_in_file = vec![0; marks.len()];
     for unit in &units {
         rows_in_file[unit.file] += unit.rows;
     }
-    let files = Files {
-        marks: &marks,
-        rows: rows_known.then_some(rows_in_file),
-    };
-    Ok((
-        assign(&files, slice_units(units, args.pre_slice.as_ref()), shape),
-        None,
-    ))
+    let files = Files { marks: &marks, rows: rows_known.then_some(rows_in_file) };
+    Ok((assign(&files, slice_units(units, args.pre_slice.as_ref()), shape), None))
 }
 
 /// One split of everything, for work that is not a scan but reads files (`count(*)` from their footers).
 pub(crate) fn whole(paths: &[PlRefPath]) -> Result<ScanSplit, Failure> {
     let files = marks(paths)?;
-    Ok(ScanSplit {
-        files,
-        first: 0,
-        rows: Rows::AsPlanned,
-        rows_before: 0,
-        bytes: 0,
-    })
+    Ok(ScanSplit { files, first: 0, rows: Rows::AsPlanned, rows_before: 0, bytes: 0 })
 }
 
 fn marks(paths: &[PlRefPath]) -> Result<Vec<FileMark>, Failure> {
     if paths.len() > MAX_FILES {
-        return Err(Failure::Refused {
-            message: format!("the query scans more than {MAX_FILES} files"),
-        });
+        return Err(Failure::Refused { message: format!("the query scans more than {MAX_FILES} files") });
     }
     let mark = |path: &PlRefPath| {
         mark(path.as_std_path()).map_err(|error| Failure::Unseen {
@@ -298,25 +252,13 @@ fn parquet_units(files: &[FileMark], wanted: impl Fn(&str) -> bool) -> Result<Ve
         for group in &metadata.row_groups {
             let columns = group.parquet_columns().iter();
             let columns = columns.filter(|column| wanted(&column.descriptor().path_in_schema[0]));
-            let bytes = columns
-                .map(|column| column.uncompressed_size().max(0) as u64)
-                .sum();
+            let bytes = columns.map(|column| column.uncompressed_size().max(0) as u64).sum();
             let rows = group.num_rows() as u64;
-            units.push(Unit {
-                file: index,
-                offset,
-                rows,
-                bytes,
-            });
+            units.push(Unit { file: index, offset, rows, bytes });
             offset += rows;
         }
         if metadata.row_groups.is_empty() {
-            units.push(Unit {
-                file: index,
-                offset: 0,
-                rows: 0,
-                bytes: 0,
-            });
+            units.push(Unit { file: index, offset: 0, rows: 0, bytes: 0 });
         }
     }
     Ok(units)
@@ -324,17 +266,13 @@ fn parquet_units(files: &[FileMark], wanted: impl Fn(&str) -> bool) -> Result<Ve
 
 /// A Parquet file's footer; an error names the file.
 pub(crate) fn parquet_metadata(path: &Path) -> Result<Arc<FileMetadata>, Failure> {
-    let named = |message: String| Failure::Query {
-        message: format!("{}: {message}", path.display()),
-    };
+    let named = |message: String| Failure::Query { message: format!("{}: {message}", path.display()) };
     let file = File::open(path).map_err(|error| named(reason(&error)))?;
     let mut reader = ParquetReader::new(file);
-    let metadata = reader
-        .get_metadata()
-        .map_err(|error| match query_failure(error) {
-            Failure::Query { message } => named(message),
-            other => other,
-        })?;
+    let metadata = reader.get_metadata().map_err(|error| match query_failure(error) {
+        Failure::Query { message } => named(message),
+        other => other,
+    })?;
     Ok(metadata.clone())
 }
 
@@ -363,20 +301,9 @@ fn ipc_units(files: &[FileMark]) -> (Vec<Unit>, bool) {
 
 fn text_units(files: &[FileMark]) -> Vec<Unit> {
     let unit = |(file, mark): (usize, &FileMark)| {
-        let compressed = [".gz", ".zst", ".zlib"]
-            .iter()
-            .any(|end| mark.path.ends_with(end));
-        let bytes = if compressed {
-            mark.bytes * TEXT_COMPRESSION
-        } else {
-            mark.bytes
-        };
-        Unit {
-            file,
-            offset: 0,
-            rows: 0,
-            bytes,
-        }
+        let compressed = [".gz", ".zst", ".zlib"].iter().any(|end| mark.path.ends_with(end));
+        let bytes = if compressed { mark.bytes * TEXT_COMPRESSION } else { mark.bytes };
+        Unit { file, offset: 0, rows: 0, bytes }
     };
     files.iter().enumerate().map(unit).collect()
 }
@@ -402,12 +329,7 @@ fn slice_units(units: Vec<Unit>, slice: Option<&Slice>) -> Vec<Unit> {
         if from < to {
             let rows = to - from;
             let bytes = (u128::from(unit.bytes) * u128::from(rows) / u128::from(unit.rows)) as u64;
-            kept.push(Unit {
-                file: unit.file,
-                offset: unit.offset + from - seen,
-                rows,
-                bytes,
-            });
+            kept.push(Unit { file: unit.file, offset: unit.offset + from - seen, rows, bytes });
         }
         seen += unit.rows;
     }
@@ -418,7 +340,9 @@ fn slice_units(units: Vec<Unit>, slice: Option<&Slice>) -> Vec<Unit> {
 fn assign(files: &Files<'_>, units: Vec<Unit>, shape: &Shape) -> Vec<ScanSplit> {
     let bytes: u64 = units.iter().map(|unit| unit.bytes).sum();
     let rows: u64 = units.iter().map(|unit| unit.rows).sum();
-    let worthwhile = (bytes / MIN_SPLIT_BYTES).max(rows / MIN_SPLIT_ROWS);
+    // Where no column is wanted, rows are counted from the footers.
+    let counted = bytes == 0 && files.rows.is_some();
+    let worthwhile = if counted { 1 } else { (bytes / MIN_SPLIT_BYTES).max(rows / MIN_SPLIT_ROWS) };
     let by_slots = (u64::from(shape.slots) * SPLITS_PER_SLOT).min(worthwhile);
     let by_memory = bytes.div_ceil(shape.task_bytes.max(1));
 
@@ -426,10 +350,7 @@ fn assign(files: &Files<'_>, units: Vec<Unit>, shape: &Shape) -> Vec<ScanSplit> 
     let target = total.div_ceil(by_slots.max(by_memory).max(1)).max(1);
     let mut splits: Vec<Vec<Unit>> = Vec::new();
     let mut filled = 0;
-    for unit in units
-        .into_iter()
-        .flat_map(|unit| subdivide(unit, target, files.rows.is_some()))
-    {
+    for unit in units.into_iter().flat_map(|unit| subdivide(unit, target, files.rows.is_some())) {
         let weight = unit.weight();
         match splits.last_mut() {
             Some(last) if filled + weight <= target => {
@@ -457,7 +378,7 @@ fn assign(files: &Files<'_>, units: Vec<Unit>, shape: &Shape) -> Vec<ScanSplit> 
 }
 
 impl Unit {
-    /// Rows count where no bytes are wanted (`count(*)`), so that no unit is weightless.
+    /// Never nothing, so that units without bytes are spread too.
     fn weight(&self) -> u64 {
         self.bytes.max(self.rows).max(1)
     }
@@ -491,10 +412,7 @@ fn scan_split(files: &Files<'_>, units: &[Unit]) -> ScanSplit {
     if let Some(rows_in_file) = &files.rows {
         let rows: u64 = units.iter().map(|unit| unit.rows).sum();
         if rows != rows_in_file[first..=last].iter().sum::<u64>() {
-            split.rows = Rows::Slice {
-                offset: units[0].offset,
-                len: rows,
-            };
+            split.rows = Rows::Slice { offset: units[0].offset, len: rows };
         }
         split.rows_before = rows_in_file[..first].iter().sum();
     }
@@ -508,43 +426,22 @@ mod tests {
     use super::*;
 
     fn unit(file: usize, offset: u64, rows: u64, bytes: u64) -> Unit {
-        Unit {
-            file,
-            offset,
-            rows,
-            bytes,
-        }
+        Unit { file, offset, rows, bytes }
     }
 
     fn splits(units: Vec<Unit>, slice: Option<Slice>, rows_known: bool) -> Vec<ScanSplit> {
         let n = units.iter().map(|unit| unit.file + 1).max().unwrap();
-        let marks: Vec<_> = (0..n)
-            .map(|i| FileMark {
-                path: format!("/{i}"),
-                bytes: 0,
-                mark: 0,
-            })
-            .collect();
+        let marks: Vec<_> = (0..n).map(|i| FileMark { path: format!("/{i}"), bytes: 0, mark: 0 }).collect();
         let mut rows = vec![0; n];
         units.iter().for_each(|unit| rows[unit.file] += unit.rows);
-        let files = Files {
-            marks: &marks,
-            rows: rows_known.then_some(rows),
-        };
-        let shape = Shape {
-            slots: 2,
-            task_bytes: 64 << 20,
-        };
+        let files = Files { marks: &marks, rows: rows_known.then_some(rows) };
+        let shape = Shape { slots: 2, task_bytes: 64 << 20 };
         assign(&files, slice_units(units, slice.as_ref()), &shape)
     }
 
     #[test]
     fn splits_cover_every_row_once_and_in_order() {
-        let units = vec![
-            unit(0, 0, 60_000, 4 << 20),
-            unit(0, 60_000, 60_000, 4 << 20),
-            unit(1, 0, 10, 10),
-        ];
+        let units = vec![unit(0, 0, 60_000, 4 << 20), unit(0, 60_000, 60_000, 4 << 20), unit(1, 0, 10, 10)];
         let splits = splits(units, None, true);
         assert!(splits.len() >= 3, "{splits:?}");
         let mut next = 0;
@@ -561,10 +458,7 @@ mod tests {
 
     #[test]
     fn small_files_share_a_split_and_a_large_row_group_is_cut() {
-        assert_eq!(
-            splits((0..100).map(|file| unit(file, 0, 10, 1000)).collect(), None, true).len(),
-            1
-        );
+        assert_eq!(splits((0..100).map(|file| unit(file, 0, 10, 1000)).collect(), None, true).len(), 1);
         let large = vec![unit(0, 0, 1_000_000, 200 << 20)];
         assert_eq!(splits(large.clone(), None, true).len(), 4);
         assert_eq!(splits(large, None, false).len(), 1);
@@ -572,11 +466,7 @@ mod tests {
 
     #[test]
     fn memory_asks_for_more_splits_than_slots_do() {
-        let splits = splits(
-            (0..100).map(|k| unit(0, k * 10, 10, 10 << 20)).collect(),
-            None,
-            true,
-        );
+        let splits = splits((0..100).map(|k| unit(0, k * 10, 10, 10 << 20)).collect(), None, true);
         assert!(splits.iter().all(|split| split.bytes <= 64 << 20), "{splits:?}");
     }
 
@@ -588,37 +478,19 @@ mod tests {
             assert_eq!(splits.len(), 1);
             (splits[0].first, splits[0].rows_before, splits[0].rows)
         };
-        assert_eq!(
-            take(Slice::Positive { offset: 8, len: 4 }),
-            (0, 0, Rows::Slice { offset: 8, len: 4 })
-        );
-        assert_eq!(
-            take(Slice::Positive { offset: 12, len: 4 }),
-            (1, 10, Rows::Slice { offset: 2, len: 4 })
-        );
+        assert_eq!(take(Slice::Positive { offset: 8, len: 4 }), (0, 0, Rows::Slice { offset: 8, len: 4 }));
+        assert_eq!(take(Slice::Positive { offset: 12, len: 4 }), (1, 10, Rows::Slice { offset: 2, len: 4 }));
         assert_eq!(take(Slice::Positive { offset: 10, len: 99 }), (1, 10, Rows::All));
+        assert_eq!(take(Slice::Positive { offset: 30, len: 4 }), (0, 0, Rows::Slice { offset: 0, len: 0 }));
         assert_eq!(
-            take(Slice::Positive { offset: 30, len: 4 }),
-            (0, 0, Rows::Slice { offset: 0, len: 0 })
-        );
-        assert_eq!(
-            take(Slice::Negative {
-                offset_from_end: 3,
-                len: 2
-            }),
+            take(Slice::Negative { offset_from_end: 3, len: 2 }),
             (1, 10, Rows::Slice { offset: 7, len: 2 })
         );
         assert_eq!(
-            take(Slice::Negative {
-                offset_from_end: 22,
-                len: 4
-            }),
+            take(Slice::Negative { offset_from_end: 22, len: 4 }),
             (0, 0, Rows::Slice { offset: 0, len: 2 })
         );
-        assert_eq!(
-            take(Slice::Positive { offset: 0, len: 0 }),
-            (0, 0, Rows::Slice { offset: 0, len: 0 })
-        );
+        assert_eq!(take(Slice::Positive { offset: 0, len: 0 }), (0, 0, Rows::Slice { offset: 0, len: 0 }));
     }
 
     #[test]
@@ -633,14 +505,10 @@ mod tests {
         std::fs::write(&path, changed).unwrap();
         assert!(matches!(verify(&before), Err(Failure::Blind { .. })));
         std::fs::remove_file(&path).unwrap();
-        let Err(Failure::Blind { why, .. }) = verify(&before) else {
-            panic!("verified")
-        };
+        let Err(Failure::Blind { why, .. }) = verify(&before) else { panic!("verified") };
         assert_eq!(why, "not found");
-        let found = inspect(&[
-            path.to_string_lossy().into_owned(),
-            format!("{}/*.csv", directory.path().display()),
-        ]);
+        let found =
+            inspect(&[path.to_string_lossy().into_owned(), format!("{}/*.csv", directory.path().display())]);
         assert_eq!(found[0], Inspected::Missing("not found".into()));
         assert_eq!(found[1], Inspected::Missing("nothing matches".into()));
     }

@@ -80,22 +80,12 @@ pub(crate) enum Output {
     /// The rows are samples; one bucket: where to cut them into so many ranges.
     Boundaries { ranges: u32 },
     /// Buckets by range of the sort keys, cut where the rows of this input say.
-    Range {
-        by: Vec<SortKey>,
-        boundaries: usize,
-        drop: Vec<String>,
-    },
+    Range { by: Vec<SortKey>, boundaries: usize, drop: Vec<String> },
 }
 
 impl Fragment {
     pub(crate) fn new(inputs: Vec<Input>, scans: Vec<Node>, output: Output, plan: IRPlan) -> Self {
-        Self {
-            version: VERSION,
-            inputs,
-            scans,
-            output,
-            plan,
-        }
+        Self { version: VERSION, inputs, scans, output, plan }
     }
 
     /// A plan with a closure in it cannot be written.
@@ -120,10 +110,8 @@ impl Fragment {
         let fragment: Self = decode(bytes)
             .map_err(|error| Failure::internal(format!("a fragment cannot be read: {error}")))?;
         if fragment.version != VERSION {
-            let message = format!(
-                "a fragment of version {} met a node that reads {VERSION}",
-                fragment.version
-            );
+            let message =
+                format!("a fragment of version {} met a node that reads {VERSION}", fragment.version);
             return Err(Failure::Version { message });
         }
         Ok(fragment)
@@ -170,9 +158,7 @@ pub fn run_until(
     let fragment = Fragment::read(fragment)?;
     if inputs.len() != fragment.inputs.len() {
         let (wanted, given) = (fragment.inputs.len(), inputs.len());
-        return Err(Failure::internal(format!(
-            "a task of {wanted} inputs was given {given}"
-        )));
+        return Err(Failure::internal(format!("a task of {wanted} inputs was given {given}")));
     }
     let parts: Vec<ScanSplit> = if split.is_empty() {
         Vec::new()
@@ -182,9 +168,7 @@ pub fn run_until(
     for file in parts.iter().flat_map(|part| &part.files) {
         files::verify(file)?;
     }
-    let task = catch_unwind(AssertUnwindSafe(|| {
-        run_task(fragment, &parts, inputs, buckets, stop)
-    }));
+    let task = catch_unwind(AssertUnwindSafe(|| run_task(fragment, &parts, inputs, buckets, stop)));
     let result = task.unwrap_or_else(|panic| {
         let message = format!("Polars panicked: {}", panic_message(&*panic));
         Err(Failure::Query { message })
@@ -202,19 +186,9 @@ fn run_task(
     buckets: u32,
     stop: &Stop,
 ) -> Result<Vec<DataFrame>, Failure> {
-    let Fragment {
-        inputs: wanted,
-        scans,
-        output,
-        mut plan,
-        ..
-    } = fragment;
+    let Fragment { inputs: wanted, scans, output, mut plan, .. } = fragment;
     if scans.len() != parts.len() {
-        return Err(Failure::internal(format!(
-            "a task of {} scans was given {}",
-            scans.len(),
-            parts.len()
-        )));
+        return Err(Failure::internal(format!("a task of {} scans was given {}", scans.len(), parts.len())));
     }
     let mut sources = scans.clone();
     for (node, part) in scans.iter().zip(parts) {
@@ -295,12 +269,7 @@ fn restrict_scan(node: &mut IR, part: &ScanSplit) {
     let paths = part.files.iter().map(|file| PlRefPath::new(file.path.as_str()));
     let files = ScanSources::Paths(paths.collect());
     match node {
-        IR::Scan {
-            sources,
-            hive_parts,
-            unified_scan_args: args,
-            ..
-        } => {
+        IR::Scan { sources, hive_parts, unified_scan_args: args, .. } => {
             *sources = files;
             if let Some(hive) = hive_parts {
                 *hive = hive.df().slice(part.first as i64, part.files.len()).into();
@@ -309,20 +278,14 @@ fn restrict_scan(node: &mut IR, part: &ScanSplit) {
                 Rows::All => args.pre_slice = None,
                 Rows::AsPlanned => {}
                 Rows::Slice { offset, len } => {
-                    args.pre_slice = Some(Slice::Positive {
-                        offset: offset as usize,
-                        len: len as usize,
-                    });
+                    args.pre_slice = Some(Slice::Positive { offset: offset as usize, len: len as usize });
                 }
             }
             if let Some(index) = &mut args.row_index {
                 index.offset = index.offset.saturating_add(part.rows_before as IdxSize);
             }
         }
-        IR::MapFunction {
-            function: FunctionIR::FastCount { sources, .. },
-            ..
-        } => *sources = files,
+        IR::MapFunction { function: FunctionIR::FastCount { sources, .. }, .. } => *sources = files,
         _ => {}
     }
 }
@@ -330,11 +293,7 @@ fn restrict_scan(node: &mut IR, part: &ScanSplit) {
 /// The rows of some segments, to be read by a plan.
 fn source(segments: Vec<Bytes>, schema: SchemaRef) -> PolarsResult<IR> {
     let large = segments.iter().map(Bytes::len).sum::<usize>() > READ_AT_ONCE_BYTES;
-    if large
-        && segments
-            .iter()
-            .all(|segment| segment_schema(segment).is_ok_and(|found| found == *schema))
-    {
+    if large && segments.iter().all(|segment| segment_schema(segment).is_ok_and(|found| found == *schema)) {
         let buffers: Vec<Buffer<u8>> = segments.into_iter().map(Buffer::from_owner).collect();
         return Ok(IR::Scan {
             sources: ScanSources::Buffers(buffers.into()),
@@ -343,22 +302,12 @@ fn source(segments: Vec<Bytes>, schema: SchemaRef) -> PolarsResult<IR> {
             predicate: None,
             predicate_file_skip_applied: None,
             output_schema: None,
-            scan_type: Box::new(FileScanIR::Ipc {
-                options: Default::default(),
-                metadata: None,
-            }),
-            unified_scan_args: Box::new(UnifiedScanArgs {
-                glob: false,
-                ..Default::default()
-            }),
+            scan_type: Box::new(FileScanIR::Ipc { options: Default::default(), metadata: None }),
+            unified_scan_args: Box::new(UnifiedScanArgs { glob: false, ..Default::default() }),
         });
     }
     let df = Arc::new(read_all(&segments, Some(&schema))?);
-    Ok(IR::DataFrameScan {
-        df,
-        schema,
-        output_schema: None,
-    })
+    Ok(IR::DataFrameScan { df, schema, output_schema: None })
 }
 
 fn segment_schema(segment: &Bytes) -> PolarsResult<Schema> {
@@ -375,11 +324,7 @@ fn read_all(segments: &[Bytes], schema: Option<&SchemaRef>) -> PolarsResult<Data
             // A column without a value may have lost its type on the way, in Polars' own operators.
             let column = |(name, dtype): (&PlSmallStr, &DataType)| {
                 let column = df.column(name)?;
-                if column.dtype() == dtype {
-                    Ok(column.clone())
-                } else {
-                    column.cast(dtype)
-                }
+                if column.dtype() == dtype { Ok(column.clone()) } else { column.cast(dtype) }
             };
             let columns = schema.iter().map(column).collect::<PolarsResult<Vec<_>>>()?;
             df = DataFrame::new(df.height(), columns)?;
@@ -419,11 +364,7 @@ fn watch(plan: &mut IRPlan, source: Node, stop: &Stop) {
 }
 
 fn fail_if(stopped: bool) -> PolarsResult<()> {
-    if stopped {
-        Err(PolarsError::ComputeError("stopped".into()))
-    } else {
-        Ok(())
-    }
+    if stopped { Err(PolarsError::ComputeError("stopped".into())) } else { Ok(()) }
 }
 
 /// Polars' readers do not say which file is damaged. Where the message is about a file's format, the first
@@ -433,38 +374,19 @@ fn name_file(failure: Failure, parts: &[ScanSplit]) -> Failure {
         return failure;
     };
     let lower = message.to_lowercase();
-    let about_format = [
-        "parquet",
-        "specification",
-        "thrift",
-        "ipc",
-        "arrow file",
-        "csv",
-        "json",
-        "decompress",
-    ]
-    .iter()
-    .any(|word| lower.contains(word));
-    let mut files = parts.iter().flat_map(|part| &part.files);
-    if !about_format
-        || parts
+    let about_format =
+        ["parquet", "specification", "thrift", "ipc", "arrow file", "csv", "json", "decompress"]
             .iter()
-            .flat_map(|part| &part.files)
-            .any(|file| message.contains(&file.path))
-    {
+            .any(|word| lower.contains(word));
+    let mut files = parts.iter().flat_map(|part| &part.files);
+    if !about_format || parts.iter().flat_map(|part| &part.files).any(|file| message.contains(&file.path)) {
         return failure;
     }
     let damaged =
         |path: &str| path.ends_with(".parquet") && files::parquet_metadata(Path::new(path)).is_err();
-    let first = parts
-        .iter()
-        .flat_map(|part| &part.files)
-        .find(|file| damaged(&file.path))
-        .or(files.next());
+    let first = parts.iter().flat_map(|part| &part.files).find(|file| damaged(&file.path)).or(files.next());
     match first {
-        Some(file) => Failure::Query {
-            message: format!("{}: {message}", file.path),
-        },
+        Some(file) => Failure::Query { message: format!("{}: {message}", file.path) },
         None => failure,
     }
 }

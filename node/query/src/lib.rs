@@ -43,9 +43,7 @@ pub use plan::{Planned, Shape, paths, plan};
 fn query_failure(error: PolarsError) -> Failure {
     let text = error.to_string();
     let end = text.find("\n\nResolved plan until failure").unwrap_or(text.len());
-    Failure::Query {
-        message: text[..end].trim().to_owned(),
-    }
+    Failure::Query { message: text[..end].trim().to_owned() }
 }
 
 /// What a caught panic said.

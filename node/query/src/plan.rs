@@ -41,11 +41,7 @@ pub struct Planned {
 /// Paths that a query scans, absolute, with globs and directories as written. No file is looked at.
 pub fn paths(query: &Query) -> Result<Vec<String>, Failure> {
     match query {
-        Query::Sql {
-            text,
-            tables,
-            directory,
-        } => Ok(Sql::parse(text, tables, directory)?.paths()),
+        Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
         Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
     }
 }
@@ -61,18 +57,11 @@ pub fn plan(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
 
 fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
     match query {
-        Query::Sql {
-            text,
-            tables,
-            directory,
-        } => {
+        Query::Sql { text, tables, directory } => {
             let sql = Sql::parse(text, tables, directory)?;
             let files = find(&sql.paths())?;
             // Polars SQL reads schemas while it translates, so its errors may be about a file too.
-            let ir = sql
-                .frame()
-                .and_then(optimize)
-                .map_err(|failure| name_file(failure, &files))?;
+            let ir = sql.frame().and_then(optimize).map_err(|failure| name_file(failure, &files))?;
             stages::cut(ir, shape)
         }
         Query::Plan { dsl, directory } => {
@@ -87,20 +76,15 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
 /// Common subplans are not shared: a stage graph has no place to keep one, and each use is cut on its own.
 fn optimize(frame: LazyFrame) -> Result<IRPlan, Failure> {
     let flags = (OptFlags::default() | OptFlags::STREAMING) & !OptFlags::COMM_SUBPLAN_ELIM;
-    frame
-        .with_optimizations(flags)
-        .to_alp_optimized()
-        .map_err(query_failure)
+    frame.with_optimizations(flags).to_alp_optimized().map_err(query_failure)
 }
 
 /// The files under some paths, or the first path that leads to none.
 fn find(paths: &[String]) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for path in paths {
-        let found = files::expand(path).map_err(|why| Failure::Unseen {
-            path: path.clone(),
-            looked: format!("this node: {why}"),
-        })?;
+        let found = files::expand(path)
+            .map_err(|why| Failure::Unseen { path: path.clone(), looked: format!("this node: {why}") })?;
         files.extend(found);
     }
     Ok(files)
@@ -111,12 +95,8 @@ fn name_file(failure: Failure, files: &[PathBuf]) -> Failure {
     if !matches!(failure, Failure::Query { .. }) {
         return failure;
     }
-    let mut parquet = files
-        .iter()
-        .filter(|path| path.extension().is_some_and(|end| end == "parquet"));
-    parquet
-        .find_map(|path| files::parquet_metadata(path).err())
-        .unwrap_or(failure)
+    let mut parquet = files.iter().filter(|path| path.extension().is_some_and(|end| end == "parquet"));
+    parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
 /// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
@@ -136,19 +116,12 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Fail
         };
         let resolve = |path: &PlRefPath| PlRefPath::new(absolute(directory, path.as_str()));
         let resolved: Vec<PlRefPath> = found.iter().map(resolve).collect();
-        uri = uri.take().or_else(|| {
-            resolved
-                .iter()
-                .find(|path| path.has_scheme())
-                .map(ToString::to_string)
-        });
+        uri = uri.take().or_else(|| resolved.iter().find(|path| path.has_scheme()).map(ToString::to_string));
         paths.extend(resolved.iter().map(|path| path.as_str().to_owned()));
         *sources = ScanSources::Paths(resolved.into_iter().collect());
     });
     if let Some(uri) = uri {
-        return Err(Failure::Refused {
-            message: format!("{uri}: only files are read, no object stores"),
-        });
+        return Err(Failure::Refused { message: format!("{uri}: only files are read, no object stores") });
     }
     paths.sort();
     paths.dedup();
@@ -172,9 +145,7 @@ fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
     const HASH: std::ops::Range<usize> = MAGIC + 4..MAGIC + 4 + 64;
     let mut own = Vec::new();
     let empty = DataFrame::empty().lazy().logical_plan;
-    empty
-        .serialize_versioned(&mut own, PlanSerializationContext::default())
-        .map_err(query_failure)?;
+    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
     let mut bytes = dsl.to_vec();
     match (bytes.get_mut(HASH), own.get(HASH)) {
         (Some(hash), Some(own)) => hash.copy_from_slice(own),
@@ -188,9 +159,7 @@ fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) {
     let mut pending = vec![plan];
     while let Some(plan) = pending.pop() {
         match plan {
-            DslPlan::Scan {
-                sources, cached_ir, ..
-            } => {
+            DslPlan::Scan { sources, cached_ir, .. } => {
                 f(sources);
                 *cached_ir = Default::default();
             }
@@ -208,16 +177,8 @@ fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) {
             | DslPlan::MapFunction { input, .. }
             | DslPlan::Sink { input, .. } => pending.push(Arc::make_mut(input)),
             DslPlan::IR { dsl, .. } => pending.push(Arc::make_mut(dsl)),
-            DslPlan::Join {
-                input_left,
-                input_right,
-                ..
-            }
-            | DslPlan::MergeSorted {
-                input_left,
-                input_right,
-                ..
-            } => {
+            DslPlan::Join { input_left, input_right, .. }
+            | DslPlan::MergeSorted { input_left, input_right, .. } => {
                 pending.push(Arc::make_mut(input_left));
                 pending.push(Arc::make_mut(input_right));
             }

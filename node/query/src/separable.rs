@@ -92,9 +92,7 @@ pub(crate) fn culprit(select: &[ExprIR], exprs: &Arena<AExpr>) -> String {
     let Some(expr) = select.iter().find(|e| !elementwise(e.node(), exprs)) else {
         return "a constant".to_owned();
     };
-    let windows = exprs
-        .iter(expr.node())
-        .any(|(_, expr)| matches!(expr, AExpr::Over { .. }));
+    let windows = exprs.iter(expr.node()).any(|(_, expr)| matches!(expr, AExpr::Over { .. }));
     let text = crate::explain::expression(expr, exprs);
     if windows {
         format!("window expression `{text}` spans rows")

@@ -72,24 +72,15 @@ pub(crate) fn cut(plan: IRPlan, shape: &Shape) -> Result<Planned, Failure> {
     cutter.drop_dynamic_predicates();
     let result = cutter.lower(plan.lp_top)?;
     cutter.seal(result, Output::Rows, Exchange::Gather)?;
-    let graph = StageGraph {
-        stages: cutter.stages,
-        schema: ipc_schema(&schema)?,
-    };
-    Ok(Planned {
-        graph,
-        frames: cutter.frames,
-        scans: cutter.files,
-    })
+    let graph = StageGraph { stages: cutter.stages, schema: ipc_schema(&schema)? };
+    Ok(Planned { graph, frames: cutter.frames, scans: cutter.files })
 }
 
 /// A schema as an Arrow IPC stream without batches.
 fn ipc_schema(schema: &Schema) -> Result<Bytes, Failure> {
     let mut stream = Vec::new();
     let mut writer = IpcStreamWriter::new(&mut stream).with_compat_level(CompatLevel::newest());
-    writer
-        .finish(&mut DataFrame::empty_with_schema(schema))
-        .map_err(query_failure)?;
+    writer.finish(&mut DataFrame::empty_with_schema(schema)).map_err(query_failure)?;
     // The schema is the first message: a marker, its length, and as many bytes. An empty batch may follow.
     let length: [u8; 4] = stream
         .get(4..8)
@@ -144,22 +135,14 @@ impl Cutter {
         let ir = self.ir.get(node).clone();
         match ir {
             IR::Scan { .. } => self.scan(ir),
-            IR::DataFrameScan {
-                df, output_schema, ..
-            } => self.frame(&df, output_schema.as_ref()),
+            IR::DataFrameScan { df, output_schema, .. } => self.frame(&df, output_schema.as_ref()),
             // Each use of a cached plan is lowered anew.
             IR::Cache { input, .. } => self.lower(input),
-            IR::MapFunction {
-                input,
-                function: FunctionIR::Rechunk,
-            } => self.lower(input),
-            IR::Sink {
-                input,
-                payload: SinkTypeIR::Memory,
-            } => self.lower(input),
-            IR::Sink { .. } => Err(refused(
-                "a query that writes files: collect its rows and write them here",
-            )),
+            IR::MapFunction { input, function: FunctionIR::Rechunk } => self.lower(input),
+            IR::Sink { input, payload: SinkTypeIR::Memory } => self.lower(input),
+            IR::Sink { .. } => {
+                Err(refused("a query that writes files: collect its rows and write them here"))
+            }
             IR::SinkMultiple { .. } => Err(refused("several queries at once: submit them one by one")),
             IR::Filter { input, ref predicate } => {
                 let reason = (!elementwise(predicate.node(), &self.exprs))
@@ -183,18 +166,13 @@ impl Cutter {
             IR::Distinct { input, options } => self.distinct(input, options),
             IR::Union { inputs, options } => self.union(&inputs, options),
             IR::Join { ref options, .. } => {
-                let reason = format!(
-                    "the {} join is not split yet",
-                    options.args.how.to_string().to_lowercase()
-                );
+                let reason =
+                    format!("the {} join is not split yet", options.args.how.to_string().to_lowercase());
                 self.alone(ir, reason)
             }
             IR::Invalid => Err(Failure::internal("an invalid plan")),
             _ => {
-                let reason = format!(
-                    "`{}` puts rows of its inputs side by side",
-                    ir.name().to_lowercase()
-                );
+                let reason = format!("`{}` puts rows of its inputs side by side", ir.name().to_lowercase());
                 self.alone(ir, reason)
             }
         }
@@ -208,21 +186,10 @@ impl Cutter {
     /// was written and read: it is true there. So it is taken out of the scans' predicates.
     fn drop_dynamic_predicates(&mut self) {
         let dynamic = |expr: &AExpr| {
-            matches!(
-                expr,
-                AExpr::Function {
-                    function: IRFunctionExpr::DynamicPred { .. },
-                    ..
-                }
-            )
+            matches!(expr, AExpr::Function { function: IRFunctionExpr::DynamicPred { .. }, .. })
         };
         for node in (0..self.exprs.len()).map(Node) {
-            if let AExpr::BinaryExpr {
-                left,
-                op: Operator::And,
-                right,
-            } = *self.exprs.get(node)
-            {
+            if let AExpr::BinaryExpr { left, op: Operator::And, right } = *self.exprs.get(node) {
                 let kept = match (dynamic(self.exprs.get(left)), dynamic(self.exprs.get(right))) {
                     (true, _) => right,
                     (false, true) => left,
@@ -234,9 +201,7 @@ impl Cutter {
         }
         for node in (0..self.ir.len()).map(Node) {
             if let IR::Scan { predicate, .. } = self.ir.get_mut(node)
-                && predicate
-                    .as_ref()
-                    .is_some_and(|e| dynamic(self.exprs.get(e.node())))
+                && predicate.as_ref().is_some_and(|e| dynamic(self.exprs.get(e.node())))
             {
                 *predicate = None;
             }
@@ -282,9 +247,7 @@ impl Cutter {
         let roots: Vec<Node> = pieces.iter().map(|piece| piece.root).collect();
         let mut merged = merge(pieces);
         merged.root = self.ir.add(ir.with_inputs(roots));
-        merged
-            .operators
-            .push(operator(self.ir.get(merged.root), &self.exprs));
+        merged.operators.push(operator(self.ir.get(merged.root), &self.exprs));
         if split {
             merged.single_because.get_or_insert(reason);
         }
@@ -298,15 +261,7 @@ impl Cutter {
         let schema = self.schema(piece.root);
         let schema = Arc::new(self.extended((*schema).clone(), &exprs, &schema)?);
         let options = ProjectionOptions::default();
-        self.add_silently(
-            piece,
-            IR::HStack {
-                input: INPUT,
-                exprs,
-                schema,
-                options,
-            },
-        );
+        self.add_silently(piece, IR::HStack { input: INPUT, exprs, schema, options });
         Ok(())
     }
 
@@ -324,11 +279,7 @@ impl Cutter {
     /// Makes a stage of a piece.
     fn seal(&mut self, piece: Piece, output: Output, exchange: Exchange) -> Result<StageId, Failure> {
         let id = StageId(self.stages.len() as u32);
-        let plan = prune_plan(IRPlanRef {
-            lp_top: piece.root,
-            lp_arena: &self.ir,
-            expr_arena: &self.exprs,
-        });
+        let plan = prune_plan(IRPlanRef { lp_top: piece.root, lp_arena: &self.ir, expr_arena: &self.exprs });
         let nodes = || (0..plan.lp_arena.len()).map(Node);
         let placeholder = |df: &Arc<DataFrame>| {
             nodes().find(|node| match plan.lp_arena.get(*node) {
@@ -344,10 +295,9 @@ impl Cutter {
         let scan = |scan: &PieceScan| {
             let found = nodes().find(|node| match plan.lp_arena.get(*node) {
                 IR::Scan { sources, .. }
-                | IR::MapFunction {
-                    function: FunctionIR::FastCount { sources, .. },
-                    ..
-                } => sources.first_path() == Some(&scan.token),
+                | IR::MapFunction { function: FunctionIR::FastCount { sources, .. }, .. } => {
+                    sources.first_path() == Some(&scan.token)
+                }
                 _ => false,
             });
             found.ok_or_else(|| Failure::internal("a scan was lost from its fragment"))
@@ -359,10 +309,7 @@ impl Cutter {
             let part = |scan: &PieceScan| scan.splits.get(task as usize).cloned();
             let parts: Vec<ScanSplit> = piece.scans.iter().filter_map(part).collect();
             let scan_bytes = parts.iter().map(|part| part.bytes).sum();
-            Ok(TaskSpec {
-                split: write_split(&parts)?,
-                scan_bytes,
-            })
+            Ok(TaskSpec { split: write_split(&parts)?, scan_bytes })
         };
         let tasks = (0..piece.tasks).map(task).collect::<Result<_, Failure>>()?;
         let mut files: Vec<FileMark> = piece
@@ -382,10 +329,7 @@ impl Cutter {
             inputs: piece
                 .inputs
                 .iter()
-                .map(|input| StageInput {
-                    stage: input.stage,
-                    read: input.read,
-                })
+                .map(|input| StageInput { stage: input.stage, read: input.read })
                 .collect(),
             exchange,
             tasks,
@@ -406,18 +350,9 @@ impl Cutter {
         exchange: Exchange,
     ) -> Result<StageId, Failure> {
         if self.schema(piece.root).is_empty() {
-            let function = FunctionIR::RowIndex {
-                name: HEIGHT.into(),
-                offset: None,
-                schema: Default::default(),
-            };
-            self.add_silently(
-                &mut piece,
-                IR::MapFunction {
-                    input: INPUT,
-                    function,
-                },
-            );
+            let function =
+                FunctionIR::RowIndex { name: HEIGHT.into(), offset: None, schema: Default::default() };
+            self.add_silently(&mut piece, IR::MapFunction { input: INPUT, function });
         }
         self.seal(piece, output, exchange)
     }
@@ -425,27 +360,15 @@ impl Cutter {
     /// Starts a piece that reads a stage.
     fn read(&mut self, stage: StageId, schema: &SchemaRef, read: Read, tasks: u32, bytes: u64) -> Piece {
         let columns = if schema.is_empty() {
-            Arc::new(Schema::from_iter([Field::new(
-                HEIGHT.into(),
-                DataType::IDX_DTYPE,
-            )]))
+            Arc::new(Schema::from_iter([Field::new(HEIGHT.into(), DataType::IDX_DTYPE)]))
         } else {
             schema.clone()
         };
         let df = Arc::new(DataFrame::empty_with_schema(&columns));
-        let placeholder = IR::DataFrameScan {
-            df: df.clone(),
-            schema: columns,
-            output_schema: None,
-        };
+        let placeholder = IR::DataFrameScan { df: df.clone(), schema: columns, output_schema: None };
         let mut piece = Piece {
             root: self.ir.add(placeholder),
-            inputs: vec![PieceInput {
-                stage,
-                read,
-                segments: Segments::All,
-                placeholder: Some(df),
-            }],
+            inputs: vec![PieceInput { stage, read, segments: Segments::All, placeholder: Some(df) }],
             scans: Vec::new(),
             tasks,
             bytes,
@@ -453,13 +376,7 @@ impl Cutter {
             single_because: None,
         };
         if schema.is_empty() {
-            self.add_silently(
-                &mut piece,
-                IR::SimpleProjection {
-                    input: INPUT,
-                    columns: schema.clone(),
-                },
-            );
+            self.add_silently(&mut piece, IR::SimpleProjection { input: INPUT, columns: schema.clone() });
         }
         piece
     }
@@ -490,39 +407,27 @@ impl Cutter {
             schema.shift_remove(name.as_str());
         }
         let bytes = piece.bytes;
-        let stage = self.hand_over(
-            piece,
-            Output::Hash { keys, drop },
-            Exchange::Hash { keys: shown, buckets },
-        )?;
+        let stage =
+            self.hand_over(piece, Output::Hash { keys, drop }, Exchange::Hash { keys: shown, buckets })?;
         Ok(self.read(stage, &Arc::new(schema), Read::Bucket, buckets, bytes))
     }
 
     /// How many buckets rows of this size should be put into.
     fn buckets(&self, bytes: u64) -> u32 {
         let by_memory = bytes.div_ceil(self.shape.task_bytes.max(1));
-        let by_slots = bytes
-            .div_ceil(BUCKET_BYTES.min(self.shape.task_bytes.max(1)))
-            .min(self.shape.slots.into());
+        let by_slots =
+            bytes.div_ceil(BUCKET_BYTES.min(self.shape.task_bytes.max(1))).min(self.shape.slots.into());
         by_memory.max(by_slots).clamp(1, MAX_BUCKETS) as u32
     }
 
     // ---- sources
 
     fn scan(&mut self, mut ir: IR) -> Result<Piece, Failure> {
-        let IR::Scan {
-            sources,
-            predicate,
-            scan_type,
-            ..
-        } = &ir
-        else {
+        let IR::Scan { sources, predicate, scan_type, .. } = &ir else {
             return Err(Failure::internal("not a scan"));
         };
         if matches!(**scan_type, FileScanIR::Anonymous { .. }) {
-            return Err(refused(
-                "a scan by a function of the driver: only files and frames travel",
-            ));
+            return Err(refused("a scan by a function of the driver: only files and frames travel"));
         }
         let text = operator(&ir, &self.exprs);
         let paths = match sources {
@@ -532,25 +437,14 @@ impl Cutter {
             _ => return Ok(Piece::source(self.ir.add(ir), Vec::new(), 0, text)),
         };
         if let Some(path) = paths.iter().find(|path| path.has_scheme()) {
-            return Err(refused(&format!(
-                "a scan of {path}: only files are read, no object stores"
-            )));
+            return Err(refused(&format!("a scan of {path}: only files are read, no object stores")));
         }
-        let is_elementwise = predicate
-            .as_ref()
-            .is_none_or(|e| elementwise(e.node(), &self.exprs));
+        let is_elementwise = predicate.as_ref().is_none_or(|e| elementwise(e.node(), &self.exprs));
         let halved = predicate.is_some();
         let (splits, reason) = files::split(&ir, is_elementwise, &self.shape)?;
         let bytes: u64 = splits.iter().map(|split| split.bytes).sum();
         let token = self.token();
-        let IR::Scan {
-            sources,
-            file_info,
-            scan_type,
-            unified_scan_args,
-            ..
-        } = &mut ir
-        else {
+        let IR::Scan { sources, file_info, scan_type, unified_scan_args, .. } = &mut ir else {
             return Err(Failure::internal("not a scan"));
         };
         // What the planner read of the first file does not hold for a task's files.
@@ -558,11 +452,7 @@ impl Cutter {
         file_info.row_estimation = (None, usize::MAX);
         unified_scan_args.table_statistics = None;
         match &mut **scan_type {
-            FileScanIR::Parquet {
-                first_metadata,
-                metadata_per_source,
-                ..
-            } => {
+            FileScanIR::Parquet { first_metadata, metadata_per_source, .. } => {
                 *first_metadata = None;
                 *metadata_per_source = None;
             }
@@ -590,11 +480,7 @@ impl Cutter {
         let schema = df.schema().clone();
         let bytes = df.estimated_size();
         if bytes <= EMBEDDED_BYTES {
-            let ir = IR::DataFrameScan {
-                df: Arc::new(df),
-                schema,
-                output_schema: None,
-            };
+            let ir = IR::DataFrameScan { df: Arc::new(df), schema, output_schema: None };
             let text = operator(&ir, &self.exprs);
             let mut piece = Piece::source(self.ir.add(ir), Vec::new(), bytes as u64, text);
             if wanted.is_none() && piece.operators[0] == "frame of 0 rows" {
@@ -617,34 +503,18 @@ impl Cutter {
             inputs: Vec::new(),
             exchange: Exchange::Pass,
             tasks: vec![TaskSpec::default(); parts],
-            operators: vec![format!(
-                "frame of {} rows and {} columns",
-                df.height(),
-                df.width()
-            )],
+            operators: vec![format!("frame of {} rows and {} columns", df.height(), df.width())],
             single_because: None,
             seen_by: Vec::new(),
             unseen_by: Vec::new(),
         });
-        Ok(self.read(
-            id,
-            &schema,
-            Read::Partition { first: 0 },
-            parts as u32,
-            bytes as u64,
-        ))
+        Ok(self.read(id, &schema, Read::Partition { first: 0 }, parts as u32, bytes as u64))
     }
 
     // ---- operators that keep rows apart
 
     fn select(&mut self, ir: IR) -> Result<Piece, Failure> {
-        let IR::Select {
-            input,
-            expr,
-            schema,
-            options,
-        } = &ir
-        else {
+        let IR::Select { input, expr, schema, options } = &ir else {
             return Err(Failure::internal("not a select"));
         };
         let mut piece = self.lower(*input)?;
@@ -685,45 +555,18 @@ impl Cutter {
         let text = expressions(&partials, &self.exprs);
         self.add_silently(
             &mut piece,
-            IR::Select {
-                input: INPUT,
-                expr: partials,
-                schema: partial_schema,
-                options,
-            },
+            IR::Select { input: INPUT, expr: partials, schema: partial_schema, options },
         );
         piece.operators.push(format!("partial {text}"));
         if steps.needs_rows {
             let zero = AExprBuilder::lit_scalar(Scalar::from(0 as IdxSize), &mut self.exprs);
-            let predicate = AExprBuilder::col(ROWS, &mut self.exprs)
-                .gt(zero, &mut self.exprs)
-                .expr_ir(ROWS);
-            self.add_silently(
-                &mut piece,
-                IR::Filter {
-                    input: INPUT,
-                    predicate,
-                },
-            );
+            let predicate = AExprBuilder::col(ROWS, &mut self.exprs).gt(zero, &mut self.exprs).expr_ir(ROWS);
+            self.add_silently(&mut piece, IR::Filter { input: INPUT, predicate });
         }
         piece.bytes = 0;
         let mut piece = self.gather(piece, None)?;
-        let text = list(
-            &steps
-                .finals
-                .iter()
-                .map(|e| e.output_name().as_str())
-                .collect::<Vec<_>>(),
-        );
-        self.add_silently(
-            &mut piece,
-            IR::Select {
-                input: INPUT,
-                expr: steps.finals,
-                schema,
-                options,
-            },
-        );
+        let text = list(&steps.finals.iter().map(|e| e.output_name().as_str()).collect::<Vec<_>>());
+        self.add_silently(&mut piece, IR::Select { input: INPUT, expr: steps.finals, schema, options });
         piece.operators.push(format!("final {text}"));
         Ok(piece)
     }
@@ -734,9 +577,9 @@ impl Cutter {
         };
         let input = *input;
         match function {
-            FunctionIR::Opaque { fmt_str, .. } => Err(refused(&format!(
-                "`{fmt_str}`, a function of the driver: it cannot be sent"
-            ))),
+            FunctionIR::Opaque { fmt_str, .. } => {
+                Err(refused(&format!("`{fmt_str}`, a function of the driver: it cannot be sent")))
+            }
             FunctionIR::FastCount { sources, .. } => {
                 let mut piece = self.lower(input)?;
                 piece.operators.clear();
@@ -744,17 +587,10 @@ impl Cutter {
                     let split = files::whole(paths)?;
                     let text = operator(&ir, &self.exprs);
                     let token = self.token();
-                    if let IR::MapFunction {
-                        function: FunctionIR::FastCount { sources, .. },
-                        ..
-                    } = &mut ir
-                    {
+                    if let IR::MapFunction { function: FunctionIR::FastCount { sources, .. }, .. } = &mut ir {
                         *sources = ScanSources::Paths([token.clone()].into_iter().collect());
                     }
-                    piece.scans.push(PieceScan {
-                        token,
-                        splits: vec![split],
-                    });
+                    piece.scans.push(PieceScan { token, splits: vec![split] });
                     self.add_silently(&mut piece, ir);
                     piece.operators.push(text);
                 } else {
@@ -786,55 +622,24 @@ impl Cutter {
             } else {
                 (offset, offset.unsigned_abs())
             };
-            self.add(
-                &mut piece,
-                IR::Slice {
-                    input: INPUT,
-                    offset: from,
-                    len: idx(most),
-                },
-            );
+            self.add(&mut piece, IR::Slice { input: INPUT, offset: from, len: idx(most) });
             piece = self.gather(piece, None)?;
         }
-        self.add(
-            &mut piece,
-            IR::Slice {
-                input: INPUT,
-                offset,
-                len: idx(len as u64),
-            },
-        );
+        self.add(&mut piece, IR::Slice { input: INPUT, offset, len: idx(len as u64) });
         Ok(piece)
     }
 
     // ---- operators that need rows to meet
 
     fn group_by(&mut self, ir: IR) -> Result<Piece, Failure> {
-        let IR::GroupBy {
-            input,
-            keys,
-            aggs,
-            schema,
-            maintain_order,
-            options,
-            apply,
-        } = ir
-        else {
+        let IR::GroupBy { input, keys, aggs, schema, maintain_order, options, apply } = ir else {
             return Err(Failure::internal("not a group_by"));
         };
         if apply.is_some() {
-            return Err(refused(
-                "a group_by with a function of the driver: it cannot be sent",
-            ));
+            return Err(refused("a group_by with a function of the driver: it cannot be sent"));
         }
         let mut piece = self.lower(input)?;
-        let mut group = Group {
-            keys,
-            aggs,
-            schema,
-            maintain_order,
-            options,
-        };
+        let mut group = Group { keys, aggs, schema, maintain_order, options };
         let reason = self.group_in_one_task(&group, &piece);
         if piece.tasks == 1 || reason.is_some() {
             piece = self.gather(piece, reason)?;
@@ -843,10 +648,7 @@ impl Cutter {
         }
         let slice = group.options.slice;
         if slice.is_some() {
-            group.options = Arc::new(GroupbyOptions {
-                slice: None,
-                ..(*group.options).clone()
-            });
+            group.options = Arc::new(GroupbyOptions { slice: None, ..(*group.options).clone() });
         }
         let rows = self.schema(piece.root);
         let piece = match two_steps(&group.aggs, &rows, &group.schema, &mut self.exprs) {
@@ -902,23 +704,12 @@ impl Cutter {
         let rows = self.schema(piece.root);
         let schema = self.extended(Schema::default(), &group.keys, &rows)?;
         let schema = Arc::new(self.extended(schema, &steps.partials, &rows)?);
-        let partial = Group {
-            aggs: steps.partials,
-            schema,
-            ..group.clone()
-        };
+        let partial = Group { aggs: steps.partials, schema, ..group.clone() };
         self.add_silently(&mut piece, partial.ir(INPUT));
-        piece.operators.push(format!(
-            "partial {}",
-            operator(self.ir.get(piece.root), &self.exprs)
-        ));
+        piece.operators.push(format!("partial {}", operator(self.ir.get(piece.root), &self.exprs)));
         piece.bytes /= GROUPING_SHRINKS;
 
-        let names: Vec<String> = group
-            .keys
-            .iter()
-            .map(|key| key.output_name().to_string())
-            .collect();
+        let names: Vec<String> = group.keys.iter().map(|key| key.output_name().to_string()).collect();
         let buckets = self.buckets(piece.bytes);
         // In the order of first appearance: of the partial groups, in the order of tasks, in one task.
         let mut piece = if buckets == 1 || group.maintain_order {
@@ -930,11 +721,7 @@ impl Cutter {
         let keys = names.iter().map(column).collect();
         let aggregates: Vec<&str> = steps.finals.iter().map(|e| e.output_name().as_str()).collect();
         let text = format!("final group by {}: {}", list(&names), list(&aggregates));
-        let last = Group {
-            keys,
-            aggs: steps.finals,
-            ..group
-        };
+        let last = Group { keys, aggs: steps.finals, ..group };
         self.add_silently(&mut piece, last.ir(INPUT));
         piece.operators.push(text.trim_end_matches(": ").to_owned());
         Ok(piece)
@@ -991,10 +778,7 @@ impl Cutter {
         };
         let ir = |input: Node, slice| IR::Distinct {
             input,
-            options: DistinctOptionsIR {
-                slice,
-                ..options.clone()
-            },
+            options: DistinctOptionsIR { slice, ..options.clone() },
         };
         if piece.tasks == 1 || names.is_empty() || reason.is_some() {
             piece = self.gather(piece, reason)?;
@@ -1003,17 +787,11 @@ impl Cutter {
         }
         if any_once {
             self.add_silently(&mut piece, ir(INPUT, None));
-            piece.operators.push(format!(
-                "partial {}",
-                operator(self.ir.get(piece.root), &self.exprs)
-            ));
+            piece.operators.push(format!("partial {}", operator(self.ir.get(piece.root), &self.exprs)));
             piece.bytes /= 2;
         }
-        piece = if options.maintain_order {
-            self.gather(piece, None)?
-        } else {
-            self.exchange_by(piece, &keys)?
-        };
+        piece =
+            if options.maintain_order { self.gather(piece, None)? } else { self.exchange_by(piece, &keys)? };
         self.add(&mut piece, ir(INPUT, None));
         match options.slice {
             Some((offset, len)) => self.slice(piece, offset, len),
@@ -1022,13 +800,7 @@ impl Cutter {
     }
 
     fn sort(&mut self, ir: IR) -> Result<Piece, Failure> {
-        let IR::Sort {
-            input,
-            by_column,
-            slice,
-            mut sort_options,
-        } = ir
-        else {
+        let IR::Sort { input, by_column, slice, mut sort_options } = ir else {
             return Err(Failure::internal("not a sort"));
         };
         let mut piece = self.lower(input)?;
@@ -1089,25 +861,16 @@ impl Cutter {
         let by: Vec<SortKey> = names
             .into_iter()
             .zip(flags)
-            .map(|(column, (&descending, &nulls_last))| SortKey {
-                column,
-                descending,
-                nulls_last,
-            })
+            .map(|(column, (&descending, &nulls_last))| SortKey { column, descending, nulls_last })
             .collect();
 
         let with_keys = self.schema(piece.root);
         piece.operators.push(format!("{SAMPLE}{}", list(&shown)));
-        let exchange = Exchange::Range {
-            keys: shown.clone(),
-            buckets: 2,
-        };
+        let exchange = Exchange::Range { keys: shown.clone(), buckets: 2 };
         let rows = self.seal(piece, Output::Sampled { by: by.clone() }, exchange)?;
 
         let mut sample = self.read(rows, &Arc::new(sample_schema()), Read::Bucket, 1, 0);
-        sample
-            .operators
-            .push(format!("choose {ranges} ranges of {}", list(&shown)));
+        sample.operators.push(format!("choose {ranges} ranges of {}", list(&shown)));
         let boundaries = self.seal(sample, Output::Boundaries { ranges }, Exchange::Broadcast)?;
 
         let mut cut = self.read(rows, &with_keys, Read::Partition { first: 0 }, tasks, bytes);
@@ -1119,30 +882,11 @@ impl Cutter {
             placeholder: None,
         });
         cut.operators.push(format!("cut into ranges of {}", list(&shown)));
-        let output = Output::Range {
-            by,
-            boundaries: 1,
-            drop: added,
-        };
-        let cut = self.seal(
-            cut,
-            output,
-            Exchange::Range {
-                keys: shown,
-                buckets: ranges,
-            },
-        )?;
+        let output = Output::Range { by, boundaries: 1, drop: added };
+        let cut = self.seal(cut, output, Exchange::Range { keys: shown, buckets: ranges })?;
 
         let mut piece = self.read(cut, &schema, Read::Bucket, ranges, bytes);
-        self.add(
-            &mut piece,
-            IR::Sort {
-                input: INPUT,
-                by_column,
-                slice: None,
-                sort_options,
-            },
-        );
+        self.add(&mut piece, IR::Sort { input: INPUT, by_column, slice: None, sort_options });
         Ok(piece)
     }
 
@@ -1152,10 +896,7 @@ impl Cutter {
         for input in inputs {
             pieces.push(self.lower(*input)?);
         }
-        let without_slice = UnionOptions {
-            slice: None,
-            ..options
-        };
+        let without_slice = UnionOptions { slice: None, ..options };
         let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
         let small =
             pieces.iter().all(|piece| piece.tasks == 1) && bytes <= GATHER_BYTES.min(self.shape.task_bytes);
@@ -1170,21 +911,12 @@ impl Cutter {
             }
             pieces = branches;
         }
-        let tasks = if small {
-            1
-        } else {
-            pieces.iter().map(|piece| piece.tasks).sum()
-        };
+        let tasks = if small { 1 } else { pieces.iter().map(|piece| piece.tasks).sum() };
         let roots: Vec<Node> = pieces.iter().map(|piece| piece.root).collect();
         let mut piece = merge(pieces);
         piece.tasks = tasks;
-        piece.root = self.ir.add(IR::Union {
-            inputs: roots,
-            options: without_slice,
-        });
-        piece
-            .operators
-            .push(operator(self.ir.get(piece.root), &self.exprs));
+        piece.root = self.ir.add(IR::Union { inputs: roots, options: without_slice });
+        piece.operators.push(operator(self.ir.get(piece.root), &self.exprs));
         match options.slice {
             Some((offset, len)) => self.slice(piece, offset, len),
             None => Ok(piece),
@@ -1223,15 +955,7 @@ impl Piece {
     /// A piece that reads no stage.
     fn source(root: Node, scans: Vec<PieceScan>, bytes: u64, text: String) -> Self {
         let tasks = scans.first().map_or(1, |scan| scan.splits.len() as u32);
-        Self {
-            root,
-            inputs: Vec::new(),
-            scans,
-            tasks,
-            bytes,
-            operators: vec![text],
-            single_because: None,
-        }
+        Self { root, inputs: Vec::new(), scans, tasks, bytes, operators: vec![text], single_because: None }
     }
 }
 
@@ -1257,7 +981,5 @@ fn merge(pieces: Vec<Piece>) -> Piece {
 }
 
 fn refused(what: &str) -> Failure {
-    Failure::Refused {
-        message: format!("a mesh does not run {what}"),
-    }
+    Failure::Refused { message: format!("a mesh does not run {what}") }
 }

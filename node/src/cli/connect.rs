@@ -19,12 +19,7 @@ const LOCAL_PATIENCE: Duration = Duration::from_secs(3);
 #[command(next_help_heading = "Mesh")]
 pub(super) struct ConnectArgs {
     /// A node's address; may be given more than once. Without it, this machine's mesh is found
-    #[arg(
-        long = "connect",
-        value_name = "MULTIADDR",
-        env = "FLOE_CONNECT",
-        value_delimiter = ','
-    )]
+    #[arg(long = "connect", value_name = "MULTIADDR", env = "FLOE_CONNECT", value_delimiter = ',')]
     addresses: Vec<String>,
     /// The file that holds the mesh key; the key of `floe up` on this machine unless given
     #[arg(long, value_name = "FILE", env = "FLOE_KEY_FILE")]
@@ -65,15 +60,8 @@ impl ConnectArgs {
         tracing::info!("no mesh runs on this machine: this process answers by itself");
         let embedded = Embedded::start().await?;
         let addresses: Vec<_> = embedded.addresses().iter().map(ToString::to_string).collect();
-        let mesh = Mesh::builder()
-            .key(embedded.key().clone())
-            .addresses(addresses)
-            .connect()
-            .await?;
-        Ok(Found {
-            mesh,
-            embedded: Some(embedded),
-        })
+        let mesh = Mesh::builder().key(embedded.key().clone()).addresses(addresses).connect().await?;
+        Ok(Found { mesh, embedded: Some(embedded) })
     }
 
     /// The mesh key, if there is one.
@@ -82,37 +70,24 @@ impl ConnectArgs {
             return Ok(Some(read_key(path)?));
         }
         let path = local::key_file(&local::home()?);
-        Ok(if path.exists() {
-            Some(read_key(&path)?)
-        } else {
-            None
-        })
+        Ok(if path.exists() { Some(read_key(&path)?) } else { None })
     }
 
     async fn find(&self) -> anyhow::Result<Option<Mesh>> {
-        let addresses: Vec<&String> = self
-            .addresses
-            .iter()
-            .filter(|address| !address.is_empty())
-            .collect();
+        let addresses: Vec<&String> = self.addresses.iter().filter(|address| !address.is_empty()).collect();
         let key = self.key()?;
         if !addresses.is_empty() {
             let Some(key) = key else {
                 bail!("there is no mesh key on this machine: name the mesh's key file with --key-file");
             };
-            return Ok(Some(
-                Mesh::builder().key(key).addresses(addresses).connect().await?,
-            ));
+            return Ok(Some(Mesh::builder().key(key).addresses(addresses).connect().await?));
         }
         let Some(key) = key else { return Ok(None) };
         let addresses = local::nodes(&local::home()?, &key);
         if addresses.is_empty() {
             return Ok(None);
         }
-        let builder = Mesh::builder()
-            .key(key)
-            .addresses(addresses)
-            .connect_timeout(LOCAL_PATIENCE);
+        let builder = Mesh::builder().key(key).addresses(addresses).connect_timeout(LOCAL_PATIENCE);
         match builder.connect().await {
             Ok(mesh) => Ok(Some(mesh)),
             // Nodes that were killed leave their announcements behind.

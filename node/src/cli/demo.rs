@@ -86,9 +86,7 @@ pub(super) async fn run(_: DemoArgs) -> anyhow::Result<End> {
 }
 
 async fn story(home: &Path, processes: &mut Processes) -> anyhow::Result<End> {
-    say(format_args!(
-        "Floe: {NODES} nodes, 2 queries, and the leader killed on the way\n"
-    ))?;
+    say(format_args!("Floe: {NODES} nodes, 2 queries, and the leader killed on the way\n"))?;
     let key = MeshKey::generate();
     let paths = data::write(home)?;
 
@@ -104,54 +102,31 @@ async fn story(home: &Path, processes: &mut Processes) -> anyhow::Result<End> {
     }
 
     say(format_args!("\n2. They find each other and agree"))?;
-    let addresses: Vec<_> = processes
-        .all()
-        .iter()
-        .map(|process| process.address.clone())
-        .collect();
+    let addresses: Vec<_> = processes.all().iter().map(|process| process.address.clone()).collect();
     let mesh = Mesh::builder().key(key).addresses(addresses).connect().await?;
     let (status, waited) = agreed(&mesh).await?;
     for node in &status.nodes {
-        say(format_args!(
-            "   {}  {}  {}",
-            node.member.name,
-            node.member.id,
-            node.role.name()
-        ))?;
+        say(format_args!("   {}  {}  {}", node.member.name, node.member.id, node.role.name()))?;
     }
     say(format_args!(
         "   all {NODES} vote, so any one may be lost ({} after the last was ready)",
         ms(waited)
     ))?;
 
-    say(format_args!(
-        "\n3. A query over {} flights\n{}",
-        table::count(data::FLIGHTS),
-        indent(SHORT_QUERY)
-    ))?;
-    let job = mesh
-        .sql(SHORT_QUERY)
-        .table("flights", &paths.flights)
-        .table("airlines", &paths.airlines)
-        .await?;
+    say(format_args!("\n3. A query over {} flights\n{}", table::count(data::FLIGHTS), indent(SHORT_QUERY)))?;
+    let job =
+        mesh.sql(SHORT_QUERY).table("flights", &paths.flights).table("airlines", &paths.airlines).await?;
     let short = collect(&mesh, &job).await?;
-    let expected = reference::run(
-        SHORT_QUERY,
-        &[("flights", &paths.flights), ("airlines", &paths.airlines)],
-    )
-    .await?;
+    let expected =
+        reference::run(SHORT_QUERY, &[("flights", &paths.flights), ("airlines", &paths.airlines)]).await?;
     let short_equal = verdict(&short, &expected)?;
 
     let long_equal = long_query(home, processes, &mesh).await?;
     if short_equal && long_equal {
-        say(format_args!(
-            "\nBoth results equal those of Polars in a single process."
-        ))?;
+        say(format_args!("\nBoth results equal those of Polars in a single process."))?;
         Ok(End::Done)
     } else {
-        say(format_args!(
-            "\nA result differs from that of Polars in a single process."
-        ))?;
+        say(format_args!("\nA result differs from that of Polars in a single process."))?;
         Ok(End::Wrong)
     }
 }
@@ -161,19 +136,12 @@ async fn agreed(mesh: &Mesh) -> anyhow::Result<(Status, Duration)> {
     let start = Instant::now();
     loop {
         let status = mesh.status().await?;
-        let voting = status
-            .nodes
-            .iter()
-            .filter(|node| node.alive && node.role != NodeRole::Learner)
-            .count();
+        let voting = status.nodes.iter().filter(|node| node.alive && node.role != NodeRole::Learner).count();
         if voting == NODES && status.leader.is_some() {
             return Ok((status, start.elapsed()));
         }
         if start.elapsed() > AGREEMENT {
-            bail!(
-                "after {} s only {voting} of {NODES} nodes vote",
-                AGREEMENT.as_secs()
-            );
+            bail!("after {} s only {voting} of {NODES} nodes vote", AGREEMENT.as_secs());
         }
         tokio::time::sleep(POLL).await;
     }
@@ -196,9 +164,7 @@ async fn long_query(home: &Path, processes: &mut Processes, mesh: &Mesh) -> anyh
             let expected = reference::run(LONG_QUERY, &[("many", &many)]).await?;
             return verdict(&result, &expected);
         }
-        say(format_args!(
-            "   it was done before the leader could be killed: again, with more flights"
-        ))?;
+        say(format_args!("   it was done before the leader could be killed: again, with more flights"))?;
         copies *= 2;
     }
     bail!("this machine finishes every query before a node can be killed")
@@ -254,14 +220,8 @@ async fn collect(mesh: &Mesh, job: &Job) -> anyhow::Result<DataFrame> {
     let status = job.status().await?;
     let elapsed_ms = status.ended_unix_ms.unwrap_or(status.submitted_unix_ms) - status.submitted_unix_ms;
     say(format_args!("{}", indent(&result.to_string())))?;
-    say(format_args!(
-        "   which task ran where, in {}:",
-        table::span_ms(elapsed_ms)
-    ))?;
-    say(format_args!(
-        "{}",
-        indent(&timeline::draw(&status, &mesh.status().await?))
-    ))?;
+    say(format_args!("   which task ran where, in {}:", table::span_ms(elapsed_ms)))?;
+    say(format_args!("{}", indent(&timeline::draw(&status, &mesh.status().await?))))?;
     job.release().await?;
     Ok(result)
 }
@@ -273,18 +233,14 @@ fn verdict(result: &DataFrame, expected: &DataFrame) -> anyhow::Result<bool> {
             Ok(true)
         }
         Some(difference) => {
-            say(format_args!(
-                "   NOT equal to single-process Polars: {difference}; it says\n{expected}"
-            ))?;
+            say(format_args!("   NOT equal to single-process Polars: {difference}; it says\n{expected}"))?;
             Ok(false)
         }
     }
 }
 
 fn tasks(status: &JobStatus) -> (u32, u32) {
-    status.stages.iter().fold((0, 0), |(done, tasks), stage| {
-        (done + stage.done, tasks + stage.tasks)
-    })
+    status.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))
 }
 
 fn name_of(status: &Status, id: NodeId) -> String {
@@ -297,10 +253,7 @@ fn ms(span: Duration) -> String {
 }
 
 fn indent(text: &str) -> String {
-    text.lines()
-        .map(|line| format!("   {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.lines().map(|line| format!("   {line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn say(line: fmt::Arguments<'_>) -> anyhow::Result<()> {

@@ -50,11 +50,7 @@ fn node_name(status: &Status, id: NodeId) -> String {
 }
 
 fn as_json(graph: &StageGraph, status: &Status) -> Value {
-    let stages: Vec<_> = graph
-        .stages
-        .iter()
-        .map(|stage| stage_json(stage, status))
-        .collect();
+    let stages: Vec<_> = graph.stages.iter().map(|stage| stage_json(stage, status)).collect();
     json!({ "stages": stages })
 }
 
@@ -83,10 +79,6 @@ fn stage_json(stage: &Stage, status: &Status) -> Value {
 /// Where the stage's tasks may run: nodes that see its files, or any that lives.
 fn nodes(stage: &Stage, status: &Status) -> Vec<String> {
     let may = |node: &NodeId| stage.seen_by.is_empty() || stage.seen_by.contains(node);
-    let living = status
-        .nodes
-        .iter()
-        .filter(|node| node.alive)
-        .map(|node| node.member.id);
+    let living = status.nodes.iter().filter(|node| node.alive).map(|node| node.member.id);
     living.filter(may).map(|node| node.to_string()).collect()
 }

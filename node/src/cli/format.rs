@@ -134,9 +134,7 @@ async fn write_json(mut result: FrameStream, output: &mut Output) -> anyhow::Res
     let mut before = "[\n";
     while let Some(mut frame) = result.try_next().await? {
         let mut lines = Vec::new();
-        JsonWriter::new(&mut lines)
-            .with_json_format(JsonFormat::JsonLines)
-            .finish(&mut frame)?;
+        JsonWriter::new(&mut lines).with_json_format(JsonFormat::JsonLines).finish(&mut frame)?;
         for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             output.write_all(before.as_bytes())?;
             output.write_all(line)?;
@@ -187,9 +185,7 @@ struct Group {
 
 impl Group {
     fn new(schema: &Schema) -> Self {
-        Self {
-            frame: DataFrame::empty_with_schema(schema),
-        }
+        Self { frame: DataFrame::empty_with_schema(schema) }
     }
 
     /// Takes a batch in, and gives a full group out. A group that must be the only one is never full.

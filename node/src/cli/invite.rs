@@ -3,10 +3,10 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
 
 use super::connect::ConnectArgs;
 use super::{End, output};
+use crate::config::is_beyond_loopback;
 use crate::ticket::{MAX_ADDRESSES, Ticket};
 
 /// Print a ticket with which another machine joins: `floe up TICKET`
@@ -20,15 +20,12 @@ pub(super) struct InviteArgs {
 
 pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
     let status = args.connect.mesh().await?.status().await?;
-    let key = args
-        .connect
-        .key()?
-        .context("there is no mesh key on this machine")?;
+    let key = args.connect.key()?.context("there is no mesh key on this machine")?;
     let living = status.nodes.iter().filter(|node| node.alive);
     let mut addresses: Vec<Multiaddr> = living
         .flat_map(|node| &node.member.addresses)
         .filter_map(|address| address.parse().ok())
-        .filter(is_reachable)
+        .filter(is_beyond_loopback)
         .collect();
     addresses.truncate(MAX_ADDRESSES);
     if addresses.is_empty() {
@@ -39,13 +36,4 @@ pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
     }
     output::print(format_args!("{}\n", Ticket { key, addresses }))?;
     Ok(End::Done)
-}
-
-/// Whether another machine may reach the address.
-fn is_reachable(address: &Multiaddr) -> bool {
-    address.iter().all(|part| match part {
-        Protocol::Ip4(ip) => !ip.is_loopback() && !ip.is_unspecified(),
-        Protocol::Ip6(ip) => !ip.is_loopback() && !ip.is_unspecified(),
-        _ => true,
-    })
 }

@@ -55,9 +55,7 @@ fn as_table(jobs: &[JobStatus], now_unix_ms: u64) -> String {
 }
 
 fn tasks(job: &JobStatus) -> (u32, u32) {
-    job.stages.iter().fold((0, 0), |(done, tasks), stage| {
-        (done + stage.done, tasks + stage.tasks)
-    })
+    job.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))
 }
 
 fn shorten(label: &str) -> String {
@@ -103,7 +101,5 @@ fn as_json(job: &JobStatus) -> Value {
 }
 
 fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -57,10 +57,7 @@ impl Output {
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => anyhow::bail!("{} is a directory: name a file", path.display()),
             Ok(found) => {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .open(path)
-                    .with_context(unwritable)?;
+                let file = OpenOptions::new().write(true).open(path).with_context(unwritable)?;
                 if !found.is_file() {
                     return Ok(Self::to(Sink::Special(BufWriter::new(file))));
                 }
@@ -72,17 +69,11 @@ impl Output {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let part = new_part(directory.unwrap_or(Path::new("."))).with_context(unwritable)?;
-        Ok(Self::to(Sink::File {
-            part: BufWriter::new(part),
-            path,
-        }))
+        Ok(Self::to(Sink::File { part: BufWriter::new(part), path }))
     }
 
     fn to(sink: Sink) -> Self {
-        Self {
-            sink,
-            abandoned: Arc::default(),
-        }
+        Self { sink, abandoned: Arc::default() }
     }
 
     /// Tells, also while the output is lent to a writer, whether its reader went away.
@@ -97,10 +88,8 @@ impl Output {
             Sink::Stdout(_) | Sink::Special(_) => Ok(()),
             Sink::File { part, path } => {
                 let unwritable = || format!("{} cannot be written", path.display());
-                let part = part
-                    .into_inner()
-                    .map_err(io::IntoInnerError::into_error)
-                    .with_context(unwritable)?;
+                let part =
+                    part.into_inner().map_err(io::IntoInnerError::into_error).with_context(unwritable)?;
                 part.persist(&path).with_context(unwritable)?;
                 Ok(())
             }
@@ -169,11 +158,7 @@ mod tests {
         output.write_all(b"whole").unwrap();
         output.finish().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
-        assert_eq!(
-            fs::read_dir(directory.path()).unwrap().count(),
-            1,
-            "no part is left behind"
-        );
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no part is left behind");
     }
 
     #[test]

@@ -33,9 +33,7 @@ impl Progress {
         let done = status.stages.iter().map(|stage| u64::from(stage.done)).sum();
         if self.bar.length() != Some(tasks) {
             self.bar.set_length(tasks);
-            self.bar.set_style(style(
-                "{spinner} {elapsed} [{bar:24}] {pos}/{len} tasks  {wide_msg}",
-            ));
+            self.bar.set_style(style("{spinner} {elapsed} [{bar:24}] {pos}/{len} tasks  {wide_msg}"));
         }
         self.bar.set_position(done);
         self.bar.set_message(message(&status.stages));
@@ -58,17 +56,9 @@ fn style(template: &str) -> ProgressStyle {
 
 /// What the stages that are at work do, and what came out so far.
 fn message(stages: &[StageProgress]) -> String {
-    let at_work: Vec<&str> = stages
-        .iter()
-        .filter(|stage| stage.running > 0)
-        .map(|stage| stage.name.as_str())
-        .collect();
+    let at_work: Vec<&str> =
+        stages.iter().filter(|stage| stage.running > 0).map(|stage| stage.name.as_str()).collect();
     let rows = stages.iter().map(|stage| stage.rows).sum();
     let bytes = stages.iter().map(|stage| stage.bytes).sum();
-    format!(
-        "{}  {} rows, {} out",
-        at_work.join(", "),
-        table::count(rows),
-        table::bytes(bytes)
-    )
+    format!("{}  {} rows, {} out", at_work.join(", "), table::count(rows), table::bytes(bytes))
 }

@@ -60,23 +60,15 @@ impl Statement {
             return Ok(self.query.clone());
         }
         let mut text = String::new();
-        stdin()
-            .take(MAX_STATEMENT_BYTES + 1)
-            .read_to_string(&mut text)
-            .context("stdin cannot be read")?;
+        stdin().take(MAX_STATEMENT_BYTES + 1).read_to_string(&mut text).context("stdin cannot be read")?;
         if text.len() as u64 > MAX_STATEMENT_BYTES {
-            bail!(
-                "the statement on stdin is longer than {} KiB",
-                MAX_STATEMENT_BYTES >> 10
-            );
+            bail!("the statement on stdin is longer than {} KiB", MAX_STATEMENT_BYTES >> 10);
         }
         Ok(text)
     }
 
     pub(super) fn sql(&self, mesh: &Mesh, text: String) -> Sql {
-        self.tables
-            .iter()
-            .fold(mesh.sql(text), |sql, (name, path)| sql.table(name, path))
+        self.tables.iter().fold(mesh.sql(text), |sql, (name, path)| sql.table(name, path))
     }
 }
 
@@ -162,10 +154,7 @@ async fn answer(
     format::write(result, format, &mut output).await?;
     output.finish()?;
     if show_timeline && let Some(status) = last {
-        output::note(format_args!(
-            "{}",
-            timeline::draw(&status, &job.mesh().status().await?)
-        ));
+        output::note(format_args!("{}", timeline::draw(&status, &job.mesh().status().await?)));
     }
     Ok(())
 }

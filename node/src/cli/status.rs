@@ -31,9 +31,7 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<End> {
 fn as_table(status: &Status) -> String {
     let rows: Vec<_> = status.nodes.iter().map(row).collect();
     let nodes = table::layout(
-        [
-            "ID", "NAME", "ROLE", "ALIVE", "TASKS", "MEMORY", "SPILLED", "VERSION", "ADDRESS",
-        ],
+        ["ID", "NAME", "ROLE", "ALIVE", "TASKS", "MEMORY", "SPILLED", "VERSION", "ADDRESS"],
         &rows,
     );
     let leader = match status.leader {
@@ -44,9 +42,7 @@ fn as_table(status: &Status) -> String {
         }
         None => "no leader: an election is under way, or too few voters are alive".to_owned(),
     };
-    let mesh = status
-        .mesh
-        .map_or_else(|| "none yet".to_owned(), |mesh| mesh.to_string());
+    let mesh = status.mesh.map_or_else(|| "none yet".to_owned(), |mesh| mesh.to_string());
     format!("{nodes}\nmesh {mesh}, {leader}\n")
 }
 
@@ -58,11 +54,7 @@ fn row(node: &NodeInfo) -> [String; 9] {
         node.role.name().to_owned(),
         if node.alive { "yes" } else { "no" }.to_owned(),
         format!("{}/{}", load.running, member.slots),
-        format!(
-            "{} of {}",
-            table::bytes(load.memory_used_bytes),
-            table::bytes(member.memory_bytes)
-        ),
+        format!("{} of {}", table::bytes(load.memory_used_bytes), table::bytes(member.memory_bytes)),
         table::bytes(load.spilled_bytes),
         member.version.clone(),
         member.addresses.first().cloned().unwrap_or_default(),
@@ -73,29 +65,22 @@ fn as_json(status: &Status) -> Value {
     let nodes: Vec<_> = status
         .nodes
         .iter()
-        .map(
-            |NodeInfo {
-                 member,
-                 role,
-                 alive,
-                 load,
-             }| {
-                json!({
-                    "id": member.id.to_string(),
-                    "name": member.name,
-                    "address": member.addresses.first(),
-                    "addresses": member.addresses,
-                    "role": role.name(),
-                    "alive": alive,
-                    "slots": member.slots,
-                    "memory": member.memory_bytes,
-                    "version": member.version,
-                    "running": load.running,
-                    "memory_used": load.memory_used_bytes,
-                    "spilled": load.spilled_bytes,
-                })
-            },
-        )
+        .map(|NodeInfo { member, role, alive, load }| {
+            json!({
+                "id": member.id.to_string(),
+                "name": member.name,
+                "address": member.addresses.first(),
+                "addresses": member.addresses,
+                "role": role.name(),
+                "alive": alive,
+                "slots": member.slots,
+                "memory": member.memory_bytes,
+                "version": member.version,
+                "running": load.running,
+                "memory_used": load.memory_used_bytes,
+                "spilled": load.spilled_bytes,
+            })
+        })
         .collect();
     json!({
         "mesh": status.mesh.map(|mesh| mesh.to_string()),

@@ -77,17 +77,8 @@ mod tests {
 
     #[test]
     fn sizes_counts_and_spans_read_well() {
-        assert_eq!(
-            [bytes(0), bytes(1536), bytes(1 << 30)],
-            ["0 B", "1.5 KiB", "1 GiB"]
-        );
-        assert_eq!(
-            [count(7), count(1_000), count(1_234_567)],
-            ["7", "1_000", "1_234_567"]
-        );
-        assert_eq!(
-            [span_ms(999), span_ms(1_500), span_ms(125_000)],
-            ["999 ms", "1.5 s", "2 min 5 s"]
-        );
+        assert_eq!([bytes(0), bytes(1536), bytes(1 << 30)], ["0 B", "1.5 KiB", "1 GiB"]);
+        assert_eq!([count(7), count(1_000), count(1_234_567)], ["7", "1_000", "1_234_567"]);
+        assert_eq!([span_ms(999), span_ms(1_500), span_ms(125_000)], ["999 ms", "1.5 s", "2 min 5 s"]);
     }
 }

@@ -23,44 +23,27 @@ const MAX_DRAWN: usize = 60;
 ///   0/1    n2    |      =========                                 |  217 ms
 /// ```
 pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
-    let names: BTreeMap<NodeId, &str> = mesh
-        .nodes
-        .iter()
-        .map(|node| (node.member.id, node.member.name.as_str()))
-        .collect();
-    let name = |node: NodeId| {
-        names
-            .get(&node)
-            .map_or_else(|| node.to_string(), |name| (*name).to_owned())
-    };
+    let names: BTreeMap<NodeId, &str> =
+        mesh.nodes.iter().map(|node| (node.member.id, node.member.name.as_str())).collect();
+    let name = |node: NodeId| names.get(&node).map_or_else(|| node.to_string(), |name| (*name).to_owned());
     let mut runs: Vec<&TaskRun> = job.timeline.iter().collect();
     runs.sort_by_key(|run| (run.started_unix_ms, run.stage, run.partition));
-    let (Some(begin), Some(end)) = (
-        runs.iter().map(|run| run.started_unix_ms).min(),
-        runs.iter().map(|run| ended(run)).max(),
-    ) else {
+    let (Some(begin), Some(end)) =
+        (runs.iter().map(|run| run.started_unix_ms).min(), runs.iter().map(|run| ended(run)).max())
+    else {
         return "no task ran".to_owned();
     };
     let span_ms = (end - begin).max(1);
-    let node_width = runs
-        .iter()
-        .map(|run| name(run.node).chars().count())
-        .max()
-        .unwrap_or(0)
-        .max(4);
+    let node_width = runs.iter().map(|run| name(run.node).chars().count()).max().unwrap_or(0).max(4);
     let span = table::span_ms(span_ms);
     let gap = " ".repeat((WIDTH as usize).saturating_sub(4 + span.len()));
     let mut text = format!("{:8}{:node_width$}   0 ms{gap}{span}\n", "task", "node");
     for run in runs.iter().take(MAX_DRAWN) {
         let from = (run.started_unix_ms - begin) * WIDTH / span_ms;
-        let to = ((ended(run) - begin) * WIDTH)
-            .div_ceil(span_ms)
-            .clamp(from + 1, WIDTH.max(from + 1));
+        let to = ((ended(run) - begin) * WIDTH).div_ceil(span_ms).clamp(from + 1, WIDTH.max(from + 1));
         let from = from.min(WIDTH - 1);
         let to = to.min(WIDTH);
-        let lane: String = (0..WIDTH)
-            .map(|at| if (from..to).contains(&at) { '=' } else { ' ' })
-            .collect();
+        let lane: String = (0..WIDTH).map(|at| if (from..to).contains(&at) { '=' } else { ' ' }).collect();
         let task = format!("{}/{}", run.stage, run.partition);
         // Writing to a string does not fail.
         let _ = writeln!(
@@ -108,49 +91,21 @@ mod tests {
     }
 
     fn run(partition: u32, node: u64, started_unix_ms: u64, elapsed_ms: u64) -> TaskRun {
-        TaskRun {
-            stage: StageId(0),
-            partition,
-            node: NodeId(node),
-            started_unix_ms,
-            elapsed_ms,
-        }
+        TaskRun { stage: StageId(0), partition, node: NodeId(node), started_unix_ms, elapsed_ms }
     }
 
     #[test]
     fn tasks_are_drawn_to_scale_and_summed_by_node() {
-        let mesh = Status {
-            node: NodeId(1),
-            mesh: None,
-            leader: None,
-            fence: Fence::default(),
-            nodes: vec![],
-        };
-        let drawn = draw(
-            &job(vec![
-                run(1, 2, 1_050, 50),
-                run(0, 1, 1_000, 50),
-                run(2, 2, 1_100, 0),
-            ]),
-            &mesh,
-        );
+        let mesh =
+            Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes: vec![] };
+        let drawn = draw(&job(vec![run(1, 2, 1_050, 50), run(0, 1, 1_000, 50), run(2, 2, 1_100, 0)]), &mesh);
         let lines: Vec<_> = drawn.lines().collect();
         let half = WIDTH as usize / 2;
         let lane = |bar: &str, before: usize| {
-            format!(
-                "|{}{bar}{}|",
-                " ".repeat(before),
-                " ".repeat(WIDTH as usize - before - bar.len())
-            )
+            format!("|{}{bar}{}|", " ".repeat(before), " ".repeat(WIDTH as usize - before - bar.len()))
         };
-        assert!(
-            lines[1].starts_with("0/0") && lines[1].contains(&lane(&"=".repeat(half), 0)),
-            "{drawn}"
-        );
-        assert!(
-            lines[2].starts_with("0/1") && lines[2].contains(&lane(&"=".repeat(half), half)),
-            "{drawn}"
-        );
+        assert!(lines[1].starts_with("0/0") && lines[1].contains(&lane(&"=".repeat(half), 0)), "{drawn}");
+        assert!(lines[2].starts_with("0/1") && lines[2].contains(&lane(&"=".repeat(half), half)), "{drawn}");
         assert!(lines[3].contains(&lane("=", WIDTH as usize - 1)), "{drawn}");
         assert_eq!(lines[5], format!("{} ran 2 tasks in 50 ms", NodeId(2)));
         assert_eq!(draw(&job(Vec::new()), &mesh), "no task ran");

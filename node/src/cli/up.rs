@@ -54,22 +54,18 @@ pub(super) struct UpArgs {
 pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
     let mut interrupt = Interrupt::listen()?;
     let home = local::home()?;
-    let data_dir = match &args.data_dir {
-        Some(path) => DataDir::open(path)?,
+    let (data_dir, number) = match &args.data_dir {
+        Some(path) => (DataDir::open(path)?, 0),
         None => DataDir::open_numbered(&config::nodes(&home))?,
     };
     let key = key(&args, &data_dir)?;
-    let settings = settings(args, config::registry(&home));
+    let settings = settings(args, local::registry(&home), number);
     let starting = Node::start(settings, data_dir, key);
     let mut node = tokio::select! {
         started = starting => started?,
         () = interrupt.wait() => return Ok(End::Interrupted),
     };
-    let address = node
-        .addresses()
-        .into_iter()
-        .next()
-        .context("the node has no address")?;
+    let address = node.addresses().into_iter().next().context("the node has no address")?;
     output::print(format_args!("ready {address}\n"))?;
     tokio::select! {
         error = node.failed() => Err(error.into()),
@@ -91,6 +87,11 @@ fn key(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<MeshKey> {
     if let Some(ticket) = &args.ticket {
         // The node must find its way back in when it is started again without the ticket.
         data_dir::write_key(&own, &ticket.key)?;
+        // A machine without a key of its own has one now, so that drivers on it need no --key-file.
+        let users = local::key_file(&local::home()?);
+        if !users.exists() {
+            data_dir::write_key(&users, &ticket.key)?;
+        }
         return Ok(ticket.key.clone());
     }
     if let Some(path) = &args.key_file {
@@ -102,17 +103,33 @@ fn key(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<MeshKey> {
     Ok(data_dir::read_or_make_key(&local::key_file(&local::home()?))?)
 }
 
-fn settings(args: UpArgs, registry: PathBuf) -> Settings {
+/// `number` tells the nodes of one machine apart, from 0.
+fn settings(args: UpArgs, registry: PathBuf, number: usize) -> Settings {
     let mut join = args.join;
     join.extend(args.ticket.into_iter().flat_map(|ticket| ticket.addresses));
     Settings {
-        name: args.name.unwrap_or_else(config::default_name),
+        name: args.name.unwrap_or_else(|| config::default_name(number)),
         listen: args.listen,
+        // Whoever joins nodes of other machines must be reachable by them.
+        everywhere: args.lan || join.iter().any(config::is_beyond_loopback),
+        mdns: args.lan,
         join,
-        lan: args.lan,
         memory_bytes: args.memory.unwrap_or_else(config::default_memory_bytes),
         slots: args.slots.unwrap_or_else(config::default_slots),
         expect: args.expect,
         registry: Some(registry),
+    }
+}
+
+impl UpArgs {
+    /// Gives Polars as many threads as the node has slots, unless its user decided otherwise. To be called
+    /// before any other thread runs.
+    pub(super) fn configure_threads(&self) {
+        const THREADS: &str = "POLARS_MAX_THREADS";
+        if std::env::var_os(THREADS).is_none() {
+            let slots = self.slots.unwrap_or_else(config::default_slots);
+            // SAFETY: the caller has started no thread yet that could read the environment meanwhile.
+            unsafe { std::env::set_var(THREADS, slots.to_string()) };
+        }
     }
 }

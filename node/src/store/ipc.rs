@@ -49,12 +49,8 @@ pub struct NotAFile {
 /// A frame with categorical columns becomes one batch, since an IPC file has one dictionary a column and
 /// Polars makes one of the categories a batch uses.
 pub fn write(frame: &DataFrame, compression: Option<IpcCompression>, sink: impl Write) -> PolarsResult<()> {
-    let fields: Vec<_> = frame
-        .schema()
-        .to_arrow(polars::prelude::CompatLevel::newest())
-        .iter_values()
-        .cloned()
-        .collect();
+    let fields: Vec<_> =
+        frame.schema().to_arrow(polars::prelude::CompatLevel::newest()).iter_values().cloned().collect();
     let mut writer = IpcWriter::new(sink)
         .with_compression(compression)
         .batched(frame.schema(), default_ipc_fields(fields.iter()))?;
@@ -69,10 +65,7 @@ pub fn write(frame: &DataFrame, compression: Option<IpcCompression>, sink: impl 
 
 /// An IPC file's schema, dictionaries and batches as an IPC stream, without a copy.
 pub fn stream_of(file: &Bytes) -> Result<Bytes, NotAFile> {
-    let wrong = |what| NotAFile {
-        bytes: file.len(),
-        what,
-    };
+    let wrong = |what| NotAFile { bytes: file.len(), what };
     let Some(content) = file.len().checked_sub(HEADER_BYTES + TRAILER_BYTES) else {
         return Err(wrong("they are too few"));
     };
@@ -135,26 +128,20 @@ mod tests {
     }
 
     fn batches(stream: Bytes) -> Vec<RecordBatch> {
-        StreamReader::try_new(Cursor::new(stream), None)
-            .unwrap()
-            .map(Result::unwrap)
-            .collect()
+        StreamReader::try_new(Cursor::new(stream), None).unwrap().map(Result::unwrap).collect()
     }
 
     /// A frame with the types whose encodings differ most: views, dictionaries, lists, structs, nulls.
     fn mixed(rows: usize) -> DataFrame {
         let number: Vec<_> = (0..rows as i64).map(|i| (i % 5 != 0).then_some(i)).collect();
-        let text: Vec<_> = (0..rows)
-            .map(|i| (i % 3 != 0).then(|| format!("a text longer than a view holds {i}")))
-            .collect();
+        let text: Vec<_> =
+            (0..rows).map(|i| (i % 3 != 0).then(|| format!("a text longer than a view holds {i}"))).collect();
         let category: Vec<_> = (0..rows).map(|i| format!("category {}", i / 1000)).collect();
         df!("number" => number, "text" => text, "category" => category)
             .unwrap()
             .lazy()
             .with_columns([
-                col("category")
-                    .cast(DataType::from_categories(Categories::global()))
-                    .alias("categorical"),
+                col("category").cast(DataType::from_categories(Categories::global())).alias("categorical"),
                 (col("number") % lit(2)).eq(lit(0)).alias("even"),
                 as_struct(vec![col("number"), col("text")]).alias("record"),
                 concat_list([col("number"), col("number")]).unwrap().alias("list"),
@@ -175,17 +162,8 @@ mod tests {
                 assert_eq!(stream.as_ptr(), file[8..].as_ptr(), "no copy");
                 let read = batches(stream.clone());
                 assert_eq!(read.iter().map(RecordBatch::num_rows).sum::<usize>(), rows);
-                let names: Vec<_> = read[0]
-                    .schema()
-                    .fields()
-                    .iter()
-                    .map(|f| f.name().clone())
-                    .collect();
-                let expected: Vec<_> = frame
-                    .get_column_names()
-                    .iter()
-                    .map(|name| name.to_string())
-                    .collect();
+                let names: Vec<_> = read[0].schema().fields().iter().map(|f| f.name().clone()).collect();
+                let expected: Vec<_> = frame.get_column_names().iter().map(|name| name.to_string()).collect();
                 assert_eq!(names, expected);
                 assert_eq!(IpcStreamReader::new(Cursor::new(stream)).finish().unwrap(), frame);
             }
@@ -224,11 +202,7 @@ mod tests {
         assert_eq!(read_file(&file_of(&frame, None)), frame);
         let nothing = file_of(&DataFrame::empty(), None);
         assert_eq!(read_file(&nothing).shape(), (0, 0));
-        assert!(
-            batches(stream_of(&nothing).unwrap())
-                .iter()
-                .all(|batch| batch.num_rows() == 0)
-        );
+        assert!(batches(stream_of(&nothing).unwrap()).iter().all(|batch| batch.num_rows() == 0));
     }
 
     #[test]
@@ -236,10 +210,7 @@ mod tests {
         let stream = schema_stream(&mixed(10)).unwrap();
         let reader = StreamReader::try_new(Cursor::new(stream.clone()), None).unwrap();
         assert_eq!(reader.schema().fields().len(), 8);
-        assert_eq!(
-            batches(stream).iter().map(RecordBatch::num_rows).sum::<usize>(),
-            0
-        );
+        assert_eq!(batches(stream).iter().map(RecordBatch::num_rows).sum::<usize>(), 0);
     }
 
     #[test]

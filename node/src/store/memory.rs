@@ -68,11 +68,7 @@ struct Waiting {
 impl Budget {
     /// A budget of `limit_bytes`.
     pub fn new(limit_bytes: u64) -> Self {
-        Self(Arc::new(Shared {
-            limit_bytes,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }))
+        Self(Arc::new(Shared { limit_bytes, state: Mutex::default(), changed: Condvar::new() }))
     }
 
     /// What it was made with.
@@ -97,20 +93,12 @@ impl Budget {
             if state.waiting.is_empty() && state.used_bytes + bytes <= self.0.limit_bytes {
                 state.used_bytes += bytes;
                 state.tasks += 1;
-                return Reservation {
-                    budget: self.clone(),
-                    holder: Holder::Task,
-                    bytes,
-                };
+                return Reservation { budget: self.clone(), holder: Holder::Task, bytes };
             }
             let (sender, granted) = oneshot::channel();
             let ticket = state.next_ticket;
             state.next_ticket += 1;
-            state.waiting.push_back(Waiting {
-                ticket,
-                bytes,
-                granted: sender,
-            });
+            state.waiting.push_back(Waiting { ticket, bytes, granted: sender });
             self.tell_change(&mut state);
             (Place { budget: self, ticket }, granted)
         };
@@ -122,11 +110,7 @@ impl Budget {
 
     /// Takes `bytes` for a partition if they are free and no task waits for them.
     pub fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
-        let mut reservation = Reservation {
-            budget: self.clone(),
-            holder: Holder::Partition,
-            bytes: 0,
-        };
+        let mut reservation = Reservation { budget: self.clone(), holder: Holder::Partition, bytes: 0 };
         reservation.try_grow(bytes).then_some(reservation)
     }
 
@@ -210,11 +194,7 @@ impl Budget {
         state.used_bytes += waiting.bytes;
         state.tasks += 1;
         self.tell_change(state);
-        let reservation = Reservation {
-            budget: self.clone(),
-            holder: Holder::Task,
-            bytes: waiting.bytes,
-        };
+        let reservation = Reservation { budget: self.clone(), holder: Holder::Task, bytes: waiting.bytes };
         (waiting.granted, reservation)
     }
 
@@ -285,11 +265,7 @@ pub(super) struct Buffer {
 impl Buffer {
     /// An empty one; `None` if tasks wait for memory.
     pub(super) fn new(budget: &Budget) -> Option<Self> {
-        Some(Self {
-            bytes: Vec::new(),
-            charge: budget.try_reserve(0)?,
-            full: false,
-        })
+        Some(Self { bytes: Vec::new(), charge: budget.try_reserve(0)?, full: false })
     }
 
     /// Whether a write failed because the budget did.
@@ -300,10 +276,7 @@ impl Buffer {
     /// The bytes; they count against the budget until the last clone is dropped, a reader's too.
     pub(super) fn freeze(mut self) -> Bytes {
         self.bytes.shrink_to_fit();
-        Bytes::from_owner(Charged {
-            bytes: self.bytes,
-            _charge: self.charge,
-        })
+        Bytes::from_owner(Charged { bytes: self.bytes, _charge: self.charge })
     }
 }
 
@@ -325,10 +298,7 @@ impl Write for Buffer {
 /// Takes bytes that came from elsewhere into the budget, if it allows.
 pub(super) fn charge(budget: &Budget, bytes: Bytes) -> Result<Bytes, Bytes> {
     match budget.try_reserve(bytes.len() as u64) {
-        Some(charge) => Ok(Bytes::from_owner(Charged {
-            bytes,
-            _charge: charge,
-        })),
+        Some(charge) => Ok(Bytes::from_owner(Charged { bytes, _charge: charge })),
         None => Err(bytes),
     }
 }
@@ -359,14 +329,8 @@ mod tests {
         let mut second = Box::pin(budget.reserve(6));
         let mut third = Box::pin(budget.reserve(1));
         assert!((&mut second).now_or_never().is_none());
-        assert!(
-            (&mut third).now_or_never().is_none(),
-            "it would fit, but another came first"
-        );
-        assert!(
-            budget.try_reserve(1).is_none(),
-            "partitions must not take what a task waits for"
-        );
+        assert!((&mut third).now_or_never().is_none(), "it would fit, but another came first");
+        assert!(budget.try_reserve(1).is_none(), "partitions must not take what a task waits for");
         drop(first);
         assert_eq!((second.await.bytes(), third.await.bytes()), (6, 1));
         assert_eq!(budget.used_bytes(), 0);
@@ -415,10 +379,7 @@ mod tests {
         assert!((&mut large).now_or_never().is_none());
         assert!(budget.wait_for_shortage());
         budget.nothing_to_evict();
-        assert!(
-            (&mut large).now_or_never().is_none(),
-            "a task runs, its memory will come back"
-        );
+        assert!((&mut large).now_or_never().is_none(), "a task runs, its memory will come back");
         drop(task);
         assert!(budget.wait_for_shortage(), "asked again after a change");
         budget.nothing_to_evict();

@@ -66,11 +66,7 @@ impl Spill {
                 fs::remove_file(&path)?;
             }
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            next_number: AtomicU64::new(0),
-            bytes: Arc::default(),
-        })
+        Ok(Self { dir: dir.to_owned(), next_number: AtomicU64::new(0), bytes: Arc::default() })
     }
 
     /// Bytes in all spill files.
@@ -87,15 +83,8 @@ impl Spill {
         );
         let path = self.dir.join(name);
         let file = File::create_new(&path).map_err(|error| write_failure(&path, &error))?;
-        let written = SpillFile {
-            path,
-            bytes: 0,
-            total: Arc::clone(&self.bytes),
-        };
-        Ok(SpillWriter {
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
-            written,
-        })
+        let written = SpillFile { path, bytes: 0, total: Arc::clone(&self.bytes) };
+        Ok(SpillWriter { file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file), written })
     }
 }
 
@@ -106,33 +95,22 @@ impl SpillWriter {
         write: impl FnOnce(&mut SegmentWriter<'_>) -> Result<(), E>,
     ) -> Result<Extent, SegmentError<E>> {
         let padding = self.written.bytes.next_multiple_of(ALIGNMENT_BYTES) - self.written.bytes;
-        let mut segment = SegmentWriter {
-            file: &mut self.file,
-            hash: Xxh3::new(),
-            bytes: 0,
-            failed: None,
-        };
+        let mut segment = SegmentWriter { file: &mut self.file, hash: Xxh3::new(), bytes: 0, failed: None };
         let outcome = segment.pad(padding).map_or(Ok(()), |()| write(&mut segment));
-        let SegmentWriter {
-            hash, bytes, failed, ..
-        } = segment;
+        let SegmentWriter { hash, bytes, failed, .. } = segment;
         if let Some(error) = failed {
             return Err(SegmentError::Disk(write_failure(&self.written.path, &error)));
         }
         outcome.map_err(SegmentError::Writer)?;
         let start = self.written.bytes + padding;
         self.written.grow(padding + bytes);
-        Ok(Extent {
-            range: start..start + bytes,
-            checksum: hash.digest(),
-        })
+        Ok(Extent { range: start..start + bytes, checksum: hash.digest() })
     }
 
     /// Completes the file. It is not synced: what a crash loses is computed again.
     pub(super) fn finish(self) -> Result<SpillFile, Failure> {
         let Self { mut file, written } = self;
-        file.flush()
-            .map_err(|error| write_failure(&written.path, &error))?;
+        file.flush().map_err(|error| write_failure(&written.path, &error))?;
         Ok(written)
     }
 }
@@ -158,10 +136,7 @@ pub(super) struct SegmentWriter<'a> {
 impl SegmentWriter<'_> {
     fn pad(&mut self, bytes: u64) -> Option<()> {
         let zeros = [0; ALIGNMENT_BYTES as usize];
-        self.file
-            .write_all(&zeros[..bytes as usize])
-            .map_err(|error| self.failed = Some(error))
-            .ok()
+        self.file.write_all(&zeros[..bytes as usize]).map_err(|error| self.failed = Some(error)).ok()
     }
 }
 
@@ -198,10 +173,7 @@ impl SpillFile {
         let file = File::open(&self.path)?;
         // An empty file cannot be mapped, and one that was cut would end the process when it is read.
         if file.metadata()?.len() != self.bytes {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "its length has changed",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its length has changed"));
         }
         // SAFETY: the file is this process's own, in a directory that it holds locked, and nothing writes to
         // it once it is finished. It is unlinked at the end, never truncated.
@@ -229,10 +201,7 @@ fn write_failure(path: &Path, error: &io::Error) -> Failure {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     let message = format!("cannot write {}: {error}", path.display());
     match error.kind() {
-        StorageFull | QuotaExceeded | FileTooLarge => Failure::Exhausted {
-            what: "disk".to_owned(),
-            message,
-        },
+        StorageFull | QuotaExceeded | FileTooLarge => Failure::Exhausted { what: "disk".to_owned(), message },
         _ => Failure::Internal { message },
     }
 }
@@ -245,17 +214,10 @@ mod tests {
 
     use super::*;
 
-    const TASK: TaskId = TaskId {
-        job: JobId(0xabc),
-        stage: StageId(2),
-        partition: 7,
-    };
+    const TASK: TaskId = TaskId { job: JobId(0xabc), stage: StageId(2), partition: 7 };
 
     fn write_segments(writer: &mut SpillWriter, segments: &[&[u8]]) -> Vec<Extent> {
-        segments
-            .iter()
-            .map(|bytes| writer.segment(|sink| sink.write_all(bytes)).unwrap())
-            .collect()
+        segments.iter().map(|bytes| writer.segment(|sink| sink.write_all(bytes)).unwrap()).collect()
     }
 
     #[test]
@@ -268,20 +230,14 @@ mod tests {
         let file = writer.finish().unwrap();
         assert_eq!(spill.bytes(), fs::metadata(file.path()).unwrap().len());
         let name = file.path().file_name().unwrap().to_str().unwrap().to_owned();
-        assert!(
-            name.starts_with("job-0000000000000abc-stage-2-partition-7."),
-            "{name}"
-        );
+        assert!(name.starts_with("job-0000000000000abc-stage-2-partition-7."), "{name}");
 
         let map = file.map().unwrap();
         drop(file);
         assert_eq!((spill.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
         for (extent, bytes) in extents.iter().zip(segments) {
             assert_eq!(extent.range.start % ALIGNMENT_BYTES, 0);
-            assert_eq!(
-                &map[extent.range.start as usize..extent.range.end as usize],
-                bytes
-            );
+            assert_eq!(&map[extent.range.start as usize..extent.range.end as usize], bytes);
             assert_eq!(extent.checksum, xxh3_64(bytes));
         }
     }
@@ -298,10 +254,7 @@ mod tests {
         fs::write(dir.path().join("job-1-stage-0-partition-0.0.arrow"), "left over").unwrap();
         fs::write(dir.path().join("notes.txt"), "the user's").unwrap();
         Spill::open(dir.path()).unwrap();
-        let left: Vec<_> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["notes.txt"]);
     }
 
@@ -320,13 +273,7 @@ mod tests {
     fn a_full_disk_is_named_with_the_path() {
         let error = io::Error::from(io::ErrorKind::StorageFull);
         let failure = write_failure(Path::new("partitions/x.arrow"), &error);
-        assert!(
-            matches!(&failure, Failure::Exhausted { what, .. } if what == "disk"),
-            "{failure:?}"
-        );
-        assert!(
-            failure.to_string().contains("cannot write partitions/x.arrow"),
-            "{failure}"
-        );
+        assert!(matches!(&failure, Failure::Exhausted { what, .. } if what == "disk"), "{failure:?}");
+        assert!(failure.to_string().contains("cannot write partitions/x.arrow"), "{failure}");
     }
 }

@@ -38,11 +38,7 @@ pub(super) enum Admitted {
 impl Slots {
     pub(super) fn new(total: usize) -> Self {
         let total = total.clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            total,
-            free: Arc::new(Semaphore::new(total)),
-            wanted: Mutex::default(),
-        }
+        Self { total, free: Arc::new(Semaphore::new(total)), wanted: Mutex::default() }
     }
 
     /// Enters an attempt.
@@ -62,9 +58,7 @@ impl Slots {
     /// Waits for a slot; first come, first served.
     pub(super) async fn take(&self) -> Slot {
         // The semaphore is never closed.
-        Slot {
-            _permit: Arc::clone(&self.free).acquire_owned().await.ok(),
-        }
+        Slot { _permit: Arc::clone(&self.free).acquire_owned().await.ok() }
     }
 
     /// Takes an attempt out of the list. False: it was aborted before.
@@ -119,14 +113,7 @@ mod tests {
     use super::*;
 
     fn attempt(job: u64, attempt: u64) -> AttemptId {
-        AttemptId {
-            task: TaskId {
-                job: JobId(job),
-                stage: StageId(0),
-                partition: 0,
-            },
-            attempt,
-        }
+        AttemptId { task: TaskId { job: JobId(job), stage: StageId(0), partition: 0 }, attempt }
     }
 
     #[test]
@@ -153,12 +140,8 @@ mod tests {
     #[test]
     fn aborting_tells_the_aborted_and_only_them() {
         let slots = Slots::new(1);
-        let Admitted::New(first) = slots.admit(attempt(1, 0)) else {
-            panic!("not admitted")
-        };
-        let Admitted::New(second) = slots.admit(attempt(2, 0)) else {
-            panic!("not admitted")
-        };
+        let Admitted::New(first) = slots.admit(attempt(1, 0)) else { panic!("not admitted") };
+        let Admitted::New(second) = slots.admit(attempt(2, 0)) else { panic!("not admitted") };
         slots.abort(is_of(&[JobId(1)]));
         assert!(first.is_cancelled());
         assert!(!second.is_cancelled());

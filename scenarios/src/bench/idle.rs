@@ -17,13 +17,7 @@ const WATCH: Duration = Duration::from_secs(20);
 pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let mut cluster = Cluster::builder(bench.floe).start().await?;
     let pids = (0..cluster.len())
-        .map(|i| {
-            cluster
-                .node(i)
-                .pid()
-                .map(Pid::from_u32)
-                .context("a node does not run")
-        })
+        .map(|i| cluster.node(i).pid().map(Pid::from_u32).context("a node does not run"))
         .collect::<Result<Vec<_>>>()?;
     let mut system = System::new();
     tokio::time::sleep(REST).await;
@@ -34,11 +28,7 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let elapsed_ms = start.elapsed().as_millis() as f64;
 
     let resident = after.iter().map(|usage| usage.resident_bytes).max().unwrap_or(0);
-    let busiest_ms = before
-        .iter()
-        .zip(&after)
-        .map(|(before, after)| after.cpu_ms - before.cpu_ms)
-        .max();
+    let busiest_ms = before.iter().zip(&after).map(|(before, after)| after.cpu_ms - before.cpu_ms).max();
     let made_from = format!("the greatest of {} nodes over {} s", pids.len(), WATCH.as_secs());
     Ok(vec![
         Figure {
@@ -68,13 +58,8 @@ fn usage(system: &mut System, pids: &[Pid]) -> Result<Vec<Usage>> {
     system.refresh_processes_specifics(ProcessesToUpdate::Some(pids), true, what);
     pids.iter()
         .map(|&pid| {
-            let process = system
-                .process(pid)
-                .with_context(|| format!("process {pid} is gone"))?;
-            Ok(Usage {
-                resident_bytes: process.memory(),
-                cpu_ms: process.accumulated_cpu_time(),
-            })
+            let process = system.process(pid).with_context(|| format!("process {pid} is gone"))?;
+            Ok(Usage { resident_bytes: process.memory(), cpu_ms: process.accumulated_cpu_time() })
         })
         .collect()
 }

@@ -20,9 +20,7 @@ const QUERY: &str = "SELECT name FROM {airlines} WHERE carrier = 'UA'";
 pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let cluster = Cluster::builder(bench.floe).start().await?;
     let mesh = cluster.client(1).await?;
-    let text = Tables::new()
-        .with("airlines", nycflights("airlines"))
-        .for_floe(QUERY);
+    let text = Tables::new().with("airlines", nycflights("airlines")).for_floe(QUERY);
     let mut times_ms = Vec::with_capacity(QUERIES);
     for round in 0..WARM_UP + QUERIES {
         let start = Instant::now();

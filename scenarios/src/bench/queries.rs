@@ -22,12 +22,8 @@ const QUERIES: [(&str, &str); 2] = [("Q1", Q1), ("Q6", Q6)];
 pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let path = lineitem(bench.data, bench.scale_factor)?;
     let tables = Tables::new().with("lineitem", &path);
-    let cluster = Cluster::builder(bench.floe)
-        .nodes(2)
-        .slots(1)
-        .env("POLARS_MAX_THREADS", "1")
-        .start()
-        .await?;
+    let cluster =
+        Cluster::builder(bench.floe).nodes(2).slots(1).env("POLARS_MAX_THREADS", "1").start().await?;
     let mesh = cluster.client(0).await?;
     let mut single = Single::start(&path)?;
     let mut figures = Vec::new();
@@ -86,21 +82,13 @@ impl Single {
             .spawn()?;
         let input = child.stdin.take().context("no pipe to the single process")?;
         let output = child.stdout.take().context("no pipe from the single process")?;
-        Ok(Self {
-            _child: child,
-            input,
-            output: BufReader::new(output).lines(),
-        })
+        Ok(Self { _child: child, input, output: BufReader::new(output).lines() })
     }
 
     /// Runs a query once and yields its milliseconds.
     async fn run(&mut self, name: &str) -> Result<f64> {
         self.input.write_all(format!("{name}\n").as_bytes()).await?;
-        let line = self
-            .output
-            .next_line()
-            .await?
-            .context("the single process ended")?;
+        let line = self.output.next_line().await?.context("the single process ended")?;
         Ok(line.parse()?)
     }
 }
@@ -123,10 +111,7 @@ impl SingleProcess {
                 bail!("there is no query {line}");
             };
             let start = Instant::now();
-            let frame = tables
-                .lazy(query)?
-                .collect_with_engine(Engine::Streaming)?
-                .unwrap_single();
+            let frame = tables.lazy(query)?.collect_with_engine(Engine::Streaming)?.unwrap_single();
             let elapsed = milliseconds(start.elapsed());
             drop(frame);
             writeln!(output, "{elapsed}")?;

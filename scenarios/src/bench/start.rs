@@ -21,9 +21,6 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         value: median(&times_s),
         unit: "s",
         target: Target::AtMost(5.0),
-        made_from: format!(
-            "median of {}, worst {worst:.2} s; same-machine discovery",
-            bench.rounds
-        ),
+        made_from: format!("median of {}, worst {worst:.2} s; same-machine discovery", bench.rounds),
     }])
 }

@@ -68,24 +68,13 @@ impl Bodies {
         let end = |offers| -> Result<_> {
             let identity = Keypair::generate_ed25519();
             let roster = Roster::default();
-            let transport = transport(
-                &identity,
-                Credentials::new(key.clone(), Role::Node),
-                roster.clone(),
-            )?;
+            let transport = transport(&identity, Credentials::new(key.clone(), Role::Node), roster.clone())?;
             let (behaviour, inbound) = Behaviour::new(roster, offers);
             let opener = behaviour.opener();
             let config = libp2p::swarm::Config::with_tokio_executor();
-            Ok((
-                Swarm::new(transport, behaviour, identity.public().to_peer_id(), config),
-                inbound,
-                opener,
-            ))
+            Ok((Swarm::new(transport, behaviour, identity.public().to_peer_id(), config), inbound, opener))
         };
-        let (server, mut inbound, _) = end(vec![Offer {
-            protocol: CALL,
-            to_drivers: false,
-        }])?;
+        let (server, mut inbound, _) = end(vec![Offer { protocol: CALL, to_drivers: false }])?;
         let (client, _, opener) = end(Vec::new())?;
         let peer = *server.local_peer_id();
         let mut tasks = JoinSet::new();
@@ -96,11 +85,7 @@ impl Bodies {
                 let _ = serve(inbound.stream).await;
             }
         });
-        return Ok(Self {
-            server: peer,
-            opener,
-            _tasks: tasks,
-        });
+        return Ok(Self { server: peer, opener, _tasks: tasks });
 
         async fn serve(mut stream: Stream) -> Result<()> {
             stream.read_exact(&mut [0]).await?;
@@ -136,11 +121,7 @@ impl Bare {
         let end = || -> Result<Swarm<libp2p_stream::Behaviour>> {
             Ok(SwarmBuilder::with_new_identity()
                 .with_tokio()
-                .with_tcp(
-                    tcp::Config::default().nodelay(true),
-                    noise::Config::new,
-                    yamux::Config::default,
-                )?
+                .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)?
                 .with_behaviour(|_| libp2p_stream::Behaviour::new())?
                 .with_swarm_config(|config| config.with_idle_connection_timeout(std::time::Duration::MAX))
                 .build())
@@ -156,11 +137,7 @@ impl Bare {
                 let _ = serve(stream).await;
             }
         });
-        return Ok(Self {
-            server: peer,
-            control,
-            _tasks: tasks,
-        });
+        return Ok(Self { server: peer, control, _tasks: tasks });
 
         async fn serve(mut stream: libp2p::Stream) -> Result<()> {
             stream.read_exact(&mut [0]).await?;
@@ -233,9 +210,6 @@ fn pieces() -> impl Iterator<Item = Bytes> {
 }
 
 fn rate(bytes: usize, start: Instant) -> Result<f64> {
-    ensure!(
-        bytes == TRANSFER_BYTES,
-        "{bytes} bytes arrived instead of {TRANSFER_BYTES}"
-    );
+    ensure!(bytes == TRANSFER_BYTES, "{bytes} bytes arrived instead of {TRANSFER_BYTES}");
     Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
 }

@@ -91,17 +91,10 @@ impl Builder {
         let floe = self
             .env
             .iter()
-            .fold(Floe::new(&self.binary, home.path()), |floe, (name, value)| {
-                floe.env(name, value)
-            });
+            .fold(Floe::new(&self.binary, home.path()), |floe, (name, value)| floe.env(name, value));
         let key_file = home.path().join("key");
         fs::write(&key_file, floe.run(["key"]).await?.success()?)?;
-        let mut cluster = Cluster {
-            floe,
-            key_file,
-            nodes: Vec::new(),
-            home: Some(home),
-        };
+        let mut cluster = Cluster { floe, key_file, nodes: Vec::new(), home: Some(home) };
         if let Err(error) = cluster.bring_up(&self).await {
             cluster.keep_files();
             return Err(error);
@@ -113,14 +106,7 @@ impl Builder {
 impl Cluster {
     /// A cluster of three nodes with one slot each, unless told otherwise, of this `floe` binary.
     pub fn builder(binary: impl Into<PathBuf>) -> Builder {
-        Builder {
-            binary: binary.into(),
-            nodes: 3,
-            slots: 1,
-            memory: None,
-            env: Vec::new(),
-            discover: false,
-        }
+        Builder { binary: binary.into(), nodes: 3, slots: 1, memory: None, env: Vec::new(), discover: false }
     }
 
     async fn bring_up(&mut self, builder: &Builder) -> Result<()> {
@@ -195,12 +181,7 @@ impl Cluster {
 
     /// `ARGS --connect NODE --key-file KEY`: the arguments of a driver's command against node `i`.
     pub fn args(&self, i: usize, args: &[&str]) -> Vec<String> {
-        let driver = [
-            "--connect",
-            self.nodes[i].address(),
-            "--key-file",
-            &self.key_file.to_string_lossy(),
-        ];
+        let driver = ["--connect", self.nodes[i].address(), "--key-file", &self.key_file.to_string_lossy()];
         args.iter().copied().chain(driver).map(str::to_owned).collect()
     }
 
@@ -229,19 +210,15 @@ impl Cluster {
     /// The number of the node that leads: waits until a running one does and all running ones agree on it.
     /// A stopped node must be resumed first.
     pub async fn leader(&self) -> Result<usize> {
-        self.agreed("the running nodes agree on a leader", |_| true)
-            .await
-            .map(|(leader, _)| leader)
+        self.agreed("the running nodes agree on a leader", |_| true).await.map(|(leader, _)| leader)
     }
 
     /// Waits until all running nodes agree on a leader and see each other alive; yields the leader's number.
     pub async fn together(&self) -> Result<usize> {
         let running = self.running();
-        self.agreed("the running nodes see each other", |status| {
-            alive(status).count() == running
-        })
-        .await
-        .map(|(leader, _)| leader)
+        self.agreed("the running nodes see each other", |status| alive(status).count() == running)
+            .await
+            .map(|(leader, _)| leader)
     }
 
     /// Waits until all running nodes agree on a leader and see each other alive, with as many voters as that
@@ -250,9 +227,7 @@ impl Cluster {
         let running = self.running();
         let voters = voters(running);
         self.agreed("the running nodes are one mesh with all its voters", |status| {
-            let voting = alive(status)
-                .filter(|node| node.role != NodeRole::Learner)
-                .count();
+            let voting = alive(status).filter(|node| node.role != NodeRole::Learner).count();
             alive(status).count() == running && voting == voters
         })
         .await
@@ -309,10 +284,7 @@ impl Cluster {
     }
 
     /// Leaves the files where they are and says where, with the end of every node's log.
-    #[expect(
-        clippy::print_stderr,
-        reason = "a failing test's output is what people look at"
-    )]
+    #[expect(clippy::print_stderr, reason = "a failing test's output is what people look at")]
     fn keep_files(&mut self) {
         if let Some(home) = self.home.take() {
             for (i, node) in self.nodes.iter().enumerate() {

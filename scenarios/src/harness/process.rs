@@ -49,11 +49,7 @@ pub struct Finished {
 impl Floe {
     /// Calls `binary` with `home` as the user's Floe directory.
     pub fn new(binary: impl AsRef<Path>, home: impl Into<PathBuf>) -> Self {
-        Self {
-            launcher: vec![binary.as_ref().into()],
-            home: home.into(),
-            env: Vec::new(),
-        }
+        Self { launcher: vec![binary.as_ref().into()], home: home.into(), env: Vec::new() }
     }
 
     /// Runs it through another program, as in `ip netns exec NAME floe ..`.
@@ -98,13 +94,9 @@ impl Floe {
     /// Runs it to its end, whatever its exit status.
     pub async fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Finished> {
         let mut command = self.command(args);
-        let output = timeout(DEADLINE, command.output()).await.map_err(|_| {
-            anyhow!(
-                "{:?} did not end within {} s",
-                command.as_std(),
-                DEADLINE.as_secs()
-            )
-        })??;
+        let output = timeout(DEADLINE, command.output())
+            .await
+            .map_err(|_| anyhow!("{:?} did not end within {} s", command.as_std(), DEADLINE.as_secs()))??;
         Ok(Finished {
             status: output.status,
             stdout: output.stdout,
@@ -125,10 +117,7 @@ impl Finished {
     /// Standard error, if the command failed by itself, neither by a signal nor a panic.
     pub fn failure(self) -> Result<String> {
         match self.status.code() {
-            Some(0) => bail!(
-                "floe succeeded where it should not: {}",
-                String::from_utf8_lossy(&self.stdout)
-            ),
+            Some(0) => bail!("floe succeeded where it should not: {}", String::from_utf8_lossy(&self.stdout)),
             None => bail!("floe was ended by a signal: {}", self.status),
             Some(_) if self.stderr.contains("panicked at") => bail!("floe panicked: {}", self.stderr),
             Some(_) => Ok(self.stderr),
@@ -151,29 +140,16 @@ impl Node {
     pub fn spawn<S: Into<String>>(floe: Floe, dir: &Path, args: impl IntoIterator<Item = S>) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let args = args.into_iter().map(Into::into).collect();
-        let mut node = Self {
-            floe,
-            dir: dir.to_owned(),
-            args,
-            address: String::new(),
-            child: None,
-        };
+        let mut node = Self { floe, dir: dir.to_owned(), args, address: String::new(), child: None };
         node.launch()?;
         Ok(node)
     }
 
     fn launch(&mut self) -> Result<()> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.join("log"))?;
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log"))?;
         let child = self
             .floe
-            .command(
-                ["up", "-v"]
-                    .into_iter()
-                    .chain(self.args.iter().map(String::as_str)),
-            )
+            .command(["up", "-v"].into_iter().chain(self.args.iter().map(String::as_str)))
             .stdout(File::create(self.dir.join("out"))?)
             .stderr(log)
             .spawn()
@@ -192,11 +168,7 @@ impl Node {
             let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
             if let Some(line) = whole.lines().find(|line| line.starts_with("ready")) {
                 let address = line.split_whitespace().find(|word| word.starts_with('/'));
-                return Some(
-                    address
-                        .map(str::to_owned)
-                        .ok_or_else(|| anyhow!("no address in `{line}`")),
-                );
+                return Some(address.map(str::to_owned).ok_or_else(|| anyhow!("no address in `{line}`")));
             }
             match child.as_mut().map(Child::try_wait) {
                 Some(Ok(None)) => None,
@@ -222,9 +194,7 @@ impl Node {
     /// Its TCP port.
     pub fn port(&self) -> Result<u16> {
         let mut parts = self.address.split('/').skip_while(|part| *part != "tcp");
-        let port = parts
-            .nth(1)
-            .ok_or_else(|| anyhow!("no TCP port in `{}`", self.address))?;
+        let port = parts.nth(1).ok_or_else(|| anyhow!("no TCP port in `{}`", self.address))?;
         Ok(port.parse()?)
     }
 

@@ -11,9 +11,7 @@ use crate::data::{directory, path};
 use crate::mesh::{ROOMY, collect, held, inputs, lazy, sql};
 
 fn failure(query: &Query) -> Failure {
-    collect(query, &ROOMY)
-        .err()
-        .unwrap_or_else(|| panic!("{query:?} worked"))
+    collect(query, &ROOMY).err().unwrap_or_else(|| panic!("{query:?} worked"))
 }
 
 fn message(text: &str) -> String {
@@ -34,10 +32,7 @@ fn polars_own_message_comes_through_once() {
     ] {
         let message = message(text);
         assert!(message.contains(words), "{text}: {message}");
-        assert!(
-            !message.contains("Resolved plan") && !message.contains("stack backtrace"),
-            "{message}"
-        );
+        assert!(!message.contains("Resolved plan") && !message.contains("stack backtrace"), "{message}");
         let first = message.lines().next().unwrap();
         assert_eq!(message.matches(first).count(), 1, "{message}");
     }
@@ -47,9 +42,7 @@ fn polars_own_message_comes_through_once() {
 fn a_missing_file_is_unseen() {
     for name in ["gone.parquet", "gone/*.csv", "gone"] {
         let query = sql(&format!("select * from read_parquet('{name}')"));
-        let Failure::Unseen { path, looked } = failure(&query) else {
-            panic!("{name}")
-        };
+        let Failure::Unseen { path, looked } = failure(&query) else { panic!("{name}") };
         assert_eq!(path, format!("{}/{name}", directory()));
         assert!(looked.starts_with("this node: "), "{looked}");
     }
@@ -94,13 +87,9 @@ fn a_file_that_changed_after_planning_is_not_read() {
     let planned = floe_query::plan(&sql(&format!("select * from '{}'", at.display())), &ROOMY).unwrap();
     std::fs::copy(path("none.parquet").as_str(), &at).unwrap();
     let stage = &planned.graph.stages[0];
-    let Work::Fragment(fragment) = &stage.work else {
-        panic!("held")
-    };
+    let Work::Fragment(fragment) = &stage.work else { panic!("held") };
     let failure = floe_query::run(fragment, &stage.tasks[0].split, vec![], 1).unwrap_err();
-    let Failure::Blind { path, why } = failure else {
-        panic!("{failure:?}")
-    };
+    let Failure::Blind { path, why } = failure else { panic!("{failure:?}") };
     assert_eq!(path, at.to_string_lossy());
     assert!(why.contains("bytes instead of"), "{why}");
     assert_eq!(planned.scans[0].1.len(), 1);
@@ -111,9 +100,7 @@ fn what_cannot_be_sent_is_refused() {
     let udf = rows().map(Ok, Default::default(), None, Some("my function"));
     for frame in [udf] {
         let mut dsl = Vec::new();
-        let written = frame
-            .logical_plan
-            .serialize_versioned(&mut dsl, Default::default());
+        let written = frame.logical_plan.serialize_versioned(&mut dsl, Default::default());
         assert!(written.is_err(), "Polars refuses closures itself");
     }
 }
@@ -124,31 +111,18 @@ fn rows() -> LazyFrame {
 
 #[test]
 fn garbage_is_not_a_plan() {
-    let empty = Query::Plan {
-        dsl: Default::default(),
-        directory: "/".into(),
-    };
+    let empty = Query::Plan { dsl: Default::default(), directory: "/".into() };
     assert!(matches!(failure(&empty), Failure::Version { .. }));
-    let Query::Plan { dsl, directory } = lazy(rows()) else {
-        panic!("sql")
-    };
+    let Query::Plan { dsl, directory } = lazy(rows()) else { panic!("sql") };
     for cut in [5, 40, 80, dsl.len() - 1] {
-        let query = Query::Plan {
-            dsl: dsl.slice(..cut),
-            directory: directory.clone(),
-        };
-        let Failure::Version { message } = failure(&query) else {
-            panic!("cut at {cut}")
-        };
+        let query = Query::Plan { dsl: dsl.slice(..cut), directory: directory.clone() };
+        let Failure::Version { message } = failure(&query) else { panic!("cut at {cut}") };
         assert!(message.contains("py-polars 1.40"), "{message}");
     }
     // Another build's hash of the schema is no obstacle.
     let mut other = dsl.to_vec();
     other[15..79].fill(b'0');
-    let query = Query::Plan {
-        dsl: other.into(),
-        directory,
-    };
+    let query = Query::Plan { dsl: other.into(), directory };
     assert_eq!(collect(&query, &ROOMY).unwrap().height(), 10);
     assert!(floe_query::run(b"garbage", b"", vec![], 1).is_err());
 }
@@ -157,9 +131,7 @@ fn garbage_is_not_a_plan() {
 fn a_task_stops_when_told() {
     let planned = floe_query::plan(&sql("select * from t order by value"), &ROOMY).unwrap();
     let stage = &planned.graph.stages[0];
-    let Work::Fragment(fragment) = &stage.work else {
-        panic!("held")
-    };
+    let Work::Fragment(fragment) = &stage.work else { panic!("held") };
     let segments = inputs(stage, 0, &held(planned.frames));
     let stop = Stop::default();
     stop.store(true, std::sync::atomic::Ordering::Relaxed);

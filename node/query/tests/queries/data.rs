@@ -12,11 +12,7 @@ static DIRECTORY: OnceLock<TempDir> = OnceLock::new();
 
 /// Where the generated files are.
 pub(crate) fn directory() -> String {
-    DIRECTORY
-        .get_or_init(generate)
-        .path()
-        .to_string_lossy()
-        .into_owned()
+    DIRECTORY.get_or_init(generate).path().to_string_lossy().into_owned()
 }
 
 pub(crate) fn path(name: &str) -> PlRefPath {
@@ -25,11 +21,7 @@ pub(crate) fn path(name: &str) -> PlRefPath {
 
 pub(crate) fn flights() -> String {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.join("../../scenarios/data/nycflights13")
-        .canonicalize()
-        .unwrap()
-        .to_string_lossy()
-        .into_owned()
+    here.join("../../scenarios/data/nycflights13").canonicalize().unwrap().to_string_lossy().into_owned()
 }
 
 pub(crate) fn tables() -> BTreeMap<String, String> {
@@ -48,15 +40,11 @@ pub(crate) fn rows(from: i64, n: i64) -> DataFrame {
     };
     let all = || from..from + n;
     let some = |i: i64, salt: u64| mix(i, salt).rem_euclid(11) != 0;
-    let key: Vec<Option<i64>> = all()
-        .map(|i| some(i, 1).then(|| mix(i, 2).rem_euclid(17)))
-        .collect();
-    let name: Vec<Option<String>> = all()
-        .map(|i| some(i, 3).then(|| format!("name {}", mix(i, 4).rem_euclid(23))))
-        .collect();
-    let small: Vec<Option<i32>> = all()
-        .map(|i| some(i, 5).then(|| mix(i, 6).rem_euclid(100) as i32))
-        .collect();
+    let key: Vec<Option<i64>> = all().map(|i| some(i, 1).then(|| mix(i, 2).rem_euclid(17))).collect();
+    let name: Vec<Option<String>> =
+        all().map(|i| some(i, 3).then(|| format!("name {}", mix(i, 4).rem_euclid(23)))).collect();
+    let small: Vec<Option<i32>> =
+        all().map(|i| some(i, 5).then(|| mix(i, 6).rem_euclid(100) as i32)).collect();
     let value: Vec<Option<f64>> = all()
         .map(|i| match mix(i, 7).rem_euclid(20) {
             0 => None,
@@ -73,23 +61,11 @@ pub(crate) fn rows(from: i64, n: i64) -> DataFrame {
     )
     .unwrap();
     let column = |name: &str| df.column(name).unwrap().clone();
-    let small8 = column("small")
-        .cast(&DataType::Int8)
-        .unwrap()
-        .with_name("tiny".into());
-    let single = column("value")
-        .cast(&DataType::Float32)
-        .unwrap()
-        .with_name("single".into());
-    let date = column("small")
-        .cast(&DataType::Date)
-        .unwrap()
-        .with_name("date".into());
+    let small8 = column("small").cast(&DataType::Int8).unwrap().with_name("tiny".into());
+    let single = column("value").cast(&DataType::Float32).unwrap().with_name("single".into());
+    let date = column("small").cast(&DataType::Date).unwrap().with_name("date".into());
     let time = column("id").cast(&DataType::Int64).unwrap() * 3_600_000_000i64;
-    let time = time
-        .cast(&DataType::Datetime(TimeUnit::Microseconds, None))
-        .unwrap()
-        .with_name("time".into());
+    let time = time.cast(&DataType::Datetime(TimeUnit::Microseconds, None)).unwrap().with_name("time".into());
     for extra in [small8, single, date, time] {
         df.with_column(extra).unwrap();
     }
@@ -102,13 +78,9 @@ pub(crate) fn with_rich_types(df: DataFrame) -> LazyFrame {
     df.lazy().with_columns([
         col("name").cast(categorical).alias("category"),
         col("id").cast(DataType::Decimal(20, 2)).alias("price"),
-        concat_list([col("small"), col("small") + lit(1)])
-            .unwrap()
-            .alias("list"),
+        concat_list([col("small"), col("small") + lit(1)]).unwrap().alias("list"),
         as_struct(vec![col("key"), col("name")]).alias("struct"),
-        (col("small") * lit(1000))
-            .cast(DataType::Duration(TimeUnit::Milliseconds))
-            .alias("took"),
+        (col("small") * lit(1000)).cast(DataType::Duration(TimeUnit::Milliseconds)).alias("took"),
         col("name").cast(DataType::Binary).alias("binary"),
     ])
 }
@@ -117,20 +89,13 @@ fn generate() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| File::create(directory.path().join(name)).unwrap();
     let parquet = |name: &str, df: &DataFrame, group: usize| {
-        ParquetWriter::new(at(name))
-            .with_row_group_size(Some(group))
-            .finish(&mut df.clone())
-            .unwrap();
+        ParquetWriter::new(at(name)).with_row_group_size(Some(group)).finish(&mut df.clone()).unwrap();
     };
     let all = rows(0, 12_000);
     parquet("t.parquet", &all, 700);
     parquet("one_group.parquet", &rows(0, 120_000), usize::MAX);
     parquet("none.parquet", &all.clear(), 100);
-    parquet(
-        "rich.parquet",
-        &with_rich_types(rows(0, 5_000)).collect().unwrap(),
-        400,
-    );
+    parquet("rich.parquet", &with_rich_types(rows(0, 5_000)).collect().unwrap(), 400);
     for folder in ["many", "csv", "ndjson", "ipc", "hive/part=a", "hive/part=b"] {
         std::fs::create_dir_all(directory.path().join(folder)).unwrap();
     }
@@ -139,9 +104,7 @@ fn generate() -> TempDir {
         parquet(&format!("many/{part}.parquet"), &df, 500);
         let folder = if part < 2 { "a" } else { "b" };
         parquet(&format!("hive/part={folder}/{part}.parquet"), &df, 800);
-        CsvWriter::new(at(&format!("csv/{part}.csv")))
-            .finish(&mut df)
-            .unwrap();
+        CsvWriter::new(at(&format!("csv/{part}.csv"))).finish(&mut df).unwrap();
         JsonWriter::new(at(&format!("ndjson/{part}.ndjson")))
             .with_json_format(JsonFormat::JsonLines)
             .finish(&mut df.drop_many(["value", "single"]))

@@ -28,51 +28,21 @@ fn shapes_of_queries() {
         "select carrier, avg(dep_delay) as late from flights where month = 3 group by carrier order by late";
     insta::assert_snapshot!("group_by_small", explain(&sql(text), &ROOMY));
     let text = "select tailnum, count(*) as n from flights group by tailnum";
-    insta::assert_snapshot!(
-        "group_by_large",
-        explain(
-            &sql(text),
-            &Shape {
-                slots: 4,
-                task_bytes: 1 << 20
-            }
-        )
-    );
+    insta::assert_snapshot!("group_by_large", explain(&sql(text), &Shape { slots: 4, task_bytes: 1 << 20 }));
     let text = "select tailnum, median(distance) from flights group by tailnum";
-    insta::assert_snapshot!(
-        "group_by_whole",
-        explain(
-            &sql(text),
-            &Shape {
-                slots: 4,
-                task_bytes: 1 << 20
-            }
-        )
-    );
+    insta::assert_snapshot!("group_by_whole", explain(&sql(text), &Shape { slots: 4, task_bytes: 1 << 20 }));
     insta::assert_snapshot!("count", explain(&sql("select count(*) from flights"), &ROOMY));
     insta::assert_snapshot!(
         "aggregates",
         explain(&sql("select sum(distance), max(dep_delay) from flights"), &ROOMY)
     );
-    insta::assert_snapshot!(
-        "sort",
-        explain(&sql("select * from t order by value desc, id"), &TIGHT)
-    );
+    insta::assert_snapshot!("sort", explain(&sql("select * from t order by value desc, id"), &TIGHT));
     insta::assert_snapshot!(
         "top",
-        explain(
-            &sql("select * from flights order by distance desc limit 3"),
-            &ROOMY
-        )
+        explain(&sql("select * from flights order by distance desc limit 3"), &ROOMY)
     );
-    insta::assert_snapshot!(
-        "limit",
-        explain(&sql("select * from flights where month = 2 limit 3"), &ROOMY)
-    );
-    insta::assert_snapshot!(
-        "distinct",
-        explain(&sql("select distinct origin, dest from flights"), &ROOMY)
-    );
+    insta::assert_snapshot!("limit", explain(&sql("select * from flights where month = 2 limit 3"), &ROOMY));
+    insta::assert_snapshot!("distinct", explain(&sql("select distinct origin, dest from flights"), &ROOMY));
     let text = "select id from t where key = 1 union all select id from t where key = 2";
     insta::assert_snapshot!("union", explain(&sql(text), &TIGHT));
     let text =

@@ -10,44 +10,25 @@ use polars::prelude::*;
 use polars_plan::dsl::PlanSerializationContext;
 
 /// Few slots and little memory: everything that can be split is, many times.
-pub(crate) const TIGHT: Shape = Shape {
-    slots: 3,
-    task_bytes: 48 << 10,
-};
+pub(crate) const TIGHT: Shape = Shape { slots: 3, task_bytes: 48 << 10 };
 
 /// What a few laptops have.
-pub(crate) const ROOMY: Shape = Shape {
-    slots: 6,
-    task_bytes: 256 << 20,
-};
+pub(crate) const ROOMY: Shape = Shape { slots: 6, task_bytes: 256 << 20 };
 
 /// One machine.
-pub(crate) const ALONE: Shape = Shape {
-    slots: 1,
-    task_bytes: u64::MAX,
-};
+pub(crate) const ALONE: Shape = Shape { slots: 1, task_bytes: u64::MAX };
 
 /// Segments by stage, partition and bucket.
 pub(crate) type Outputs = BTreeMap<StageId, Vec<Vec<Bytes>>>;
 
 pub(crate) fn sql(text: &str) -> Query {
-    Query::Sql {
-        text: text.to_owned(),
-        tables: crate::data::tables(),
-        directory: crate::data::directory(),
-    }
+    Query::Sql { text: text.to_owned(), tables: crate::data::tables(), directory: crate::data::directory() }
 }
 
 pub(crate) fn lazy(frame: LazyFrame) -> Query {
     let mut dsl = Vec::new();
-    frame
-        .logical_plan
-        .serialize_versioned(&mut dsl, PlanSerializationContext::default())
-        .unwrap();
-    Query::Plan {
-        dsl: dsl.into(),
-        directory: crate::data::directory(),
-    }
+    frame.logical_plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
+    Query::Plan { dsl: dsl.into(), directory: crate::data::directory() }
 }
 
 /// Plans a query, runs all of it and returns its rows in order.
@@ -63,12 +44,7 @@ pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure
                 let segments = inputs(stage, task, &outputs);
                 let split = &stage.tasks[task as usize].split;
                 let buckets = floe_query::run(fragment, split, segments, stage.exchange.buckets())?;
-                assert_eq!(
-                    buckets.len(),
-                    stage.exchange.buckets() as usize,
-                    "stage {}",
-                    stage.id
-                );
+                assert_eq!(buckets.len(), stage.exchange.buckets() as usize, "stage {}", stage.id);
                 partitions.push(buckets.into_iter().map(|df| ipc(df, task)).collect());
             }
             partitions.reverse();
@@ -84,11 +60,7 @@ pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure
         if result.width() == 0 {
             return Ok(rows);
         }
-        assert_eq!(
-            rows.schema(),
-            result.schema(),
-            "the announced schema is that of the rows"
-        );
+        assert_eq!(rows.schema(), result.schema(), "the announced schema is that of the rows");
         result.vstack_mut(&rows).unwrap();
     }
     Ok(result)
@@ -100,10 +72,7 @@ pub(crate) fn inputs(stage: &Stage, task: u32, outputs: &Outputs) -> Vec<Vec<Byt
         let partitions = &outputs[&input.stage];
         match input.read {
             Read::All => partitions.iter().flatten().cloned().collect(),
-            Read::Bucket => partitions
-                .iter()
-                .map(|buckets| buckets[task as usize].clone())
-                .collect(),
+            Read::Bucket => partitions.iter().map(|buckets| buckets[task as usize].clone()).collect(),
             Read::Partition { first } => task
                 .checked_sub(first)
                 .and_then(|partition| partitions.get(partition as usize))
@@ -132,22 +101,12 @@ pub(crate) fn ipc(df: DataFrame, salt: u32) -> Bytes {
     chunks.rechunk_mut();
     if !chunks.dtypes().iter().any(categorical) && chunks.height() > 10 {
         let half = chunks.height() / 2;
-        chunks = chunks
-            .slice(0, half)
-            .vstack(&chunks.slice(half as i64, chunks.height()))
-            .unwrap();
+        chunks = chunks.slice(0, half).vstack(&chunks.slice(half as i64, chunks.height())).unwrap();
     }
     let mut file = Vec::new();
-    let compression = [
-        None,
-        Some(IpcCompression::LZ4),
-        Some(IpcCompression::ZSTD(Default::default())),
-    ];
+    let compression = [None, Some(IpcCompression::LZ4), Some(IpcCompression::ZSTD(Default::default()))];
     let compression = compression[salt as usize % 3];
-    IpcWriter::new(&mut file)
-        .with_compression(compression)
-        .finish(&mut chunks)
-        .unwrap();
+    IpcWriter::new(&mut file).with_compression(compression).finish(&mut chunks).unwrap();
     file.into()
 }
 
@@ -184,23 +143,14 @@ fn check(graph: &StageGraph) {
 pub(crate) fn assert_same(found: &DataFrame, expected: &DataFrame, ordered: bool, what: &str) {
     assert_eq!(found.schema(), expected.schema(), "{what}");
     assert_eq!(found.height(), expected.height(), "{what}");
-    let (found, expected) = if ordered {
-        (found.clone(), expected.clone())
-    } else {
-        (sorted(found), sorted(expected))
-    };
+    let (found, expected) =
+        if ordered { (found.clone(), expected.clone()) } else { (sorted(found), sorted(expected)) };
     for (found, expected) in found.columns().iter().zip(expected.columns()) {
         let name = expected.name();
         if expected.dtype().is_float() {
             let values = |column: &Column| column.cast(&DataType::Float64).unwrap();
             let (found, expected) = (values(found), values(expected));
-            for (row, (a, b)) in found
-                .f64()
-                .unwrap()
-                .iter()
-                .zip(expected.f64().unwrap().iter())
-                .enumerate()
-            {
+            for (row, (a, b)) in found.f64().unwrap().iter().zip(expected.f64().unwrap().iter()).enumerate() {
                 let close = match (a, b) {
                     (Some(a), Some(b)) => {
                         a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-9 * b.abs().max(1.0)
@@ -223,11 +173,6 @@ fn sorted(df: &DataFrame) -> DataFrame {
     // Floats last, so that their last bits decide nothing.
     let (floats, others): (Vec<_>, Vec<_>) =
         df.columns().iter().partition(|column| column.dtype().is_float());
-    let by: Vec<PlSmallStr> = others
-        .iter()
-        .chain(&floats)
-        .map(|column| column.name().clone())
-        .collect();
-    df.sort(by, SortMultipleOptions::default().with_maintain_order(true))
-        .unwrap()
+    let by: Vec<PlSmallStr> = others.iter().chain(&floats).map(|column| column.name().clone()).collect();
+    df.sort(by, SortMultipleOptions::default().with_maintain_order(true)).unwrap()
 }

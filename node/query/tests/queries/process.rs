@@ -16,18 +16,14 @@ const TASK: &str = "FLOE_TEST_TASK";
 fn another_process_fills_the_same_buckets() {
     // A categorical's codes depend on what a process saw before: here, the names in another order.
     let categorical = DataType::from_categories(Categories::global());
-    let _ = Series::new("".into(), ["name 22", "name 21", "name 3"])
-        .cast(&categorical)
-        .unwrap();
+    let _ = Series::new("".into(), ["name 22", "name 21", "name 3"]).cast(&categorical).unwrap();
     let frame = LazyFrame::scan_parquet(path("rich.parquet"), Default::default()).unwrap();
     let keys = [col("category"), col("value"), col("price"), col("struct")];
     let planned = floe_query::plan(&lazy(frame.group_by(keys).agg([col("id").median()])), &TIGHT);
     // A struct without categoricals is a key like others.
     let graph = planned.unwrap().graph;
     let stage = &graph.stages[0];
-    let Work::Fragment(fragment) = &stage.work else {
-        panic!("held")
-    };
+    let Work::Fragment(fragment) = &stage.work else { panic!("held") };
     let buckets = stage.exchange.buckets();
     assert!(buckets > 4);
     let here = floe_query::run(fragment, &stage.tasks[1].split, vec![], buckets).unwrap();
@@ -57,10 +53,7 @@ fn child() {
         return;
     };
     let file = |name: &str| -> Bytes { std::fs::read(Path::new(&directory).join(name)).unwrap().into() };
-    let buckets = String::from_utf8(file("buckets").to_vec())
-        .unwrap()
-        .parse()
-        .unwrap();
+    let buckets = String::from_utf8(file("buckets").to_vec()).unwrap().parse().unwrap();
     let out = floe_query::run(&file("fragment"), &file("split"), vec![], buckets).unwrap();
     for (bucket, df) in out.into_iter().enumerate() {
         std::fs::write(directory.join(format!("bucket {bucket}")), ipc(df, 0)).unwrap();

@@ -43,11 +43,9 @@ fn apply(frame: LazyFrame, step: &Step) -> LazyFrame {
     let options = SortMultipleOptions::default().with_maintain_order(true);
     match step {
         Step::Filter(0, value) => frame.filter(col("small").gt(lit(*value))),
-        Step::Filter(1, value) => frame.filter(
-            col("value")
-                .lt(lit(f64::from(*value) / 5.0))
-                .or(col("flag").is_null()),
-        ),
+        Step::Filter(1, value) => {
+            frame.filter(col("value").lt(lit(f64::from(*value) / 5.0)).or(col("flag").is_null()))
+        }
         Step::Filter(_, value) => frame.filter(col("key").neq(lit(i64::from(*value % 17)))),
         Step::WithColumns => frame.with_columns([
             (col("small") * lit(3) % lit(101)).alias("small"),
@@ -95,18 +93,10 @@ fn apply(frame: LazyFrame, step: &Step) -> LazyFrame {
                 .map(|name| col(*name).last())
                 .collect();
             let aggregates = [others, vec![median, col("id").min(), col("value").nan_max()]].concat();
-            frame
-                .group_by([col(key)])
-                .agg(aggregates)
-                .sort(["id"], options)
-                .select(columns())
+            frame.group_by([col(key)]).agg(aggregates).sort(["id"], options).select(columns())
         }
         Step::Unique(key, last) => {
-            let keep = if *last {
-                UniqueKeepStrategy::Last
-            } else {
-                UniqueKeepStrategy::First
-            };
+            let keep = if *last { UniqueKeepStrategy::Last } else { UniqueKeepStrategy::First };
             frame.unique_stable(Some(cols([KEYS[*key as usize]])), keep)
         }
         Step::Slice(offset, len) => frame.slice(*offset, *len),
@@ -119,10 +109,7 @@ fn apply(frame: LazyFrame, step: &Step) -> LazyFrame {
 
 /// A few in every run; more when asked.
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(48)
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
 }
 
 proptest! {

@@ -22,10 +22,7 @@ pub(super) struct Paths {
 pub(super) fn write(home: &Path) -> anyhow::Result<Paths> {
     let directory = home.join("data");
     fs::create_dir_all(&directory).with_context(|| unwritable(&directory))?;
-    let (flights, airlines) = (
-        directory.join("flights.parquet"),
-        directory.join("airlines.parquet"),
-    );
+    let (flights, airlines) = (directory.join("flights.parquet"), directory.join("airlines.parquet"));
     fs::write(&flights, FLIGHTS_FILE).with_context(|| unwritable(&flights))?;
     fs::write(&airlines, AIRLINES_FILE).with_context(|| unwritable(&airlines))?;
     Ok(Paths { flights, airlines })

@@ -43,8 +43,7 @@ impl Processes {
         write_key(&key_file, key)?;
         let start = Instant::now();
         for number in 1..=count {
-            self.running
-                .push(Process::spawn(home, &key_file, format!("n{number}"), count)?);
+            self.running.push(Process::spawn(home, &key_file, format!("n{number}"), count)?);
         }
         for process in &mut self.running {
             process.ready(start).await?;
@@ -60,18 +59,9 @@ impl Processes {
     /// Kills one node and returns the process id it had.
     pub(super) async fn kill(&mut self, name: &str) -> anyhow::Result<u32> {
         let at = self.running.iter().position(|process| process.name == name);
-        let mut process = self
-            .running
-            .remove(at.with_context(|| format!("there is no node {name}"))?);
-        let pid = process
-            .child
-            .id()
-            .with_context(|| format!("{name} had ended by itself"))?;
-        process
-            .child
-            .kill()
-            .await
-            .with_context(|| format!("{name} cannot be killed"))?;
+        let mut process = self.running.remove(at.with_context(|| format!("there is no node {name}"))?);
+        let pid = process.child.id().with_context(|| format!("{name} had ended by itself"))?;
+        process.child.kill().await.with_context(|| format!("{name} cannot be killed"))?;
         Ok(pid)
     }
 
@@ -92,15 +82,7 @@ impl Process {
         let binary = std::env::current_exe().context("this program's own file cannot be found")?;
         let stderr = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
         let mut child = Command::new(binary)
-            .args([
-                "up",
-                "--slots",
-                "1",
-                "--listen",
-                "/ip4/127.0.0.1/tcp/0",
-                "--name",
-                &name,
-            ])
+            .args(["up", "--slots", "1", "--listen", "/ip4/127.0.0.1/tcp/0", "--name", &name])
             .args(["--expect", &count.to_string()])
             .arg("--data-dir")
             .arg(home.join(&name))
@@ -118,14 +100,7 @@ impl Process {
             .spawn()
             .with_context(|| format!("{name} cannot be started"))?;
         let stdout = child.stdout.take().map(BufReader::new);
-        Ok(Self {
-            name,
-            address: String::new(),
-            ready_after: Duration::ZERO,
-            child,
-            log,
-            stdout,
-        })
+        Ok(Self { name, address: String::new(), ready_after: Duration::ZERO, child, log, stdout })
     }
 
     /// Waits for the line that says where the node can be dialled.
@@ -133,12 +108,7 @@ impl Process {
         let left = READY.saturating_sub(start.elapsed());
         match tokio::time::timeout(left, self.ready_line()).await {
             Ok(address) => self.address = address?,
-            Err(_) => bail!(
-                "{} was not ready within {} s{}",
-                self.name,
-                READY.as_secs(),
-                self.last_words()
-            ),
+            Err(_) => bail!("{} was not ready within {} s{}", self.name, READY.as_secs(), self.last_words()),
         }
         self.ready_after = start.elapsed();
         Ok(())
@@ -158,11 +128,7 @@ impl Process {
             line.clear();
         }
         let status = self.child.wait().await?;
-        Err(anyhow!(
-            "{} ended before it was ready, with {status}{}",
-            self.name,
-            self.last_words()
-        ))
+        Err(anyhow!("{} ended before it was ready, with {status}{}", self.name, self.last_words()))
     }
 
     /// The end of its log, to be appended to an error.

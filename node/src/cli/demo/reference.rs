@@ -13,10 +13,7 @@ const TOLERANCE: f64 = 1e-9;
 /// Runs a statement over Parquet files with Polars' own SQL, without Floe.
 pub(super) async fn run(sql: &str, tables: &[(&str, &PathBuf)]) -> anyhow::Result<DataFrame> {
     let sql = sql.to_owned();
-    let tables: Vec<_> = tables
-        .iter()
-        .map(|(name, path)| ((*name).to_owned(), (*path).clone()))
-        .collect();
+    let tables: Vec<_> = tables.iter().map(|(name, path)| ((*name).to_owned(), (*path).clone())).collect();
     let work = move || {
         let mut context = SQLContext::new();
         for (name, path) in tables {
@@ -24,26 +21,18 @@ pub(super) async fn run(sql: &str, tables: &[(&str, &PathBuf)]) -> anyhow::Resul
         }
         anyhow::Ok(context.execute(&sql)?.collect()?)
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .context("Polars panicked")?
+    tokio::task::spawn_blocking(work).await.context("Polars panicked")?
 }
 
 fn scan(path: &Path) -> anyhow::Result<LazyFrame> {
-    let text = path
-        .to_str()
-        .with_context(|| format!("{} is not UTF-8", path.display()))?;
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(LazyFrame::scan_parquet(PlRefPath::new(text), Default::default())?)
 }
 
 /// Where two frames differ, their rows' order included; nothing if they are equal.
 pub(super) fn difference(one: &DataFrame, other: &DataFrame) -> anyhow::Result<Option<String>> {
     if one.schema() != other.schema() {
-        return Ok(Some(format!(
-            "columns {:?} against {:?}",
-            one.schema(),
-            other.schema()
-        )));
+        return Ok(Some(format!("columns {:?} against {:?}", one.schema(), other.schema())));
     }
     if one.height() != other.height() {
         return Ok(Some(format!("{} rows against {}", one.height(), other.height())));
