@@ -36,7 +36,8 @@ pub const MAX_STAGE_TASKS: usize = 16_384;
 /// Stages of one job.
 pub const MAX_STAGES: usize = 1024;
 
-/// Size of all unfinished jobs' graphs and outputs, so that a snapshot still fits a frame.
+/// Size of all unfinished jobs' graphs, and of what will be known of their outputs and tasks: counted when a job
+/// is accepted, so that a snapshot fits a frame whatever becomes of it.
 pub const MAX_RUNNING_BYTES: usize = 8 << 20;
 
 /// Size of all jobs, ended ones included; beyond it those that ended first are forgotten.
@@ -48,6 +49,9 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 
 /// Raised whenever a snapshot's layout changes.
 const SNAPSHOT_VERSION: u32 = 1;
+
+/// Roughly what one partition's place takes in a snapshot.
+const PLACE_BYTES: usize = 48;
 
 /// Roughly what one bucket's size takes in a snapshot.
 const BUCKET_BYTES: usize = 32;
@@ -280,10 +284,11 @@ impl StateMachine {
         check_graph(graph).map_err(refused)?;
         let running = self.jobs.values().filter(|job| !job.phase.is_terminal());
         let (count, bytes) = running.fold((0, 0), |(n, bytes), job| (n + 1, bytes + job.weight_bytes));
-        let weight_bytes = frame::encode(graph).map_err(Failure::internal)?.len() + label.len();
+        let graph_bytes = frame::encode(graph).map_err(Failure::internal)?.len();
+        let weight_bytes = label.len() + graph_bytes + results_bytes(graph);
         if weight_bytes > MAX_RUNNING_BYTES {
             return Err(refused(format!(
-                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_RUNNING_BYTES}: read fewer files at once"
+                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_RUNNING_BYTES}: read fewer files, or use fewer partitions"
             )));
         }
         if count >= MAX_RUNNING_JOBS || bytes + weight_bytes > MAX_RUNNING_BYTES {
@@ -352,11 +357,12 @@ impl StateMachine {
         let Some(spec) = work.graph.stages.get(position) else {
             return Err(refused(format!("job {id} has no stage {stage}")));
         };
-        if outputs.len() != spec.tasks.len() {
+        let buckets = spec.exchange.buckets() as usize;
+        let fits = |placed: &Placed| placed.meta.buckets.len() == buckets;
+        if outputs.len() != spec.tasks.len() || !outputs.iter().all(fits) {
             return Err(refused(format!(
-                "stage {stage} of job {id} has {} partitions, not {}",
+                "stage {stage} of job {id} has {} partitions of {buckets} buckets, not these",
                 spec.tasks.len(),
-                outputs.len()
             )));
         }
         let replaced = work.outputs[position].replace(outputs.to_vec());
@@ -366,10 +372,9 @@ impl StateMachine {
         progress.bytes = outputs.iter().map(|p| p.meta.bytes()).sum();
         // A leader that saw no answer says the same again, under another request id.
         let fresh = runs.iter().filter(|run| replaced.is_none() || !job.timeline.contains(run));
-        let kept: Vec<_> = fresh.take(MAX_TIMELINE.saturating_sub(job.timeline.len())).cloned().collect();
-        job.weight_bytes += outputs_bytes(outputs) + kept.len() * RUN_BYTES;
+        let room = MAX_TIMELINE.saturating_sub(job.timeline.len());
+        let kept: Vec<_> = fresh.take(room).cloned().collect();
         job.timeline.extend(kept);
-        job.weight_bytes = job.weight_bytes.saturating_sub(replaced.map_or(0, |old| outputs_bytes(&old)));
         let last = position + 1 == work.outputs.len();
         let running = !job.phase.is_terminal();
         events.push(Event::StageDone { job: id, stage });
@@ -459,8 +464,15 @@ fn refused(message: String) -> Failure {
     Failure::Refused { message }
 }
 
-fn outputs_bytes(outputs: &[Placed]) -> usize {
-    outputs.iter().map(|p| BUCKET_BYTES * (1 + p.meta.buckets.len() + p.nodes.len())).sum()
+/// Roughly what a job's outputs and timeline will take in a snapshot.
+fn results_bytes(graph: &StageGraph) -> usize {
+    let tasks: usize = graph.stages.iter().map(|stage| stage.tasks.len()).sum();
+    let of_stage = |stage: &floe_protocol::Stage| {
+        let buckets = stage.exchange.buckets() as usize;
+        stage.tasks.len().saturating_mul(PLACE_BYTES + BUCKET_BYTES.saturating_mul(buckets))
+    };
+    let outputs = graph.stages.iter().map(of_stage).fold(0_usize, usize::saturating_add);
+    outputs.saturating_add(tasks.min(MAX_TIMELINE) * RUN_BYTES)
 }
 
 /// Whether everything a graph refers to exists, so that nobody after this has to ask.
@@ -490,7 +502,7 @@ fn check_graph(graph: &StageGraph) -> Result<(), String> {
         }
         for input in &stage.inputs {
             let buckets = graph.stages[input.stage.0 as usize].exchange.buckets() as usize;
-            if input.read == Read::Bucket && buckets != stage.tasks.len() {
+            if input.read == Read::Bucket && stage.tasks.len() > buckets {
                 return Err(format!(
                     "stage {} has {} tasks for the {buckets} buckets of stage {}",
                     stage.id,

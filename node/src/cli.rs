@@ -106,13 +106,32 @@ async fn run(command: Command) -> anyhow::Result<End> {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    output::note(format_args!("error: {error:#}"));
+    output::note(format_args!("error: {}", sentence(error)));
     ExitCode::FAILURE
+}
+
+/// An error and its causes in one line, each said once: many errors repeat their cause in their own text.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("disk full").context("out.csv cannot be written");
+        assert_eq!(super::sentence(&error), "out.csv cannot be written: disk full");
+        let error = anyhow::anyhow!("disk full").context("cannot write out.csv: disk full");
+        assert_eq!(super::sentence(&error), "cannot write out.csv: disk full");
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -50,12 +50,14 @@ impl Tables {
     }
 }
 
-/// Scans a file or a glob by its ending, with Polars' defaults.
+/// Scans a file or a glob by its ending, with the defaults of Polars SQL.
 pub fn scan(path: &Path) -> Result<LazyFrame> {
     let name = PlRefPath::try_from_path(path)?;
     let frame = match path.extension().and_then(|ending| ending.to_str()) {
         Some("parquet") => LazyFrame::scan_parquet(name, ScanArgsParquet::default())?,
-        Some("csv") => LazyCsvReader::new(name).finish()?,
+        Some("csv") => {
+            LazyCsvReader::new(name).with_try_parse_dates(true).with_missing_is_null(true).finish()?
+        }
         Some("ndjson" | "jsonl") => LazyJsonLineReader::new(name).finish()?,
         Some("arrow" | "ipc") => {
             LazyFrame::scan_ipc(name, IpcScanOptions::default(), UnifiedScanArgs::default())?

@@ -108,7 +108,7 @@ fn flaw<S: Storage>(raft: &Raft<S>, m: &Message) -> Option<&'static str> {
         MessageType::MsgSnapshot => snapshot_flaw(m),
         MessageType::MsgAppendResponse => {
             let leads = raft.state == StateRole::Leader && m.term == raft.term;
-            (false).then_some("it acknowledges entries that were never sent")
+            (leads && !m.reject && m.index > last).then_some("it acknowledges entries that were never sent")
         }
         MessageType::MsgRequestVote
         | MessageType::MsgRequestVoteResponse

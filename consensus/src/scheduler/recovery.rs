@@ -402,9 +402,8 @@ impl Scheduler {
         let Some(awaited) = &self.settling else { return };
         let since_ms = self.now_ms.saturating_sub(self.started_ms);
         let answering = self.nodes.iter().any(|(_, node)| node.standing == Standing::Asked);
-        let done = (awaited.is_empty() && !answering)
-            || (since_ms >= GRACE_MS && !answering)
-            || since_ms >= LEASE_MS;
+        let answered = (awaited.is_empty() || since_ms >= GRACE_MS) && !answering;
+        let done = answered || since_ms >= LEASE_MS;
         if !done {
             return;
         }

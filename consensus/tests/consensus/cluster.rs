@@ -192,14 +192,15 @@ fn describe(m: &Message) -> String {
 pub(crate) fn describe_entry(entry: &RaftEntry) -> String {
     let what = match entry.entry_type {
         EntryType::EntryNormal if entry.data.is_empty() => "noop".to_owned(),
-        EntryType::EntryNormal => match Entry::decode(&entry.data).unwrap().command {
-            Command::Join { member } => format!("join {}", member.name),
-            Command::Leave { node } => format!("leave n{}", node.0),
-            Command::EndJob { job, .. } => format!("end {}", job.0),
-            other => format!("{other:?}"),
+        EntryType::EntryNormal => match Entry::decode(&entry.data).map(|entry| entry.command) {
+            Ok(Command::Join { member }) => format!("join {}", member.name),
+            Ok(Command::Leave { node }) => format!("leave n{}", node.0),
+            Ok(Command::EndJob { job, .. }) => format!("end {}", job.0),
+            Ok(other) => format!("{other:?}"),
+            Err(_) => "garbage".to_owned(),
         },
         _ => {
-            let change = ConfChangeV2::parse_from_bytes(&entry.data).unwrap();
+            let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { return "garbage".to_owned() };
             let changes = change.changes.iter().map(|single| match single.change_type {
                 ConfChangeType::AddNode => format!("n{} votes", single.node_id),
                 ConfChangeType::AddLearnerNode => format!("n{} learns", single.node_id),

@@ -320,7 +320,7 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     /// Whatever a peer sends, in any role, the node answers or refuses; it goes on ticking and applying.
     #[test]

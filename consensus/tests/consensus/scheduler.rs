@@ -319,16 +319,15 @@ proptest! {
     }
 }
 
-/// A thousand nodes and a hundred thousand tasks: every decision stays cheap. It prints its rate; what it
-/// asserts is that all of it gets done.
+/// A thousand nodes and many tasks: no decision looks at all of either, or this would not end.
 #[test]
 fn a_large_mesh_is_scheduled_to_the_end() {
     let mut world = World::new();
     for id in 1..=1_000 {
         world.add(id, 8, 64 << 30);
     }
-    let graph = graph(&["scan x10000".to_owned(), "filter x10000 part 0".to_owned()]);
-    for number in 0..5 {
+    let graph = graph(&["scan x2000".to_owned(), "filter x2000 part 0".to_owned()]);
+    for number in 0..10 {
         let submit = Command::Submit {
             job: job(number),
             label: String::new(),
@@ -349,7 +348,7 @@ fn a_large_mesh_is_scheduled_to_the_end() {
         }
         world.story.clear();
     }
-    assert_eq!(done, 100_000);
+    assert_eq!(done, 40_000);
     assert!(world.state.jobs().values().all(|job| job.phase == JobPhase::Succeeded));
     assert_eq!(world.scheduler.progress(job(0)), None);
 }

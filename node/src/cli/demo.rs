@@ -116,7 +116,7 @@ async fn story(home: &Path, processes: &mut Processes) -> anyhow::Result<End> {
     say(format_args!("\n3. A query over {} flights\n{}", table::count(data::FLIGHTS), indent(SHORT_QUERY)))?;
     let job =
         mesh.sql(SHORT_QUERY).table("flights", &paths.flights).table("airlines", &paths.airlines).await?;
-    let short = collect(&mesh, &job).await?;
+    let short = collect(&mesh, &job, None).await?;
     let expected =
         reference::run(SHORT_QUERY, &[("flights", &paths.flights), ("airlines", &paths.airlines)]).await?;
     let short_equal = verdict(&short, &expected)?;
@@ -160,7 +160,7 @@ async fn long_query(home: &Path, processes: &mut Processes, mesh: &Mesh) -> anyh
         let job = mesh.sql(LONG_QUERY).table("many", &many).await?;
         if let Some(before) = half_way(&job).await? {
             kill_leader(processes, mesh, &before).await?;
-            let result = collect(mesh, &job).await?;
+            let result = collect(mesh, &job, Some(before)).await?;
             let expected = reference::run(LONG_QUERY, &[("many", &many)]).await?;
             return verdict(&result, &expected);
         }
@@ -214,11 +214,18 @@ async fn kill_leader(processes: &mut Processes, mesh: &Mesh, before: &JobStatus)
     }
 }
 
-/// Collects a job's result and shows it, and who did what.
-async fn collect(mesh: &Mesh, job: &Job) -> anyhow::Result<DataFrame> {
+/// Collects a job's result and shows it, and who did what. A leader keeps the timeline, so what a lost one told
+/// before is added.
+async fn collect(mesh: &Mesh, job: &Job, before: Option<JobStatus>) -> anyhow::Result<DataFrame> {
     let result = job.collect().await?;
-    let status = job.status().await?;
-    let elapsed_ms = status.ended_unix_ms.unwrap_or(status.submitted_unix_ms) - status.submitted_unix_ms;
+    let mut status = job.status().await?;
+    for run in before.into_iter().flat_map(|before| before.timeline) {
+        if !status.timeline.contains(&run) {
+            status.timeline.push(run);
+        }
+    }
+    let elapsed_ms =
+        status.ended_unix_ms.unwrap_or(status.submitted_unix_ms).saturating_sub(status.submitted_unix_ms);
     say(format_args!("{}", indent(&result.to_string())))?;
     say(format_args!("   which task ran where, in {}:", table::span_ms(elapsed_ms)))?;
     say(format_args!("{}", indent(&timeline::draw(&status, &mesh.status().await?))))?;

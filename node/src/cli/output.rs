@@ -129,6 +129,8 @@ impl Output {
 /// An unnamed part of a file beside its place, so that it can be put there in one step, with the access that
 /// any new file of this user has.
 fn new_part(directory: &Path) -> io::Result<NamedTempFile> {
+    // A directory that is not there is told as such, without the part's name.
+    fs::metadata(directory)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".floe-");
     #[cfg(unix)]

@@ -1,9 +1,9 @@
 //! Which task of a job ran on which node, and when, drawn with plain characters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use floe_protocol::job::TaskRun;
+use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::message::Status;
 use floe_protocol::{JobStatus, NodeId};
 
@@ -55,6 +55,12 @@ pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
     }
     if runs.len() > MAX_DRAWN {
         let _ = writeln!(text, "and {} more tasks", runs.len() - MAX_DRAWN);
+    }
+    let shown: BTreeSet<_> = runs.iter().map(|run| (run.stage, run.partition)).collect();
+    let done: usize = job.stages.iter().map(|stage| stage.done as usize).sum();
+    if done > shown.len() && runs.len() < MAX_TIMELINE {
+        // Their outputs were found by the next leader, which had not been told of the runs.
+        let _ = writeln!(text, "and {} tasks whose runs only a lost leader knew", done - shown.len());
     }
     let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for run in &runs {

@@ -97,12 +97,14 @@ fn a_file_that_changed_after_planning_is_not_read() {
 
 #[test]
 fn what_cannot_be_sent_is_refused() {
-    let udf = rows().map(Ok, Default::default(), None, Some("my function"));
-    for frame in [udf] {
-        let mut dsl = Vec::new();
-        let written = frame.logical_plan.serialize_versioned(&mut dsl, Default::default());
-        assert!(written.is_err(), "Polars refuses closures itself");
-    }
+    let frame = rows().map(Ok, Default::default(), None, Some("my function"));
+    let mut dsl = Vec::new();
+    let written = frame.logical_plan.serialize_versioned(&mut dsl, Default::default());
+    assert!(written.is_err(), "Polars refuses closures itself");
+    let Query::Plan { dsl, directory } = lazy(rows()) else { panic!("sql") };
+    let sink = sql("copy t to 'x.csv'");
+    assert!(matches!(failure(&sink), Failure::Refused { .. } | Failure::Query { .. }));
+    assert!(floe_query::paths(&Query::Plan { dsl, directory }).unwrap().is_empty());
 }
 
 fn rows() -> LazyFrame {
