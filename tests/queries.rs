@@ -133,7 +133,7 @@ async fn tpch_queries_are_cut_into_stages_and_right() {
 /// What is too large for one task is exchanged between the nodes, and still right.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_groups_and_sorts_cross_the_mesh() {
-    let cluster = cluster().nodes(2).memory("64MiB").start().await.unwrap();
+    let cluster = cluster().nodes(2).memory("32MiB").start().await.unwrap();
     let mesh = cluster.client(0).await.unwrap();
     let tables = Tables::new().with("lineitem", lineitem(cluster.dir(), 0.1).unwrap());
     let hash = |exchange: &Exchange| matches!(exchange, Exchange::Hash { buckets, .. } if *buckets > 1);
@@ -141,7 +141,7 @@ async fn large_groups_and_sorts_cross_the_mesh() {
     type Is = fn(&Exchange) -> bool;
     let cases: [(&str, Is, bool); 3] = [
         ("SELECT l_comment, MEDIAN(l_tax) AS m FROM {lineitem} GROUP BY l_comment", hash, false),
-        ("SELECT DISTINCT l_comment, l_shipmode FROM {lineitem}", hash, false),
+        ("SELECT DISTINCT * FROM {lineitem}", hash, false),
         ("SELECT * FROM {lineitem} ORDER BY l_comment DESC, l_orderkey, l_linenumber", range, true),
     ];
     for (statement, is, ordered) in cases {

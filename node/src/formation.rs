@@ -7,21 +7,29 @@ use floe_consensus::Command;
 use floe_consensus::membership::{Decision, genesis};
 use floe_protocol::message::MeshView;
 use floe_protocol::{Failure, Member, NodeId, Request, Response};
+use floe_transport::Refusal;
 use futures::future::join_all;
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::config;
+use crate::config::{self, Settings};
 use crate::mailbox::{Ask, Mailbox};
 
 /// How often a node without a mesh looks around.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a node that was told whom to join waits for any of them: a machine that is just starting too.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long one look waits for a peer's view.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Makes this node a member: of the mesh on its disk, else of one that a peer belongs to, else of one that
 /// it founds. Returns once this node's own replicated state lists it as it is now.
-pub async fn form(mailbox: &Mailbox, member: &Member, expect: Option<usize>) -> Result<(), Failure> {
+///
+/// A node that was told whom to join does not found a mesh of its own while none of them is there.
+pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Result<(), Failure> {
     let started = Instant::now();
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
@@ -34,7 +42,14 @@ pub async fn form(mailbox: &Mailbox, member: &Member, expect: Option<usize>) -> 
             return listed(mailbox, member).await;
         }
         let views = views_of_peers(mailbox, &own).await;
-        match genesis(own.node, &views, started.elapsed().as_millis() as u64, expect) {
+        if views.is_empty() && !settings.join.is_empty() {
+            if let Some(failure) = in_vain(mailbox, &settings.join, started.elapsed()).await? {
+                return Err(failure);
+            }
+            sleep(LOOK_INTERVAL).await;
+            continue;
+        }
+        match genesis(own.node, &views, started.elapsed().as_millis() as u64, settings.expect) {
             Decision::Join { through, .. } => join(mailbox, member, through, &views).await,
             Decision::Found => {
                 tracing::info!("no mesh found: founding one");
@@ -78,6 +93,42 @@ async fn views_of_peers(mailbox: &Mailbox, own: &MeshView) -> BTreeMap<NodeId, M
         }
     });
     join_all(calls).await.into_iter().flatten().collect()
+}
+
+/// Why none of the nodes to join will take this one in, once that is certain or it has waited long enough.
+async fn in_vain(
+    mailbox: &Mailbox,
+    join: &[Multiaddr],
+    waited: Duration,
+) -> Result<Option<Failure>, Failure> {
+    let refused = mailbox.ask(Ask::Refusals).await?;
+    let named = join.iter().find_map(|address| {
+        let refusal =
+            refused.iter().find(|(from, _)| same_place(from, address)).map(|(_, refusal)| refusal)?;
+        matches!(refusal, Refusal::WrongKey { .. } | Refusal::Protocol { .. } | Refusal::Polars { .. })
+            .then(|| format!("{address} refused: {refusal}"))
+    });
+    if let Some(message) = named {
+        return Ok(Some(Failure::Refused { message }));
+    }
+    if waited < JOIN_PATIENCE {
+        return Ok(None);
+    }
+    let addresses: Vec<String> = join.iter().map(Multiaddr::to_string).collect();
+    let message = format!(
+        "nobody answered within {} s at {}; check that a node listens there and that this machine can reach it",
+        JOIN_PATIENCE.as_secs(),
+        addresses.join(", ")
+    );
+    Ok(Some(Failure::Unavailable { message }))
+}
+
+/// Whether two addresses lead to the same port, whichever peer they expect there.
+fn same_place(one: &Multiaddr, other: &Multiaddr) -> bool {
+    let place = |address: &Multiaddr| -> Multiaddr {
+        address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+    };
+    place(one) == place(other)
 }
 
 /// Asks to be taken in by the mesh that `through` belongs to, and waits for what the mesh then sends.

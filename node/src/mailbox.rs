@@ -9,6 +9,8 @@ use floe_protocol::message::{MeshView, Status};
 use floe_protocol::{
     Failure, JobId, JobStatus, Member, NodeId, Placed, Request, RequestId, Response, StageId, TaskId, frame,
 };
+use floe_transport::Refusal;
+use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
@@ -35,6 +37,8 @@ pub enum Ask {
     Lost(TaskId, NodeId),
     /// Found a mesh with this node as its only voter.
     Found(Member, oneshot::Sender<Result<(), Failure>>),
+    /// Who refused this node, or was refused, lately and why.
+    Refusals(oneshot::Sender<Vec<(Multiaddr, Refusal)>>),
     /// Whether this node votes or leads.
     Votes(oneshot::Sender<bool>),
 }

@@ -26,7 +26,7 @@ use floe_protocol::{
     Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
     PeerMessage, RequestId,
 };
-use floe_transport::{MeshKey, node_id};
+use floe_transport::{MeshKey, Refusal, node_id};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -48,6 +48,9 @@ const REPORTS: usize = 256;
 
 /// How many proposals may wait for agreement on this node; more are told to try again.
 const MAX_PENDING: usize = 4096;
+
+/// How many refusals are remembered for whoever asks why nobody takes this node in.
+const MAX_REFUSALS: usize = 16;
 
 /// How long after a start the node may take to have its first address.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -136,6 +139,7 @@ impl Node {
             leader: None,
             pending: BTreeMap::new(),
             loads: BTreeMap::new(),
+            refusals: VecDeque::new(),
             to_self: VecDeque::new(),
             changed,
             started: Instant::now(),
@@ -146,7 +150,7 @@ impl Node {
         };
         let task = tokio::spawn(state.run(events, asks, reported, stopped));
         let node = Self { mailbox, stop, task };
-        match formation::form(&node.mailbox, &member, settings.expect).await {
+        match formation::form(&node.mailbox, &member, &settings).await {
             Ok(()) => Ok(node),
             // A loop that failed knows better why than whoever asked it.
             Err(failure) => match node.stop().await {
@@ -262,6 +266,8 @@ struct Loop {
     pending: BTreeMap<RequestId, Vec<oneshot::Sender<Proposed>>>,
     /// What hints say of the nodes' loads.
     loads: BTreeMap<NodeId, Load>,
+    /// Who was not admitted lately, the newest in front.
+    refusals: VecDeque<(Multiaddr, Refusal)>,
     /// Messages of this node to itself.
     to_self: VecDeque<PeerMessage>,
     changed: watch::Sender<u64>,
@@ -342,7 +348,10 @@ impl Loop {
             NetworkEvent::Hint { from, hint } => {
                 self.loads.insert(from, hint.load);
             }
-            NetworkEvent::Refused { address, refusal } => tracing::warn!(%address, "refused: {refusal}"),
+            NetworkEvent::Refused { address, refusal } => {
+                self.refusals.truncate(MAX_REFUSALS - 1);
+                self.refusals.push_front((address, refusal));
+            }
         }
         Ok(())
     }
@@ -625,6 +634,9 @@ impl Loop {
             }
             Ask::Found(member, reply) => {
                 let _ = reply.send(self.found(member));
+            }
+            Ask::Refusals(reply) => {
+                let _ = reply.send(self.refusals.iter().cloned().collect());
             }
             Ask::Votes(reply) => {
                 let me = self.member.id;
