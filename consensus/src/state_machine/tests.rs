@@ -194,15 +194,15 @@ fn graphs_that_contradict_themselves_are_refused() {
         |graph| graph.stages[0].id = StageId(1),
         |graph| graph.stages[1].inputs[0].stage = StageId(1),
         |graph| graph.stages[1].inputs[0].stage = StageId(u32::MAX),
-        |graph| graph.stages[0].exchange = Exchange::Hash { keys: vec![], buckets: 3 },
+        |graph| {
+            graph.stages[1].inputs[0].read = Read::Bucket;
+            graph.stages[1].tasks = vec![TaskSpec::default(); 2];
+        },
         |graph| graph.stages[0].work = Work::Held(vec![]),
     ];
     for (n, flaw) in flaws.into_iter().enumerate() {
         let mut state = StateMachine::default();
         let mut graph = graph(2);
-        if n == 5 {
-            graph.stages[1].inputs[0].read = Read::Bucket;
-        }
         flaw(&mut graph);
         let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_unix_ms: 0 };
         let outcome = outcome(&apply(&mut state, [submit]));

@@ -28,9 +28,10 @@ impl Logging {
     /// Begins to log. Called once, first thing.
     pub(super) fn start(&self) {
         let default = match self.verbose {
-            0 => "warn",
+            // Kademlia warns whenever it is alone, which a mesh's first node always is.
+            0 => "warn,libp2p_kad=error",
             1 => {
-                "warn,floe=info,floe_client=info,floe_consensus=info,floe_network=info,floe_query=info,floe_transport=info"
+                "warn,libp2p_kad=error,floe=info,floe_client=info,floe_consensus=info,floe_network=info,floe_query=info,floe_transport=info"
             }
             2 => {
                 "info,floe=debug,floe_client=debug,floe_consensus=debug,floe_network=debug,floe_query=debug,floe_transport=debug"

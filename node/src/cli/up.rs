@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use floe_client::{MeshKey, local};
+use floe_protocol::version::FLOE_VERSION;
 use libp2p::Multiaddr;
 
 use super::interrupt::Interrupt;
@@ -60,6 +61,11 @@ pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
     };
     let key = key(&args, &data_dir)?;
     let settings = settings(args, local::registry(&home), number);
+    output::note(format_args!(
+        "floe {FLOE_VERSION}: node {} keeps its data in {} and looks for the others",
+        settings.name,
+        data_dir.path().display()
+    ));
     let starting = Node::start(settings, data_dir, key);
     let mut node = tokio::select! {
         started = starting => started?,
