@@ -111,11 +111,23 @@ pub fn wanted_voters(members: usize) -> usize {
     }
 }
 
+/// Who takes over from a leader that leaves: a voter that is here to stay.
+pub fn heir(
+    members: &BTreeSet<NodeId>,
+    configuration: &Configuration,
+    alive: &BTreeSet<NodeId>,
+    leader: NodeId,
+) -> Option<NodeId> {
+    let stays = |node: &&NodeId| **node != leader && members.contains(node) && alive.contains(node);
+    configuration.voters.iter().find(stays).copied()
+}
+
 /// What the leader changes next, if anything: nothing while a change is under way.
 ///
 /// `alive` are the nodes heard of within [`DEAD_MS`], `caught_up` those whose logs are nearly as long as the
-/// leader's. The leader itself always stays. Voters are changed only where that is needed, so the choice is
-/// stable.
+/// leader's. The leader itself always stays; one that is a member no more makes sure of an heir and changes
+/// nothing else, since its successor can do that without it. Voters are changed only where that is needed, so
+/// the choice is stable.
 pub fn next_change(
     members: &BTreeSet<NodeId>,
     configuration: &Configuration,
@@ -127,6 +139,14 @@ pub fn next_change(
         return None;
     }
     let Configuration { voters, learners, .. } = configuration;
+    let fit = |node: &&NodeId| members.contains(node) && alive.contains(node) && caught_up.contains(node);
+    if !members.contains(&leader) {
+        if heir(members, configuration, alive, leader).is_some() {
+            return None;
+        }
+        let promote = vec![*learners.iter().find(fit)?];
+        return Some(Change { promote, ..Change::default() });
+    }
     let remove: Vec<_> =
         voters.union(learners).filter(|node| !members.contains(node) && **node != leader).copied().collect();
     let add_learners: Vec<_> =
@@ -136,7 +156,6 @@ pub fn next_change(
     // The dead first, then the highest ids: those are the first to give up their seats.
     let mut leaving: Vec<_> = staying.iter().filter(|node| **node != leader).copied().collect();
     leaving.sort_by_key(|node| (alive.contains(node), std::cmp::Reverse(*node)));
-    let fit = |node: &&NodeId| members.contains(node) && alive.contains(node) && caught_up.contains(node);
     let candidates: Vec<_> = learners.iter().filter(fit).copied().collect();
 
     let wanted = wanted_voters(members.len());

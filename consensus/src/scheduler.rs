@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 
+use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report, Segment};
 use floe_protocol::{
     AttemptId, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed, StageGraph,
@@ -362,7 +363,7 @@ impl Scheduler {
 
     fn report(&mut self, node: NodeId, report: Report) {
         self.heard(node);
-        let Report { attempt, outcome, mut run, .. } = report;
+        let Report { attempt, outcome, run, .. } = report;
         let Some(job) = self.jobs.get_mut(&attempt.task.job) else { return };
         let Some(place) = job.place(attempt.task) else { return };
         if !job.task(place).attempts.iter().any(|a| a.id == attempt && a.node == node) {
@@ -371,10 +372,7 @@ impl Scheduler {
         self.nodes.release(node, attempt);
         match outcome {
             Ok(meta) if job.fits(place, &meta) => {
-                (run.stage, run.partition, run.node) = (attempt.task.stage, attempt.task.partition, node);
-                let stage = &mut job.stages[place.stage];
-                stage.elapsed_ms.push(run.elapsed_ms);
-                stage.runs.push(run);
+                self.ran(attempt.task, place, node, run);
                 self.finish(attempt.task.job, place, node, meta, Some(attempt));
             }
             Ok(meta) => {
@@ -386,6 +384,14 @@ impl Scheduler {
     }
 
     /// A partition exists on a node: other attempts at it are of no use.
+    /// Notes when and where a task ran. What it is a run of is this leader's word, not the node's.
+    fn ran(&mut self, task: TaskId, place: Place, node: NodeId, run: TaskRun) {
+        let Some(job) = self.jobs.get_mut(&task.job) else { return };
+        let stage = &mut job.stages[place.stage];
+        stage.elapsed_ms.push(run.elapsed_ms);
+        stage.runs.push(TaskRun { stage: task.stage, partition: task.partition, node, ..run });
+    }
+
     fn finish(&mut self, id: JobId, place: Place, node: NodeId, meta: OutputMeta, by: Option<AttemptId>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         self.nodes.entry(node).held.insert(job.task_id(place));

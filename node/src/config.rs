@@ -10,7 +10,7 @@ use libp2p::multiaddr::Protocol;
 pub const HINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the leader looks at its voters.
-pub const MEMBERSHIP_INTERVAL: Duration = Duration::from_secs(1);
+pub const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a proposal is repeated before its submitter is told that the mesh cannot decide.
 pub const PROPOSE_PATIENCE: Duration = Duration::from_secs(30);

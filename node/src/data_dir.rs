@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(first.path(), temp.path().join("0"));
         assert_eq!(second.path(), temp.path().join("1"));
         drop(first);
-        assert_eq!(DataDir::open_numbered(temp.path()).unwrap().path(), temp.path().join("0"));
+        assert_eq!(DataDir::open_numbered(temp.path()).unwrap().0.path(), temp.path().join("0"));
     }
 
     #[test]

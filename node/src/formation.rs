@@ -72,7 +72,7 @@ pub async fn leave(mailbox: &Mailbox) {
         }
         mailbox.propose(Command::Leave { node: status.node }).await?;
         let mut changes = mailbox.changes();
-        while mailbox.ask(Ask::Votes).await? {
+        while mailbox.ask(Ask::Needed).await? {
             let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
         }
         Ok::<(), Failure>(())

@@ -14,17 +14,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use floe_consensus::membership::next_change;
+use floe_consensus::membership::{heir, next_change};
 use floe_consensus::replica::{self, TICK_MS};
 use floe_consensus::{
     Command, Effect, Entry, Event as Applied, Input, LogError, ProposeError, Replica, Scheduler,
 };
 use floe_network::{Event as NetworkEvent, Hint, Network};
+use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Inventory, MeshView, Report, Status};
 use floe_protocol::version::FLOE_VERSION;
 use floe_protocol::{
     Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
-    PeerMessage, RequestId,
+    PeerMessage, RequestId, TaskId,
 };
 use floe_transport::{MeshKey, Refusal, node_id};
 use libp2p::Multiaddr;
@@ -51,6 +52,9 @@ const MAX_PENDING: usize = 4096;
 
 /// How many refusals are remembered for whoever asks why nobody takes this node in.
 const MAX_REFUSALS: usize = 16;
+
+/// How many reports are kept for a leader that cannot be reached. It finds the rest in the inventory.
+const MAX_UNSENT: usize = 1024;
 
 /// How long after a start the node may take to have its first address.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -140,6 +144,8 @@ impl Node {
             pending: BTreeMap::new(),
             loads: BTreeMap::new(),
             refusals: VecDeque::new(),
+            runs: BTreeMap::new(),
+            unsent: VecDeque::new(),
             to_self: VecDeque::new(),
             changed,
             started: Instant::now(),
@@ -268,6 +274,10 @@ struct Loop {
     loads: BTreeMap<NodeId, Load>,
     /// Who was not admitted lately, the newest in front.
     refusals: VecDeque<(Multiaddr, Refusal)>,
+    /// When this node made what it holds, for the next leader.
+    runs: BTreeMap<TaskId, TaskRun>,
+    /// Reports that the leader could not be given yet.
+    unsent: VecDeque<Report>,
     /// Messages of this node to itself.
     to_self: VecDeque<PeerMessage>,
     changed: watch::Sender<u64>,
@@ -321,6 +331,9 @@ impl Loop {
             Event::Tick => {
                 self.replica.tick();
                 self.schedule(Input::Tick);
+                for report in std::mem::take(&mut self.unsent) {
+                    self.report(report);
+                }
                 self.publish_hint();
                 if self.membership_due <= Instant::now() {
                     self.membership_due = Instant::now() + config::MEMBERSHIP_INTERVAL;
@@ -349,6 +362,7 @@ impl Loop {
                 self.loads.insert(from, hint.load);
             }
             NetworkEvent::Refused { address, refusal } => {
+                tracing::info!(%address, "not admitted: {refusal}");
                 self.refusals.truncate(MAX_REFUSALS - 1);
                 self.refusals.push_front((address, refusal));
             }
@@ -383,13 +397,13 @@ impl Loop {
                 if self.obeys(from, fence) {
                     self.worker.abort_jobs(&jobs);
                     self.store.free(&jobs);
+                    self.runs.retain(|task, _| !jobs.contains(&task.job));
                 }
             }
             PeerMessage::AskInventory { fence } => {
                 if self.obeys(from, fence) {
-                    let (held, running) = (self.store.held(), self.worker.running());
-                    let load = self.load();
-                    self.send(from, PeerMessage::Inventory(Inventory { fence, held, running, load }));
+                    let inventory = self.inventory(fence);
+                    self.send(from, PeerMessage::Inventory(inventory));
                 }
             }
             PeerMessage::Lease { fence } => {
@@ -437,11 +451,24 @@ impl Loop {
         Ok(())
     }
 
+    /// Tells the leader of an attempt's end. What it cannot be told now is told with a later tick.
     fn report(&mut self, report: Report) {
-        // Without a leader the next one finds the outcome in this node's inventory.
-        if let Some(leader) = self.leader {
-            self.send(leader, PeerMessage::Report(report));
+        if report.outcome.is_ok() {
+            self.runs.insert(report.attempt.task, report.run.clone());
         }
+        // Without a leader the next one finds the outcome in this node's inventory.
+        let Some(leader) = self.leader else { return };
+        if !self.send(leader, PeerMessage::Report(report.clone())) && self.unsent.len() < MAX_UNSENT {
+            self.unsent.push_back(report);
+        }
+    }
+
+    fn inventory(&mut self, fence: Fence) -> Inventory {
+        let held = self.store.held();
+        let tasks: BTreeSet<TaskId> = held.iter().map(|(task, _)| *task).collect();
+        self.runs.retain(|task, _| tasks.contains(task));
+        let runs = self.runs.iter().map(|(task, run)| (*task, run.clone())).collect();
+        Inventory { fence, held, runs, running: self.worker.running(), load: self.load() }
     }
 
     fn load(&self) -> Load {
@@ -449,12 +476,17 @@ impl Loop {
         Load { spilled_bytes: usage.spilled_bytes, ..self.worker.load() }
     }
 
-    fn send(&mut self, to: NodeId, message: PeerMessage) {
+    /// False if the message was dropped: the peer is away, or does not keep up.
+    fn send(&mut self, to: NodeId, message: PeerMessage) -> bool {
         if to == self.member.id {
             self.to_self.push_back(message);
-        } else if !self.network.send(to, message) {
+            return true;
+        }
+        let sent = self.network.send(to, message);
+        if !sent {
             tracing::debug!(%to, "a message was not sent: the peer is away or slow");
         }
+        sent
     }
 
     fn schedule(&mut self, input: Input) {
@@ -472,7 +504,8 @@ impl Loop {
     fn effect(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Send(to, message) => self.send(to, message),
+                // The scheduler says again what matters.
+                Effect::Send(to, message) => drop(self.send(to, message)),
                 Effect::Propose(command) => {
                     // The scheduler proposes again what did not come through.
                     match Mailbox::entry(command) {
@@ -531,10 +564,12 @@ impl Loop {
                 if self.is_alive(member.id) {
                     self.node_up(member.id);
                 }
+                self.keep_membership();
             }
             Applied::MemberLeft { node } => {
                 self.loads.remove(&node);
                 self.schedule(Input::NodeDown { node });
+                self.keep_membership();
             }
             Applied::JobsFreed { ref jobs } => self.store.free(jobs),
             Applied::JobAccepted { .. } | Applied::StageDone { .. } | Applied::JobEnded { .. } => {}
@@ -638,10 +673,12 @@ impl Loop {
             Ask::Refusals(reply) => {
                 let _ = reply.send(self.refusals.iter().cloned().collect());
             }
-            Ask::Votes(reply) => {
-                let me = self.member.id;
+            Ask::Needed(reply) => {
                 let standing = self.replica.standing();
-                let _ = reply.send(standing.leads || standing.configuration.voters.contains(&me));
+                let voters = &standing.configuration.voters;
+                // Two voters bear no loss; three bear that of one.
+                let vote_counts = voters.contains(&self.member.id) && voters.len() < 3;
+                let _ = reply.send(standing.leads || vote_counts);
             }
             Ask::Lost(partition, node) => {
                 if self.scheduler.is_some() {
@@ -706,9 +743,8 @@ impl Loop {
                 self.replica.change(&change)
             }
             None if !members.contains(&me) => {
-                let heir =
-                    standing.configuration.voters.iter().find(|node| **node != me && alive.contains(node));
-                heir.map_or(Ok(()), |heir| self.replica.transfer_leader(*heir))
+                let heir = heir(&members, &standing.configuration, &alive, me);
+                heir.map_or(Ok(()), |heir| self.replica.transfer_leader(heir))
             }
             None => Ok(()),
         };

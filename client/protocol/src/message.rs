@@ -107,6 +107,8 @@ pub struct Inventory {
     pub fence: Fence,
     /// Finished partitions it holds intact.
     pub held: Vec<(TaskId, OutputMeta)>,
+    /// When it made those of them that it made itself.
+    pub runs: Vec<(TaskId, TaskRun)>,
     /// Attempts it runs or has queued.
     pub running: Vec<AttemptId>,
     /// Its load.

@@ -1,6 +1,9 @@
 //! What happens when something goes wrong: a task fails, a node falls silent, a partition is lost, a leader
 //! is new. Every failure is typed, and each type has one answer.
 
+use std::collections::BTreeMap;
+
+use floe_protocol::job::TaskRun;
 use floe_protocol::message::Inventory;
 use floe_protocol::{AttemptId, Failure, JobId, Load, NodeId, PeerMessage, TaskId};
 
@@ -332,7 +335,8 @@ impl Scheduler {
         if !self.nodes.get(node).is_some_and(|node| node.connected) {
             return;
         }
-        let Inventory { mut held, running, load, .. } = inventory;
+        let Inventory { mut held, runs, running, load, .. } = inventory;
+        let mut runs: BTreeMap<TaskId, TaskRun> = runs.into_iter().collect();
         self.nodes.update(node, |node| {
             node.standing = Standing::Live;
             node.load = load;
@@ -348,6 +352,9 @@ impl Scheduler {
             };
             let Some(place) = job.place(*task) else { continue };
             if job.fits(place, meta) && !job.task(place).is_done() {
+                if let Some(run) = runs.remove(task) {
+                    self.ran(*task, place, node, run);
+                }
                 self.finish(task.job, place, node, meta.clone(), None);
             }
         }

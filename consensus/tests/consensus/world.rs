@@ -235,7 +235,7 @@ impl World {
                 if lost.is_empty() {
                     let held = worker.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
                     let running = worker.running.keys().copied().collect();
-                    let inventory = Inventory { fence, held, running, load };
+                    let inventory = Inventory { fence, held, runs: vec![], running, load };
                     self.step(Input::Inventory { node: NodeId(id), inventory });
                 }
             }
