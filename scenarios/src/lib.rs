@@ -1,7 +1,7 @@
 //! Stories played on real Floe processes: chaos, load, scale.
 //!
 //! [`harness`] starts nodes as processes of their own on loopback and takes them down again, [`data`] makes
-//! what they work on, and [`reference`] says what the right answer is. The integration tests stand on the
+//! what they work on, and [`mod@reference`] says what the right answer is. The integration tests stand on the
 //! same three.
 //!
 //! What is absent: nothing here knows how a node works inside. A scenario sees what a user sees: the `floe`

@@ -3,6 +3,8 @@
 //!
 //! This crate knows neither libp2p nor Polars: what only they understand travels as bytes.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod failure;
 pub mod frame;
 pub mod graph;
