@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 /// The same allocator as the nodes', so that a comparison with Polars in this process is a fair one.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Stories played on real Floe processes.
 #[derive(Parser)]
