@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use floe_protocol::NodeRole;
+use floe_protocol::message::Status;
+use floe_protocol::{NodeId, NodeRole};
 use floe_scenarios::harness::{DEADLINE, Node, wait_until};
 use futures::future::join_all;
 use serde_json::Value;
@@ -74,13 +75,15 @@ async fn nodes_started_at_once_found_one_mesh() {
     assert_eq!(meshes.len(), 1);
 }
 
+/// Who is a member, by id and name.
+fn who(status: &Status) -> BTreeSet<(NodeId, String)> {
+    status.nodes.iter().map(|node| (node.member.id, node.member.name.clone())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_nodes_come_back_as_themselves() {
     let mut cluster = cluster().nodes(3).start().await.unwrap();
     let before = cluster.status(0).await.unwrap();
-    let who = |status: &floe_protocol::message::Status| -> BTreeSet<_> {
-        status.nodes.iter().map(|node| (node.member.id, node.member.name.clone())).collect()
-    };
     for round in 0..2 {
         // One at a time first, then all at once: nothing but the disks remembers the mesh.
         if round == 0 {
@@ -115,6 +118,35 @@ async fn a_leader_that_is_asked_to_stop_hands_over() {
     // It is either no member any more, or known to be away.
     assert!(left.nodes.iter().all(|node| Some(node.member.id) != gone || !node.alive), "{left:?}");
     let one = cluster.run(second, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
+    assert_eq!(one.success().unwrap(), "one\n1\n");
+}
+
+/// Three laptops are closed one after the other and opened again: two of them had left the mesh.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_that_was_stopped_node_by_node_comes_back() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let before = cluster.status(0).await.unwrap();
+    for node in cluster.nodes_mut() {
+        assert!(node.terminate().await.unwrap().success());
+    }
+    for ready in join_all(cluster.nodes_mut().iter_mut().map(Node::restart)).await {
+        ready.unwrap();
+    }
+    cluster.settled().await.unwrap();
+    let after = cluster.status(1).await.unwrap();
+    assert_eq!((after.mesh, who(&after)), (before.mesh, who(&before)));
+    let one = cluster.run(0, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
+    assert_eq!(one.success().unwrap(), "one\n1\n");
+}
+
+/// With one voter of three dead, the mesh still bears that another leaves in good order.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_node_goes_on_after_a_death_and_a_leave() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    cluster.node(0).kill().await.unwrap();
+    let status = cluster.node(1).terminate().await.unwrap();
+    assert!(status.success(), "{status}");
+    let one = cluster.run(2, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
     assert_eq!(one.success().unwrap(), "one\n1\n");
 }
 

@@ -104,7 +104,7 @@ mod tests {
             load: Load::default(),
         };
         let nodes = ports.iter().map(node).collect();
-        Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes }
+        Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes, voters: vec![] }
     }
 
     #[test]

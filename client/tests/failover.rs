@@ -109,7 +109,14 @@ fn status_of(addresses: &[&str]) -> Response {
             load: Load::default(),
         })
         .collect();
-    Response::Status(Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes })
+    Response::Status(Status {
+        node: NodeId(1),
+        mesh: None,
+        leader: None,
+        fence: Fence::default(),
+        nodes,
+        voters: vec![],
+    })
 }
 
 fn job(phase: JobPhase) -> Response {

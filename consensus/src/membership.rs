@@ -45,8 +45,8 @@ pub struct Configuration {
     pub voters: BTreeSet<NodeId>,
     /// Who replicates without a vote.
     pub learners: BTreeSet<NodeId>,
-    /// Whether a change is under way.
-    pub joint: bool,
+    /// Whose votes count too while a change is under way.
+    pub outgoing: BTreeSet<NodeId>,
 }
 
 /// One change of voters and learners, made at once.
@@ -135,7 +135,7 @@ pub fn next_change(
     caught_up: &BTreeSet<NodeId>,
     leader: NodeId,
 ) -> Option<Change> {
-    if configuration.joint {
+    if !configuration.outgoing.is_empty() {
         return None;
     }
     let Configuration { voters, learners, .. } = configuration;

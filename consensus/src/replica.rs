@@ -331,7 +331,7 @@ impl<L: LogStore> Replica<L> {
     /// itself.
     pub fn change(&mut self, change: &Change) -> Result<(), ProposeError> {
         self.check_leads()?;
-        if self.raw.raft.has_pending_conf() || self.configuration().joint {
+        if self.raw.raft.has_pending_conf() || !self.configuration().outgoing.is_empty() {
             return Err(ProposeError::ChangePending);
         }
         let kinds = [
@@ -510,7 +510,7 @@ impl<L: LogStore> Replica<L> {
         Configuration {
             voters: set(&conf.voters),
             learners: set(&conf.learners).union(&set(&conf.learners_next)).copied().collect(),
-            joint: !conf.voters_outgoing.is_empty(),
+            outgoing: set(&conf.voters_outgoing),
         }
     }
 

@@ -52,6 +52,10 @@ pub const PROPOSE_RETRY_MS: u64 = 2_000;
 /// An inventory that has not come by then is asked for again.
 pub const INVENTORY_RETRY_MS: u64 = 1_000;
 
+/// What a node holds and runs is compared with what is believed at least this often: an order or a report may
+/// have been lost on the way without the connection being lost.
+pub const RECONCILE_MS: u64 = 10_000;
+
 /// Partitions of a job that nobody knows are freed after this long: a submission's frames are stored before
 /// the job is accepted.
 pub const ORPHAN_MS: u64 = 120_000;
@@ -213,6 +217,7 @@ impl Scheduler {
             Input::JobAccepted { job, graph } => self.job_accepted(job, graph),
             Input::StageDone { job, stage } => self.stage_agreed(job, stage),
             Input::JobEnded { job, phase: JobPhase::Succeeded } => {
+                self.ending.remove(&job);
                 if let Some(job) = self.jobs.get_mut(&job) {
                     job.succeeded = true;
                 }
@@ -236,6 +241,7 @@ impl Scheduler {
             Input::PartitionLost { partition, node } => {
                 self.nodes.entry(node).held.remove(&partition);
                 self.drop_partitions(node, [partition]);
+                self.doubt(node);
             }
             Input::Tick => self.tick(),
         }

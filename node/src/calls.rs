@@ -27,8 +27,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
 /// How long a result stream waits for a lost partition to be made again.
 const RECOMPUTE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many partitions of a result are fetched ahead of the driver.
-const RESULT_READ_AHEAD: usize = 2;
+/// How many partitions of a result this node holds at once while it relays them: each is held whole.
+const RESULT_READ_AHEAD: usize = 1;
 
 /// How many jobs `jobs` answers at most, the newest first.
 const MAX_LISTED_JOBS: usize = 1000;

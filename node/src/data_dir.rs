@@ -38,6 +38,8 @@ struct NodeFile {
     secret: String,
     incarnation: u64,
     port: u16,
+    /// Whether a log was ever opened beside it.
+    has_log: bool,
 }
 
 /// Only what every version of `node.json` has.
@@ -114,11 +116,16 @@ impl DataDir {
             Err(TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
         }
         let file = path.join("node.json");
+        let log = path.join("log.redb");
         let (mut node, identity) = match fs::read(&file) {
             Ok(bytes) => read_node(&file, &bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => new_node(&path.join("log.redb"))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new_node(&log)?,
             Err(source) => return Err(io_error("read", &file)(source)),
         };
+        // A node that lost its log must not vote again under the same id: it no longer knows what it promised.
+        if node.has_log && !log.exists() {
+            return Err(Error::Damaged { path: log, why: "it is missing".to_owned() });
+        }
         node.incarnation += 1;
         let dir = Self { path: path.to_owned(), node, identity, _lock: lock };
         dir.write_node()?;
@@ -165,6 +172,20 @@ impl DataDir {
         self.write_node()
     }
 
+    /// Where the log lies.
+    pub fn log_file(&self) -> PathBuf {
+        self.path.join("log.redb")
+    }
+
+    /// Remembers that there is a log now, so that one that goes missing is noticed.
+    pub fn remember_log(&mut self) -> Result<(), Error> {
+        if self.node.has_log {
+            return Ok(());
+        }
+        self.node.has_log = true;
+        self.write_node()
+    }
+
     /// Where the directory's own mesh key lies, if it has one.
     pub fn key_file(&self) -> PathBuf {
         self.path.join("mesh.key")
@@ -207,7 +228,7 @@ fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
         .try_into_ed25519()
         .map_err(|error| Error::Damaged { path: log.with_file_name("node.json"), why: error.to_string() })?;
     let secret = HEXLOWER.encode(secret.secret().as_ref());
-    Ok((NodeFile { format: FORMAT, secret, incarnation: 0, port: 0 }, identity))
+    Ok((NodeFile { format: FORMAT, secret, incarnation: 0, port: 0, has_log: false }, identity))
 }
 
 /// Reads a mesh key from a file.
@@ -320,6 +341,19 @@ mod tests {
         fs::remove_file(&file).unwrap();
         fs::write(temp.path().join("log.redb"), "x").unwrap();
         assert!(DataDir::open(temp.path()).unwrap_err().to_string().contains("missing beside a log"));
+    }
+
+    #[test]
+    fn a_log_that_went_missing_is_noticed() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut dir = DataDir::open(temp.path()).unwrap();
+        fs::write(dir.log_file(), "x").unwrap();
+        dir.remember_log().unwrap();
+        drop(dir);
+        drop(DataDir::open(temp.path()).unwrap());
+        fs::remove_file(temp.path().join("log.redb")).unwrap();
+        let error = DataDir::open(temp.path()).unwrap_err().to_string();
+        assert!(error.contains("log.redb is damaged (it is missing)"), "{error}");
     }
 
     #[test]

@@ -19,6 +19,12 @@ use crate::mailbox::{Ask, Mailbox};
 /// How often a node without a mesh looks around.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How often a node that leaves asks whether it may go.
+const LEAVE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a node waits for its mesh to have a leader before it says what it waits for.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long a node that was told whom to join waits for any of them: a machine that is just starting too.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -31,15 +37,22 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// A node that was told whom to join does not found a mesh of its own while none of them is there.
 pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Result<(), Failure> {
     let started = Instant::now();
+    let mut hinted = false;
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
+        if !hinted && own.mesh.is_some() && own.leader.is_none() && started.elapsed() > LEADER_PATIENCE {
+            hinted = true;
+            tracing::warn!(
+                "this node's mesh has no leader: a majority of its voters must run; start the nodes that stopped last"
+            );
+        }
         if own.mesh.is_some() {
             // The mesh is known; its leader learns this start's addresses and capacity.
-            if let Err(failure) = mailbox.join(member.clone()).await {
-                tracing::warn!(%failure, "not announced to the mesh yet");
-                continue;
+            if announce(mailbox, member, &own).await {
+                return listed(mailbox, member).await;
             }
-            return listed(mailbox, member).await;
+            sleep(LOOK_INTERVAL).await;
+            continue;
         }
         let views = views_of_peers(mailbox, &own).await;
         if views.is_empty() && !settings.join.is_empty() {
@@ -71,9 +84,8 @@ pub async fn leave(mailbox: &Mailbox) {
             return Ok(());
         }
         mailbox.propose(Command::Leave { node: status.node }).await?;
-        let mut changes = mailbox.changes();
-        while mailbox.ask(Ask::Needed).await? {
-            let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
+        while needed(mailbox).await? {
+            sleep(LEAVE_INTERVAL).await;
         }
         Ok::<(), Failure>(())
     };
@@ -82,6 +94,48 @@ pub async fn leave(mailbox: &Mailbox) {
         Ok(Err(failure)) => tracing::warn!(%failure, "stopped without leaving the mesh"),
         Err(_) => tracing::warn!("stopped before the mesh took over"),
     }
+}
+
+/// Whether the mesh cannot decide without this node yet: it leads, or its vote counts. Only the leader knows, for
+/// whoever is no voter any more is told nothing more.
+async fn needed(mailbox: &Mailbox) -> Result<bool, Failure> {
+    let own = mailbox.ask(Ask::Status).await?;
+    let Some(leader) = own.leader.filter(|leader| *leader != own.node) else { return Ok(true) };
+    match mailbox.network().call(leader, &Request::Status, LOOK_TIMEOUT).await {
+        Ok(Response::Status(status)) => {
+            Ok(status.leader != Some(leader) || status.voters.contains(&own.node))
+        }
+        Ok(_) | Err(_) => Ok(true),
+    }
+}
+
+/// Tells the leader of this node's mesh where it is now; true once that is agreed.
+///
+/// A node that had left hears nothing of its mesh any more, so it asks its peers who leads.
+async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> bool {
+    let views = match own.leader {
+        Some(_) => BTreeMap::new(),
+        None => views_of_peers(mailbox, own).await,
+    };
+    let told = views.values().filter(|view| view.mesh == own.mesh).find_map(|view| view.leader);
+    let outcome = match told.filter(|leader| *leader != own.node) {
+        Some(leader) => {
+            let request = Request::Join { member: member.clone() };
+            match mailbox.network().call(leader, &request, config::CALL_TIMEOUT).await {
+                Ok(Response::Done) => Ok(()),
+                Ok(answer) => Err(format!("the leader answered {answer:?}")),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        None if own.leader.is_some() => {
+            mailbox.join(member.clone()).await.map_err(|failure| failure.to_string())
+        }
+        None => return false,
+    };
+    if let Err(error) = &outcome {
+        tracing::debug!(%error, "not announced to the mesh yet");
+    }
+    outcome.is_ok()
 }
 
 async fn views_of_peers(mailbox: &Mailbox, own: &MeshView) -> BTreeMap<NodeId, MeshView> {

@@ -39,8 +39,6 @@ pub enum Ask {
     Found(Member, oneshot::Sender<Result<(), Failure>>),
     /// Who refused this node, or was refused, lately and why.
     Refusals(oneshot::Sender<Vec<(Multiaddr, Refusal)>>),
-    /// Whether the mesh cannot decide without this node: it leads, or its vote is needed.
-    Needed(oneshot::Sender<bool>),
 }
 
 /// Where a succeeded job's result lies.

@@ -103,7 +103,8 @@ impl Node {
     /// Starts a node and waits until it is a member of a mesh that has a leader.
     pub async fn start(settings: Settings, mut data_dir: DataDir, key: MeshKey) -> Result<Self, Error> {
         let id = node_id(&data_dir.identity().public().to_peer_id());
-        let log = LogFile::open(&data_dir.path().join("log.redb"))?;
+        let log = LogFile::open(&data_dir.log_file())?;
+        data_dir.remember_log()?;
         let budget = Budget::new(settings.memory_bytes);
         let store = Store::open(&data_dir.path().join("partitions"), id, budget)?;
         let (network, events) = open_network(&settings, &data_dir, key).await?;
@@ -300,6 +301,7 @@ impl Loop {
         let mut ticks = interval(Duration::from_millis(TICK_MS));
         // After a stall one tick is reported, not all that were missed: a slow disk must not start an election.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        self.meet_all();
         loop {
             self.settle()?;
             let event = tokio::select! {
@@ -396,8 +398,8 @@ impl Loop {
             PeerMessage::Free { fence, jobs } => {
                 if self.obeys(from, fence) {
                     self.worker.abort_jobs(&jobs);
-                    self.store.free(&jobs);
                     self.runs.retain(|task, _| !jobs.contains(&task.job));
+                    self.free(jobs);
                 }
             }
             PeerMessage::AskInventory { fence } => {
@@ -522,10 +524,13 @@ impl Loop {
     fn settle(&mut self) -> Result<(), Error> {
         loop {
             if let Some(mut output) = self.replica.take_output() {
-                self.send_raft(&output.send);
+                let mut unreachable = self.send_raft(&output.send);
                 // The loop waits for the disk: nothing may be acknowledged before it is there.
                 tokio::task::block_in_place(|| self.replica.persist(&mut output))?;
-                self.send_raft(&output.send_after_persist);
+                unreachable.extend(self.send_raft(&output.send_after_persist));
+                for node in unreachable {
+                    self.replica.report_unreachable(node);
+                }
                 for event in output.events {
                     self.applied(event);
                 }
@@ -537,13 +542,13 @@ impl Loop {
         }
     }
 
-    fn send_raft(&mut self, messages: &[(NodeId, Bytes)]) {
-        let Some(mesh) = self.mesh else { return };
-        for (to, message) in messages {
-            if !self.network.send(*to, PeerMessage::Raft { mesh, message: message.clone() }) {
-                self.replica.report_unreachable(*to);
-            }
-        }
+    /// Sends what can be sent, and returns who could not be reached.
+    fn send_raft(&self, messages: &[(NodeId, Bytes)]) -> Vec<NodeId> {
+        let Some(mesh) = self.mesh else { return Vec::new() };
+        let unsent = messages.iter().filter(|(to, message)| {
+            !self.network.send(*to, PeerMessage::Raft { mesh, message: message.clone() })
+        });
+        unsent.map(|(to, _)| *to).collect()
     }
 
     /// Follows what the mesh has agreed on.
@@ -571,22 +576,19 @@ impl Loop {
                 self.schedule(Input::NodeDown { node });
                 self.keep_membership();
             }
-            Applied::JobsFreed { ref jobs } => self.store.free(jobs),
+            Applied::JobsFreed { jobs } => self.free(jobs),
             Applied::JobAccepted { .. } | Applied::StageDone { .. } | Applied::JobEnded { .. } => {}
             Applied::Restored { .. } | Applied::Reconfigured => {
                 self.mesh = self.replica.state().mesh().or(self.mesh);
-                let members: Vec<Member> = self.replica.state().members().values().cloned().collect();
-                for member in &members {
-                    self.meet(member);
-                }
+                self.meet_all();
             }
             Applied::Elected { term } => self.elected(term),
             Applied::Deposed { term } => {
                 tracing::info!(term, "no longer the leader");
                 self.scheduler = None;
-                self.refuse_pending();
             }
             Applied::LeaderChanged { leader, term } => {
+                self.refuse_pending();
                 if leader != Some(self.member.id) {
                     tracing::info!(leader = leader.map(|l| l.to_string()), term, "the leader changed");
                 }
@@ -594,6 +596,18 @@ impl Loop {
             Applied::ReadReady { .. } => {}
         }
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Off the loop, since it removes a file for each spilled partition.
+    fn free(&self, jobs: Vec<JobId>) {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.free(&jobs));
+    }
+
+    fn meet_all(&self) {
+        for member in self.replica.state().members().values() {
+            self.meet(member);
+        }
     }
 
     /// Makes sure that the network knows where a member is.
@@ -672,13 +686,6 @@ impl Loop {
             }
             Ask::Refusals(reply) => {
                 let _ = reply.send(self.refusals.iter().cloned().collect());
-            }
-            Ask::Needed(reply) => {
-                let standing = self.replica.standing();
-                let voters = &standing.configuration.voters;
-                // Two voters bear no loss; three bear that of one.
-                let vote_counts = voters.contains(&self.member.id) && voters.len() < 3;
-                let _ = reply.send(standing.leads || vote_counts);
             }
             Ask::Lost(partition, node) => {
                 if self.scheduler.is_some() {
@@ -798,6 +805,7 @@ impl Loop {
             leader: standing.leader,
             fence: self.replica.fence(),
             nodes: nodes.collect(),
+            voters: standing.configuration.voters.union(&standing.configuration.outgoing).copied().collect(),
         }
     }
 

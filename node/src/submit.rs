@@ -54,7 +54,7 @@ impl Submitter {
         if self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
             return Ok(());
         }
-        let decoded = decode_spec(&spec)?;
+        let decoded = decode_spec(spec.clone()).await?;
         let label = decoded.label.clone();
         let graph = self.plan(id, decoded, spec, true).await?;
         let submitted_unix_ms = unix_ms();
@@ -64,12 +64,12 @@ impl Submitter {
 
     /// Plans without running.
     pub async fn explain(&self, spec: Bytes) -> Result<StageGraph, Failure> {
-        self.plan(JobId(0), decode_spec(&spec)?, spec, false).await
+        self.plan(JobId(0), decode_spec(spec.clone()).await?, spec, false).await
     }
 
     /// Answers [`Request::Plan`]: plans here or not at all.
     pub async fn plan_here(&self, id: JobId, spec: Bytes) -> Result<StageGraph, Failure> {
-        let spec = decode_spec(&spec)?;
+        let spec = decode_spec(spec).await?;
         let status = self.mailbox.ask(Ask::Status).await?;
         let looked = self.look(&status, &spec).await?;
         self.cut(id, spec, &status, &looked, true).await
@@ -288,9 +288,10 @@ fn shape_of(status: &Status) -> Shape {
     Shape { slots, task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()) }
 }
 
-fn decode_spec(bytes: &[u8]) -> Result<JobSpec, Failure> {
-    frame::decode(bytes)
-        .map_err(|error| Failure::Refused { message: format!("the job cannot be read: {error}") })
+/// Off the async threads: a specification may carry frames.
+async fn decode_spec(bytes: Bytes) -> Result<JobSpec, Failure> {
+    let decoded = blocking(move || frame::decode(&bytes)).await?;
+    decoded.map_err(|error| Failure::Refused { message: format!("the job cannot be read: {error}") })
 }
 
 /// Runs something that computes or reads files off the async threads.

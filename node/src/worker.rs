@@ -230,10 +230,14 @@ impl Inner {
             return Err(Failure::Cancelled);
         }
         let task = assignment.attempt.task;
+        let made_before = self.store.meta(task).is_some();
         let meta = self.store.put(task, buckets)?;
-        // Its job may have been freed in the meantime, and nobody would free this partition again.
-        if token.is_cancelled() {
+        // Its job may have been freed in the meantime, and nobody would free this partition again. One that
+        // another attempt made is that attempt's.
+        if token.is_cancelled() && !made_before {
             self.store.discard(task);
+        }
+        if token.is_cancelled() {
             return Err(Failure::Cancelled);
         }
         Ok(meta)

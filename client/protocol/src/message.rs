@@ -273,6 +273,8 @@ pub struct Status {
     pub fence: Fence,
     /// Every member, in order of id.
     pub nodes: Vec<NodeInfo>,
+    /// Whose votes count, of the old voters too while they change.
+    pub voters: Vec<NodeId>,
 }
 
 /// What a node without a mesh must know of another to decide on genesis.

@@ -10,7 +10,8 @@ use floe_protocol::{AttemptId, Failure, JobId, Load, NodeId, PeerMessage, TaskId
 use super::job::{Attempt, Job, Place, State};
 use super::placement::{Nodes, Standing, task_memory_bytes};
 use super::{
-    Effect, INVENTORY_RETRY_MS, LEASE_INTERVAL_MS, MAX_ORPHANS, ORPHAN_MS, Scheduler, choose, read_bytes,
+    Effect, INVENTORY_RETRY_MS, LEASE_INTERVAL_MS, MAX_ORPHANS, ORPHAN_MS, RECONCILE_MS, Scheduler, choose,
+    read_bytes,
 };
 
 /// A node that is connected and silent for this long is lost.
@@ -60,6 +61,8 @@ impl Scheduler {
                     if job.drop_holder(lost, holder) {
                         job.want_lost(vec![lost]);
                     }
+                    // It may hold the partition all the same, and have been too slow to give it.
+                    self.doubt(holder);
                 }
             }
             Failure::Blind { why, path } => {
@@ -185,8 +188,18 @@ impl Scheduler {
         self.nodes.update(node, |node| {
             node.standing = Standing::Asked;
             node.asked_ms = now_ms;
+            node.doubted = false;
         });
         self.send(node, PeerMessage::AskInventory { fence: self.fence });
+    }
+
+    /// Asks a node that has been there all along: what it does not know of was lost on the way, or with a
+    /// partition, and not with the node.
+    pub(super) fn doubt(&mut self, node: NodeId) {
+        if self.nodes.is_live(node) {
+            self.ask(node);
+            self.nodes.update(node, |node| node.doubted = true);
+        }
     }
 
     pub(super) fn node_down(&mut self, node: NodeId) {
@@ -247,15 +260,16 @@ impl Scheduler {
             .nodes
             .iter()
             .filter(|(_, node)| node.connected)
-            .map(|(id, node)| {
-                (id, node.standing == Standing::Asked && now_ms >= node.asked_ms + INVENTORY_RETRY_MS)
-            })
+            .map(|(id, node)| (id, node.standing, now_ms.saturating_sub(node.asked_ms), node.doubted))
             .collect();
-        for (node, ask) in connected {
-            if ask {
-                self.ask(node);
-            } else {
-                self.send(node, PeerMessage::Lease { fence: self.fence });
+        for (node, standing, asked_ago_ms, doubted) in connected {
+            match standing {
+                Standing::Asked if asked_ago_ms >= INVENTORY_RETRY_MS => {
+                    self.ask(node);
+                    self.nodes.update(node, |node| node.doubted = doubted);
+                }
+                Standing::Live if asked_ago_ms >= RECONCILE_MS => self.doubt(node),
+                _ => self.send(node, PeerMessage::Lease { fence: self.fence }),
             }
         }
     }
@@ -374,9 +388,10 @@ impl Scheduler {
             }
         }
         let believed = self.nodes.get(node).map(|node| node.attempts()).unwrap_or_default();
+        let doubted = self.nodes.get(node).is_some_and(|node| node.doubted);
         for (attempt, had_slot) in believed {
             if !running.contains(&attempt) {
-                self.vanished(attempt, node, had_slot);
+                self.vanished(attempt, node, had_slot && !doubted);
             }
         }
         if let Some(awaited) = &mut self.settling {
@@ -433,7 +448,7 @@ impl Scheduler {
             .collect();
         for (job, node) in due {
             self.orphans.remove(&(job, node));
-            if !self.jobs.contains_key(&job) && self.nodes.is_live(node) {
+            if !self.jobs.contains_key(&job) && self.is_alive(node) {
                 self.send(node, PeerMessage::Free { fence: self.fence, jobs: vec![job] });
             }
         }

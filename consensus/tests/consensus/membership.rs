@@ -88,7 +88,7 @@ impl goldenscript::Runner for Runner {
                 let members = set(members);
                 let (dead, lagging) = (set(dead), set(lagging));
                 let configuration =
-                    Configuration { voters: set(voters), learners: set(learners), joint: false };
+                    Configuration { voters: set(voters), learners: set(learners), outgoing: BTreeSet::new() };
                 let alive = members.difference(&dead).copied().collect();
                 let caught_up = members.difference(&lagging).copied().collect();
                 match next_change(&members, &configuration, &alive, &caught_up, NodeId(*leader)) {
@@ -131,7 +131,7 @@ proptest! {
         let members: BTreeSet<_> = members.into_iter().chain([leader]).collect();
         let alive: BTreeSet<_> = members.difference(&dead).copied().chain([leader]).collect();
         let caught_up = members.difference(&lagging).copied().collect();
-        let mut configuration = Configuration { voters, learners, joint: false };
+        let mut configuration = Configuration { voters, learners, outgoing: BTreeSet::new() };
         for _ in 0..4 {
             let Some(change) = next_change(&members, &configuration, &alive, &caught_up, leader) else { break };
             prop_assert!(change.promote.iter().all(|node| alive.contains(node) && caught_up.contains(node)));

@@ -206,7 +206,7 @@ fn status(cluster: &mut Cluster) -> std::fmt::Result {
             replica.state().members().len(),
             names(&standing.configuration.voters),
             names(&standing.configuration.learners),
-            if standing.configuration.joint { " joint" } else { "" },
+            if standing.configuration.outgoing.is_empty() { "" } else { " joint" },
         )?;
     }
     Ok(())

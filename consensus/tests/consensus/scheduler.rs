@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use floe_consensus::Command;
-use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS};
+use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
 use floe_protocol::{AttemptId, Failure, JobPhase, NodeId, StageId, TaskId};
 use goldenscript::Context;
 use proptest::prelude::*;
@@ -311,7 +311,7 @@ proptest! {
         // And what is released is freed everywhere, in time on nodes that were away too.
         let all: Vec<_> = world.state.jobs().keys().copied().collect();
         world.commit(Command::Release { jobs: all });
-        world.pass(ORPHAN_MS + 100);
+        world.pass(ORPHAN_MS + RECONCILE_MS + 1_000);
         for (id, worker) in &world.workers {
             let left = worker.held.len() + worker.running.len();
             prop_assert_eq!(left, 0, "n{} holds {:?} still\n{}", id, worker.held.keys(), world.story);

@@ -162,7 +162,8 @@ async fn answer(
 /// Cancels the job, unless a second Ctrl-C shows that its user will not wait.
 async fn cancel(job: &Job, interrupt: &mut Interrupt) {
     let agreed = tokio::select! {
-        agreed = tokio::time::timeout(CANCEL_PATIENCE, job.cancel()) => agreed,
+        // A job that had ended is not cancelled any more, but its result can go.
+        agreed = tokio::time::timeout(CANCEL_PATIENCE, async { job.cancel().await.and(job.release().await) }) => agreed,
         () = interrupt.wait() => return,
     };
     match agreed {
