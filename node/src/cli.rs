@@ -75,6 +75,7 @@ pub fn main() -> ExitCode {
         args.configure_threads();
     }
     cli.logging.start();
+    floe_query::log_polars_warnings();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::anyhow!("the asynchronous runtime cannot start: {error}")),

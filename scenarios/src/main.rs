@@ -30,6 +30,8 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    // About queries of ours that we know.
+    polars::error::set_warning_function(|_, _| {});
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("FLOE_LOG"))
         .with_writer(std::io::stderr)

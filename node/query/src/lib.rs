@@ -39,6 +39,12 @@ pub use files::inspect;
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan};
 
+/// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
+/// not where its author looks. To be called once by a process that plans or runs queries.
+pub fn log_polars_warnings() {
+    polars::error::set_warning_function(|warning, _| tracing::info!(target: "floe_query::polars", "{warning}"));
+}
+
 /// Polars' own message, once: without the plan that it prints beneath some of them, and without our wrapping.
 fn query_failure(error: PolarsError) -> Failure {
     let text = error.to_string();
