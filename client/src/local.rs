@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use floe_transport::MeshKey;
-use floe_transport::registry::local_nodes;
+use floe_transport::registry::{all, local_nodes};
 
 use crate::error::{Error, Result};
 
@@ -31,6 +31,11 @@ pub fn registry(home: &Path) -> PathBuf {
 /// The addresses of nodes on this machine that announced themselves under this key. Some may have died since.
 pub fn nodes(home: &Path, key: &MeshKey) -> Vec<String> {
     local_nodes(&registry(home), &key.fingerprint()).iter().map(ToString::to_string).collect()
+}
+
+/// Whether nodes run on this machine, of whatever mesh.
+pub fn any_node(home: &Path) -> bool {
+    !all(&registry(home)).is_empty()
 }
 
 /// Reads the mesh key that drivers use unless given another: the file that `FLOE_KEY_FILE` names, else the

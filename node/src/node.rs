@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use floe_consensus::membership::{heir, next_change};
+use floe_consensus::membership::{DEAD_MS, heir, next_change};
 use floe_consensus::replica::{self, TICK_MS};
 use floe_consensus::{
     Command, Effect, Entry, Event as Applied, Input, LogError, ProposeError, Replica, Scheduler,
@@ -153,6 +153,7 @@ impl Node {
             started_unix_ms: unix_ms(),
             membership_due: Instant::now(),
             hint_due: Instant::now(),
+            release_due: Instant::now(),
             _data_dir: data_dir,
         };
         let task = tokio::spawn(state.run(events, asks, reported, stopped));
@@ -286,6 +287,7 @@ struct Loop {
     started_unix_ms: u64,
     membership_due: Instant,
     hint_due: Instant,
+    release_due: Instant,
     /// Held for its lock.
     _data_dir: DataDir,
 }
@@ -337,6 +339,7 @@ impl Loop {
                     self.report(report);
                 }
                 self.publish_hint();
+                self.release_old_results();
                 if self.membership_due <= Instant::now() {
                     self.membership_due = Instant::now() + config::MEMBERSHIP_INTERVAL;
                     self.keep_membership();
@@ -356,6 +359,7 @@ impl Loop {
             NetworkEvent::PeerDown { node } => {
                 tracing::info!(%node, "disconnected");
                 self.replica.report_unreachable(node);
+                self.loads.remove(&node);
                 self.schedule(Input::NodeDown { node });
             }
             NetworkEvent::Message { from, message } => self.handle_message(from, message)?,
@@ -515,7 +519,12 @@ impl Loop {
                         Err(failure) => tracing::warn!(%failure, "not proposed"),
                     }
                 }
-                Effect::NodeLost(node) => tracing::warn!(%node, "lost"),
+                Effect::NodeLost(node) => {
+                    let name = self.replica.state().members().get(&node).map_or("", |member| &member.name);
+                    tracing::warn!(%node, name, "lost: what it ran and held is made anew elsewhere");
+                    // Where the connection only seems to stand, whoever waits on it must hear of its end.
+                    self.network.disconnect(node);
+                }
             }
         }
     }
@@ -735,22 +744,23 @@ impl Loop {
     /// On the leader: brings voters and learners closer to what the mesh wants, one change at a time, and hands
     /// over once it is a member no more.
     fn keep_membership(&mut self) {
-        if self.scheduler.is_none() {
-            return;
-        }
+        let Some(scheduler) = &self.scheduler else { return };
         let me = self.member.id;
         let members: BTreeSet<NodeId> = self.replica.state().members().keys().copied().collect();
-        let alive: BTreeSet<NodeId> = members.iter().copied().filter(|node| self.is_alive(*node)).collect();
+        let connected: BTreeSet<NodeId> =
+            members.iter().copied().filter(|node| self.is_alive(*node)).collect();
+        // A seat is kept for a while for a voter that is away, and given only to who is here.
+        let heard = &scheduler.heard_within(DEAD_MS) | &connected;
+        let caught_up = &self.replica.caught_up() & &connected;
         let standing = self.replica.standing();
-        let caught_up = self.replica.caught_up();
-        let change = next_change(&members, &standing.configuration, &alive, &caught_up, me);
+        let change = next_change(&members, &standing.configuration, &heard, &caught_up, me);
         let done = match change {
             Some(change) => {
                 tracing::debug!(?change, "changing the voters");
                 self.replica.change(&change)
             }
             None if !members.contains(&me) => {
-                let heir = heir(&members, &standing.configuration, &alive, me);
+                let heir = heir(&members, &standing.configuration, &connected, me);
                 heir.map_or(Ok(()), |heir| self.replica.transfer_leader(heir))
             }
             None => Ok(()),
@@ -762,6 +772,28 @@ impl Loop {
 
     fn is_alive(&self, node: NodeId) -> bool {
         node == self.member.id || self.network.is_connected(node)
+    }
+
+    /// Whether a node is there as far as this one can tell: the leader waits for answers, others see connections.
+    fn answers(&self, node: NodeId) -> bool {
+        self.is_alive(node) && self.scheduler.as_ref().is_none_or(|scheduler| scheduler.is_alive(node))
+    }
+
+    /// On the leader: results that nobody collected nor released go after a while, or a mesh whose drivers die
+    /// would fill up.
+    fn release_old_results(&mut self) {
+        if self.scheduler.is_none() || self.release_due > Instant::now() {
+            return;
+        }
+        self.release_due = Instant::now() + config::RELEASE_INTERVAL;
+        let old = unix_ms().saturating_sub(config::RESULT_KEPT.as_millis() as u64);
+        let jobs = self.replica.state().jobs().iter();
+        let jobs =
+            jobs.filter(|(_, job)| job.work.is_some() && job.ended_unix_ms.is_some_and(|ended| ended < old));
+        let jobs: Vec<JobId> = jobs.map(|(id, _)| *id).collect();
+        if !jobs.is_empty() {
+            self.effect(vec![Effect::Propose(Command::Release { jobs })]);
+        }
     }
 
     fn publish_hint(&mut self) {
@@ -797,7 +829,7 @@ impl Loop {
             } else {
                 self.loads.get(&member.id).copied().unwrap_or_default()
             };
-            NodeInfo { member: member.clone(), role, alive: self.is_alive(member.id), load }
+            NodeInfo { member: member.clone(), role, alive: self.answers(member.id), load }
         });
         Status {
             node: self.member.id,

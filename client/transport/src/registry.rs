@@ -84,8 +84,13 @@ impl Drop for Listed {
     }
 }
 
-/// The running nodes whose key has this fingerprint, in order of id. Files of processes that are gone are removed.
+/// The running nodes whose key has this fingerprint, in order of id.
 pub fn scan(dir: &Path, fingerprint: &str) -> Vec<Entry> {
+    all(dir).into_iter().filter(|entry| entry.fingerprint == fingerprint).collect()
+}
+
+/// All running nodes, of whatever mesh, in order of id. Files of processes that are gone are removed.
+pub fn all(dir: &Path) -> Vec<Entry> {
     let Ok(files) = fs::read_dir(dir) else {
         return Vec::new();
     };
@@ -95,7 +100,7 @@ pub fn scan(dir: &Path, fingerprint: &str) -> Vec<Entry> {
         .filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION))
         .collect();
     paths.sort();
-    paths.iter().filter_map(|path| read(path)).filter(|entry| entry.fingerprint == fingerprint).collect()
+    paths.iter().filter_map(|path| read(path)).collect()
 }
 
 /// Where this machine's nodes with such a key listen, as addresses that end in `/p2p/PEER`.

@@ -42,7 +42,9 @@ pub use plan::{Planned, Shape, paths, plan};
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
 /// not where its author looks. To be called once by a process that plans or runs queries.
 pub fn log_polars_warnings() {
-    polars::error::set_warning_function(|warning, _| tracing::info!(target: "floe_query::polars", "{warning}"));
+    polars::error::set_warning_function(
+        |warning, _| tracing::info!(target: "floe_query::polars", "{warning}"),
+    );
 }
 
 /// Polars' own message, once: without the plan that it prints beneath some of them, and without our wrapping.

@@ -20,6 +20,8 @@ pub(super) async fn run(args: CancelArgs) -> anyhow::Result<End> {
     // A job that is not known, or that has ended, is not cancelled, and its user should hear so.
     let before = job.status().await?;
     if before.phase.is_terminal() {
+        // Its result, if it has one, is still freed, which is what this command is for.
+        job.release().await?;
         output::note(format_args!("job {} had ended before: it {}", args.job, ended(&before.phase)));
         return Ok(End::Done);
     }

@@ -82,11 +82,14 @@ impl ConnectArgs {
             };
             return Ok(Some(Mesh::builder().key(key).addresses(addresses).connect().await?));
         }
-        let Some(key) = key else { return Ok(None) };
-        let addresses = local::nodes(&local::home()?, &key);
-        if addresses.is_empty() {
+        let home = local::home()?;
+        let addresses = key.as_ref().map(|key| local::nodes(&home, key)).unwrap_or_default();
+        let Some(key) = key.filter(|_| !addresses.is_empty()) else {
+            if local::any_node(&home) {
+                bail!("nodes run on this machine with another mesh key: name their key file with --key-file");
+            }
             return Ok(None);
-        }
+        };
         let builder = Mesh::builder().key(key).addresses(addresses).connect_timeout(LOCAL_PATIENCE);
         match builder.connect().await {
             Ok(mesh) => Ok(Some(mesh)),

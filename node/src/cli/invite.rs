@@ -20,6 +20,9 @@ pub(super) struct InviteArgs {
 
 pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
     let status = args.connect.mesh().await?.status().await?;
+    if status.nodes.is_empty() {
+        bail!("the node has not joined or founded its mesh yet: wait until `floe up` prints its ready line");
+    }
     let key = args.connect.key()?.context("there is no mesh key on this machine")?;
     let living = status.nodes.iter().filter(|node| node.alive);
     let mut addresses: Vec<Multiaddr> = living

@@ -25,6 +25,9 @@ pub(super) fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// Names under which a process knows its own stdout.
+const STDOUT_PATHS: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+
 /// Where a result goes, opened before anything is submitted, so that a path that cannot be written costs no
 /// work. A file appears, or replaces the one before, only when the result is whole.
 #[derive(Debug)]
@@ -54,6 +57,10 @@ impl Output {
     /// To a file.
     pub(super) fn file(path: &Path) -> anyhow::Result<Self> {
         let unwritable = || format!("{} cannot be written", path.display());
+        // What stdout was redirected to must not be replaced under the shell's hands.
+        if STDOUT_PATHS.iter().any(|stdout| path == Path::new(stdout)) {
+            return Ok(Self::stdout());
+        }
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => anyhow::bail!("{} is a directory: name a file", path.display()),
             Ok(found) => {

@@ -17,6 +17,9 @@ use super::output::{self, Output};
 use super::progress::Progress;
 use super::{End, timeline};
 
+/// How long a submission may take before its user is told that it still goes on.
+const SLOW: Duration = Duration::from_secs(3);
+
 /// How long Ctrl-C waits for the mesh to agree that the job is cancelled.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -83,7 +86,16 @@ pub(super) async fn run(args: SqlArgs) -> anyhow::Result<End> {
     let mut interrupt = Interrupt::listen()?;
     let text = args.statement.text()?;
     let named = args.output.as_deref().and_then(Format::of_path);
-    let format = args.format.or(named).unwrap_or(Format::Table);
+    let format = match (args.format.or(named), &args.output) {
+        (Some(format), _) => format,
+        (None, Some(path)) if path.extension().is_some_and(|ending| !ending.eq_ignore_ascii_case("txt")) => {
+            bail!(
+                "the ending of {} names no format: choose one with --format, or end it in .csv, .json, .parquet or .arrow",
+                path.display()
+            )
+        }
+        (None, _) => Format::Table,
+    };
     let output = match &args.output {
         Some(path) => Output::file(path)?,
         None if format.is_binary() && stdout().is_terminal() => {
@@ -115,7 +127,7 @@ async fn query(
     let abandoned = output.abandoned();
     let work = async {
         let progress = Progress::start();
-        let job = mesh.submit_as(id, spec).await?;
+        let job = said_when_slow(mesh.submit_as(id, spec)).await?;
         let answer = answer(&job, args.timeline, format, output, progress).await;
         // Read or failed, nobody else will ask for this result.
         if let Err(error) = job.release().await {
@@ -131,6 +143,18 @@ async fn query(
         () = interrupt.wait() => {
             cancel(&mesh.job(id), interrupt).await;
             Ok(End::Interrupted)
+        }
+    }
+}
+
+/// Says that the mesh takes its time, since whoever waits may wonder.
+async fn said_when_slow<T>(submission: impl Future<Output = T>) -> T {
+    tokio::pin!(submission);
+    tokio::select! {
+        done = &mut submission => done,
+        () = tokio::time::sleep(SLOW) => {
+            output::note(format_args!("still waiting for the mesh to accept the query: `floe status` shows who is there"));
+            submission.await
         }
     }
 }

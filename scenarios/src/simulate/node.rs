@@ -61,7 +61,8 @@ pub(super) enum Wire {
 #[derive(Clone, Debug)]
 pub(super) enum Proposed {
     Applied(Result<(), Failure>),
-    NotLeader(Option<NodeId>),
+    /// Another node must be asked.
+    NotLeader,
 }
 
 /// Who waits for a proposal.
@@ -103,10 +104,10 @@ pub(super) enum Note {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bug {
     /// Workers follow leaders that were replaced.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only tests are wrong on purpose"))]
+    #[cfg_attr(not(test), allow(dead_code, reason = "only tests are wrong on purpose"))]
     IgnoredFence,
     /// Disks say that they synced and did not.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only tests are wrong on purpose"))]
+    #[cfg_attr(not(test), allow(dead_code, reason = "only tests are wrong on purpose"))]
     LyingDisk,
 }
 
@@ -118,6 +119,8 @@ pub(super) struct Start {
     pub(super) checkpoint_entries: u64,
     pub(super) kept_entries: u64,
     pub(super) now_ms: u64,
+    /// Whether it was told whom to join, so that it never founds a mesh while it finds nobody.
+    pub(super) joins: bool,
     pub(super) bug: Option<Bug>,
 }
 
@@ -150,12 +153,13 @@ pub(super) struct Node {
     ask_due_ms: u64,
     membership_due_ms: u64,
     leaving_since_ms: Option<u64>,
+    joins: bool,
     bug: Option<Bug>,
 }
 
 impl Node {
     pub(super) fn start(start: Start, disk: Disk) -> Result<Self, OpenError> {
-        let Start { member, election_ticks, checkpoint_entries, kept_entries, now_ms, bug } = start;
+        let Start { member, election_ticks, checkpoint_entries, kept_entries, now_ms, joins, bug } = start;
         let mut config = Config::new(member.id);
         // One value to choose from leaves nothing to chance outside of the seed.
         config.election_ticks = election_ticks..election_ticks + 1;
@@ -188,6 +192,7 @@ impl Node {
             ask_due_ms: 0,
             membership_due_ms: 0,
             leaving_since_ms: None,
+            joins,
             bug,
         })
     }
@@ -478,7 +483,7 @@ impl Node {
     fn propose(&mut self, entry: Entry, asker: Asker) {
         match self.replica.propose(&entry) {
             Ok(()) => self.pending.entry(entry.request).or_default().push(asker),
-            Err(ProposeError::NotLeader { leader }) => self.answer(asker, Proposed::NotLeader(leader)),
+            Err(ProposeError::NotLeader { .. }) => self.answer(asker, Proposed::NotLeader),
             Err(error) => self.answer(asker, Proposed::Applied(Err(error.into()))),
         }
     }
@@ -492,7 +497,7 @@ impl Node {
         if self.send(leader, Wire::Propose { call, entry }) {
             self.forwarded.insert(call, asker);
         } else {
-            self.answer(asker, Proposed::NotLeader(None));
+            self.answer(asker, Proposed::NotLeader);
         }
     }
 
@@ -532,9 +537,8 @@ impl Node {
             Event::Elected { term } => self.elected(term),
             Event::Deposed { .. } => {
                 self.scheduler = None;
-                let leader = self.replica.standing().leader;
                 for asker in std::mem::take(&mut self.pending).into_values().flatten() {
-                    self.answer(asker, Proposed::NotLeader(leader));
+                    self.answer(asker, Proposed::NotLeader);
                 }
             }
             Event::JobAccepted { .. }
@@ -597,10 +601,32 @@ impl Node {
         if self.replica.state().mesh().is_none() {
             return self.look_around();
         }
-        if !self.is_listed() && self.now_ms >= self.ask_due_ms {
-            self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
-            let entry = self.entry(Command::Join { member: self.member.clone() });
-            self.ask(entry, Asker::Nobody);
+        if !self.is_listed() {
+            self.come_back();
+        }
+    }
+
+    /// Makes this start known to the mesh. One that was removed while it was away hears of no leader by itself:
+    /// it asks its peers.
+    fn come_back(&mut self) {
+        if self.now_ms < self.ask_due_ms {
+            return self.ask_for_views();
+        }
+        self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
+        let entry = self.entry(Command::Join { member: self.member.clone() });
+        let same = self.views.values().filter(|(view, _)| view.mesh == self.mesh);
+        let named = same.filter_map(|(view, _)| view.leader).find(|leader| self.peers.contains(leader));
+        match (self.replica.standing().leader, named) {
+            (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody),
+            _ => self.ask(entry, Asker::Nobody),
+        }
+    }
+
+    fn ask_for_views(&mut self) {
+        let since_ms = self.now_ms.saturating_sub(VIEW_MS);
+        self.views.retain(|_, (_, at_ms)| *at_ms >= since_ms);
+        for peer in self.peers.clone() {
+            self.send(peer, Wire::AskView);
         }
     }
 
@@ -621,10 +647,9 @@ impl Node {
     }
 
     fn look_around(&mut self) {
-        let since_ms = self.now_ms.saturating_sub(VIEW_MS);
-        self.views.retain(|_, (_, at_ms)| *at_ms >= since_ms);
-        for peer in self.peers.clone() {
-            self.send(peer, Wire::AskView);
+        self.ask_for_views();
+        if self.joins && self.views.is_empty() {
+            return;
         }
         let views = self.views.iter().map(|(node, (view, _))| (*node, view.clone())).collect();
         match genesis(self.id(), &views, self.now_ms.saturating_sub(self.born_ms), None) {

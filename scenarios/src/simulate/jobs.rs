@@ -1,0 +1,108 @@
+//! The stream of jobs that drivers submit to a simulated mesh.
+
+use bytes::Bytes;
+use floe_consensus::{Command, Entry};
+use floe_protocol::graph::BucketMeta;
+use floe_protocol::{
+    Exchange, JobId, JobPhase, NodeId, OutputMeta, Placed, Read, RequestId, Stage, StageGraph, StageId,
+    StageInput, TaskId, TaskSpec, Work,
+};
+
+use super::dice::Dice;
+
+/// What a driver wants, said again under one id until the mesh has answered.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) entry: Entry,
+    pub(super) job: JobId,
+    /// Frames to be stored before the job is submitted, and where.
+    pub(super) frames: Vec<(TaskId, Placed)>,
+    pub(super) answered: bool,
+}
+
+impl Order {
+    /// A new job, submitted while `nodes` run.
+    pub(super) fn submit(dice: &mut Dice, number: usize, nodes: &[NodeId], now_ms: u64) -> Self {
+        let job = JobId(number as u64 + 1);
+        let graph = graph(dice, nodes);
+        let mut frames = Vec::new();
+        for stage in &graph.stages {
+            let Work::Held(placed) = &stage.work else { continue };
+            frames.extend(placed.iter().enumerate().map(|(partition, placed)| {
+                (TaskId { job, stage: stage.id, partition: partition as u32 }, placed.clone())
+            }));
+        }
+        let command = Command::Submit { job, label: format!("job {job}"), graph, submitted_unix_ms: now_ms };
+        Self::new(number, job, command, frames)
+    }
+
+    /// The end of a job that is not wanted any more.
+    pub(super) fn cancel(number: usize, job: JobId, now_ms: u64) -> Self {
+        let command = Command::EndJob { job, phase: JobPhase::Cancelled, ended_unix_ms: now_ms };
+        Self::new(number, job, command, Vec::new())
+    }
+
+    /// The end of the wish to keep a job's result.
+    pub(super) fn release(number: usize, job: JobId) -> Self {
+        Self::new(number, job, Command::Release { jobs: vec![job] }, Vec::new())
+    }
+
+    fn new(number: usize, job: JobId, command: Command, frames: Vec<(TaskId, Placed)>) -> Self {
+        let entry = Entry { request: RequestId(number as u128 + 1), command };
+        Self { entry, job, frames, answered: false }
+    }
+}
+
+/// Every bucket with some rows.
+pub(super) fn meta(buckets: u32) -> OutputMeta {
+    OutputMeta { buckets: vec![BucketMeta { rows: 100, bytes: 4_096 }; buckets as usize] }
+}
+
+/// Two or three stages of a few tasks: scans or frames, perhaps an exchange, and one or more last tasks.
+fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
+    let mut tasks = dice.between(1..=4) as u32;
+    let mut stages = vec![stage(0, tasks, Vec::new())];
+    if dice.chance(300) {
+        let hold = |dice: &mut Dice| {
+            let copies = [dice.pick(nodes), dice.pick(nodes), dice.pick(nodes)];
+            let mut nodes: Vec<_> = copies.into_iter().flatten().collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            Placed { nodes, meta: meta(1) }
+        };
+        stages[0].work = Work::Held((0..tasks).map(|_| hold(dice)).collect());
+    }
+    for position in 1..=dice.between(1..=2) as u32 {
+        let before = position - 1;
+        let held = matches!(stages[before as usize].work, Work::Held(_));
+        let read = match dice.between(0..=2) {
+            0 if !held => {
+                let buckets = dice.between(1..=4) as u32;
+                stages[before as usize].exchange = Exchange::Hash { keys: Vec::new(), buckets };
+                tasks = buckets;
+                Read::Bucket
+            }
+            1 => Read::Partition { first: 0 },
+            _ => {
+                tasks = 1;
+                Read::All
+            }
+        };
+        stages.push(stage(position, tasks, vec![StageInput { stage: StageId(before), read }]));
+    }
+    StageGraph { stages, schema: Bytes::new() }
+}
+
+fn stage(position: u32, tasks: u32, inputs: Vec<StageInput>) -> Stage {
+    Stage {
+        id: StageId(position),
+        work: Work::Fragment(Bytes::from_static(b"fragment")),
+        inputs,
+        exchange: Exchange::Gather,
+        tasks: vec![TaskSpec::default(); tasks as usize],
+        operators: vec!["operator".to_owned()],
+        single_because: None,
+        seen_by: Vec::new(),
+        unseen_by: Vec::new(),
+    }
+}

@@ -1,0 +1,790 @@
+//! One simulated run: nodes, network, disks, drivers and faults under one executor with simulated time.
+//!
+//! ```text
+//!   boot, genesis          jobs and faults                       calm: everything heals
+//!   0 s ──────────── 4 s ──────────────────── 20 s ──────────────────────────── all jobs ended
+//! ```
+//!
+//! Everything that happens is an event at a time; the one that is due next happens next, and one thread does
+//! it all. Chance comes from the seed alone, so that a seed is a run.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+
+use floe_consensus::MemoryLog;
+use floe_protocol::message::Assignment;
+use floe_protocol::{AttemptId, Failure, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId};
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+
+use super::check::{Checker, Promise};
+use super::dice::Dice;
+use super::disk::{Disk, Fate};
+use super::faults::{Fault, draw};
+use super::jobs::{Order, meta};
+use super::network::{Change, Network};
+use super::node::{Asker, Bug, EPOCH_MS, NODE_TICK_MS, Node, Out, Proposed, Start, Wire};
+
+/// When jobs and faults begin: the mesh is founded by then.
+const BEGIN_MS: u64 = 5_000;
+
+/// When faults stop.
+const CALM_MS: u64 = 21_000;
+
+/// Within this time after faults stop every job ends.
+const PATIENCE_MS: u64 = 30_000;
+
+/// How often connections are looked at.
+const LOOK_MS: u64 = 50;
+
+/// Nodes that ever take part in one run.
+const MAX_NODES: usize = 16;
+
+/// Something due.
+#[derive(Clone, Debug)]
+enum Event {
+    Boot(NodeId),
+    Tick(NodeId, u64),
+    Deliver { from: NodeId, to: NodeId, life: u64, wire: Wire },
+    EndTask(NodeId, u64, AttemptId),
+    Link(Change, u64),
+    Look,
+    Submit,
+    Drive(usize),
+    Fault,
+    Resume(NodeId, u64),
+    Heal(u64),
+    Brighten,
+    Calm,
+}
+
+/// A machine, whether its node runs or not.
+struct Machine {
+    id: NodeId,
+    node: Option<Box<Node>>,
+    /// What is on its disk while its node does not run.
+    log: MemoryLog,
+    fate: Rc<Cell<Fate>>,
+    /// Counts its starts.
+    life: u64,
+    /// By how much its clock is wrong.
+    clock_ms: i64,
+    paused: bool,
+    /// What happened to it while it was paused.
+    backlog: Vec<Event>,
+    /// How long it stays down after a write that failed.
+    down_ms: u64,
+    /// It left the mesh in good order.
+    gone: bool,
+    /// It came later and was told whom to join.
+    joins: bool,
+}
+
+/// What a run was made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) steps: u64,
+    pub(super) faults: u64,
+    pub(super) jobs: u64,
+    pub(super) succeeded: u64,
+    pub(super) failed: u64,
+    pub(super) terms: u64,
+    /// Of everything that happened, in order.
+    pub(super) hash: u64,
+}
+
+/// One run.
+pub(super) struct World {
+    now_ms: u64,
+    dice: Dice,
+    due: BTreeMap<(u64, u64), Event>,
+    scheduled: u64,
+    machines: BTreeMap<NodeId, Machine>,
+    network: Network,
+    orders: Vec<Order>,
+    checker: Checker,
+    cuts: u64,
+    leaver: Option<NodeId>,
+    calm: bool,
+    bug: Option<Bug>,
+    hasher: DefaultHasher,
+    told: VecDeque<String>,
+    /// How many of the last lines are kept.
+    lines: usize,
+    pub(super) tally: Tally,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, nodes: RangeInclusive<u64>, lines: usize, bug: Option<Bug>) -> Self {
+        let mut dice = Dice::new(seed);
+        let nodes = dice.between(nodes);
+        let mut world = Self {
+            now_ms: 0,
+            dice,
+            due: BTreeMap::new(),
+            scheduled: 0,
+            machines: BTreeMap::new(),
+            network: Network::default(),
+            orders: Vec::new(),
+            checker: Checker::default(),
+            cuts: 0,
+            leaver: None,
+            calm: false,
+            bug,
+            hasher: DefaultHasher::new(),
+            told: VecDeque::new(),
+            lines,
+            tally: Tally::default(),
+        };
+        for _ in 0..nodes {
+            world.add_machine();
+        }
+        world.at(0, Event::Look);
+        world.at(BEGIN_MS, Event::Submit);
+        world.at(BEGIN_MS, Event::Fault);
+        world.at(CALM_MS, Event::Calm);
+        world
+    }
+
+    /// Plays the run to its end, or to the first violation.
+    pub(super) fn run(&mut self) -> Result<(), String> {
+        while let Some(((at_ms, _), event)) = self.due.pop_first() {
+            self.now_ms = at_ms;
+            self.tally.steps += 1;
+            let looks = matches!(event, Event::Look);
+            self.handle(event)?;
+            if looks && self.calm {
+                match self.unfinished() {
+                    None => break,
+                    Some(what) if self.now_ms >= CALM_MS + PATIENCE_MS => {
+                        return Err(format!(
+                            "{} s after the last fault {what}",
+                            PATIENCE_MS / 1_000
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        self.check_failures()?;
+        self.count_jobs();
+        self.tally.hash = self.hasher.finish();
+        Ok(())
+    }
+
+    /// The last things that happened.
+    pub(super) fn story(&self) -> impl Iterator<Item = &str> {
+        self.told.iter().map(String::as_str)
+    }
+
+    fn at(&mut self, at_ms: u64, event: Event) {
+        self.scheduled += 1;
+        self.due.insert((at_ms, self.scheduled), event);
+    }
+
+    fn after(&mut self, ms: u64, event: Event) {
+        self.at(self.now_ms + ms, event);
+    }
+
+    fn tell(&mut self, line: String) {
+        let line = format!("{:>6} {line}", self.now_ms);
+        line.hash(&mut self.hasher);
+        if self.told.len() >= self.lines {
+            self.told.pop_front();
+        }
+        self.told.push_back(line);
+    }
+
+    fn add_machine(&mut self) {
+        let id = NodeId(self.machines.len() as u64 + 1);
+        let machine = Machine {
+            id,
+            node: None,
+            log: MemoryLog::new(),
+            fate: Rc::default(),
+            life: 0,
+            clock_ms: self.dice.between(0..=2_000) as i64 - 1_000,
+            paused: false,
+            backlog: Vec::new(),
+            down_ms: 0,
+            gone: false,
+            joins: self.now_ms > 0,
+        };
+        self.machines.insert(id, machine);
+        let wait_ms = self.dice.between(0..=500);
+        self.after(wait_ms, Event::Boot(id));
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Boot(id) => self.boot(id),
+            Event::Tick(id, life) => {
+                if self.is_awake(id, life) {
+                    self.after(NODE_TICK_MS, Event::Tick(id, life));
+                    return self.with_node(id, life, Node::tick);
+                }
+                Ok(())
+            }
+            Event::Deliver { from, to, life, wire } => self.deliver(from, to, life, wire),
+            Event::EndTask(id, life, attempt) => self.end_task(id, life, attempt),
+            Event::Link(change, life) => self.link(change, life),
+            Event::Look => self.look(),
+            Event::Submit => {
+                self.submit();
+                Ok(())
+            }
+            Event::Drive(number) => self.drive(number),
+            Event::Fault => {
+                if !self.calm {
+                    let wait_ms = self.dice.between(100..=2_000);
+                    self.after(wait_ms, Event::Fault);
+                    return self.fault();
+                }
+                Ok(())
+            }
+            Event::Resume(id, life) => self.resume(id, life),
+            Event::Heal(number) => {
+                self.network.heal(number);
+                self.tell(format!("cut {number} heals"));
+                Ok(())
+            }
+            Event::Brighten => {
+                self.network.weather = Default::default();
+                self.tell("the weather is fine".to_owned());
+                Ok(())
+            }
+            Event::Calm => self.calm_down(),
+        }
+    }
+
+    fn is_awake(&self, id: NodeId, life: u64) -> bool {
+        self.machines
+            .get(&id)
+            .is_some_and(|machine| machine.node.is_some() && machine.life == life && !machine.paused)
+    }
+
+    fn boot(&mut self, id: NodeId) -> Result<(), String> {
+        let election_ticks = self.dice.between(10..=19) as usize;
+        let checkpoint_entries = self.dice.between(10..=60);
+        let kept_entries = self.dice.between(2..=20);
+        let slots = self.dice.between(1..=3) as u32;
+        let (now_ms, bug) = (self.now_ms, self.bug);
+        let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
+        if machine.node.is_some() || machine.gone {
+            return Ok(());
+        }
+        machine.life += 1;
+        machine.fate.set(Fate::Written);
+        let life = machine.life;
+        let member = Member {
+            id,
+            peer: format!("peer-{}", id.0),
+            name: format!("n{}", id.0),
+            addresses: Vec::new(),
+            slots,
+            memory_bytes: 1 << 30,
+            version: "0.1.0".to_owned(),
+            incarnation: life,
+        };
+        let start = Start {
+            member,
+            election_ticks,
+            checkpoint_entries,
+            kept_entries,
+            now_ms: clock(now_ms, machine.clock_ms),
+            joins: machine.joins,
+            bug,
+        };
+        let lies = bug == Some(Bug::LyingDisk);
+        let log = MemoryLog::from_parts(machine.log.parts().clone())
+            .map_err(|error| format!("n{} finds its log unreadable: {error}", id.0))?;
+        let disk = Disk::new(log, Rc::clone(&machine.fate), lies);
+        let node =
+            Node::start(start, disk).map_err(|error| format!("n{} cannot start: {error}", id.0))?;
+        machine.node = Some(Box::new(node));
+        self.tell(format!("n{} starts for the {life}. time, {election_ticks} ticks patient", id.0));
+        self.after(NODE_TICK_MS, Event::Tick(id, life));
+        self.with_node(id, life, |_| {})
+    }
+
+    /// Does something with a node that is awake, and carries out what comes of it.
+    fn with_node(&mut self, id: NodeId, life: u64, act: impl FnOnce(&mut Node)) -> Result<(), String> {
+        if !self.is_awake(id, life) {
+            return Ok(());
+        }
+        let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
+        let Some(mut node) = machine.node.take() else { return Ok(()) };
+        node.now_ms = clock(self.now_ms, machine.clock_ms);
+        act(&mut node);
+        let settled = node.settle();
+        let mut stops = settled.is_err();
+        for out in std::mem::take(&mut node.out) {
+            match out {
+                Out::Send(to, wire) => self.send(id, to, wire),
+                Out::Run(assignment) => self.start_task(&node, life, &assignment),
+                Out::Answer(number, proposed) => self.answered(&node, number, &proposed),
+                Out::Note(note) => self.checker.note(&node, &note)?,
+                Out::Stop { clean } => {
+                    self.tell(format!("n{} has left, in good order: {clean}", id.0));
+                    self.leaver = if clean { Some(id) } else { None };
+                    stops = true;
+                    if let Some(machine) = self.machines.get_mut(&id) {
+                        (machine.gone, machine.down_ms) = (clean, 1_000);
+                    }
+                }
+            }
+        }
+        if settled.is_ok() {
+            self.checker.look(&node)?;
+        }
+        let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
+        machine.node = Some(node);
+        if let Err(error) = settled {
+            self.tell(format!("n{} stops: {error}", id.0));
+        }
+        if stops {
+            let down_ms = self.machines[&id].down_ms;
+            self.stop(id, down_ms);
+        }
+        Ok(())
+    }
+
+    /// The process ends, and with it all that is not on its disk.
+    fn stop(&mut self, id: NodeId, down_ms: u64) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let Some(node) = machine.node.take() else { return };
+        machine.log = node.replica.log().after_crash();
+        machine.paused = false;
+        machine.backlog.clear();
+        if node.is_leaving() && !machine.gone {
+            self.leaver = None;
+        }
+        self.network.stopped(id);
+        self.after(down_ms.max(1), Event::Boot(id));
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, wire: Wire) {
+        let Some(life) = self.machines.get(&to).map(|machine| machine.life) else { return };
+        let arrivals = self.network.send(&mut self.dice, self.now_ms, from, to);
+        for at_ms in arrivals {
+            self.at(at_ms, Event::Deliver { from, to, life, wire: wire.clone() });
+        }
+    }
+
+    fn deliver(&mut self, from: NodeId, to: NodeId, life: u64, wire: Wire) -> Result<(), String> {
+        if !self.network.passes(from, to) {
+            return Ok(());
+        }
+        let event = Event::Deliver { from, to, life, wire };
+        let Some(event) = self.unless_paused(to, life, event) else { return Ok(()) };
+        let Event::Deliver { wire, .. } = event else { return Ok(()) };
+        if self.is_awake(to, life) {
+            self.tell(format!("n{} -> n{} {}", from.0, to.0, describe(&wire)));
+        }
+        self.with_node(to, life, |node| node.receive(from, wire))
+    }
+
+    /// Puts off what happens to a paused node.
+    fn unless_paused(&mut self, id: NodeId, life: u64, event: Event) -> Option<Event> {
+        let machine = self.machines.get_mut(&id)?;
+        if machine.paused && machine.life == life {
+            machine.backlog.push(event);
+            return None;
+        }
+        Some(event)
+    }
+
+    fn resume(&mut self, id: NodeId, life: u64) -> Result<(), String> {
+        let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
+        if !machine.paused || machine.life != life {
+            return Ok(());
+        }
+        machine.paused = false;
+        let backlog = std::mem::take(&mut machine.backlog);
+        self.tell(format!("n{} goes on", id.0));
+        let tick_first = self.dice.chance(500);
+        if tick_first {
+            self.after(0, Event::Tick(id, life));
+        }
+        for event in backlog {
+            self.after(0, event);
+        }
+        if !tick_first {
+            self.after(0, Event::Tick(id, life));
+        }
+        Ok(())
+    }
+
+    fn start_task(&mut self, node: &Node, life: u64, assignment: &Assignment) {
+        let attempt = assignment.attempt;
+        let ms = if node.held.contains_key(&attempt.task) {
+            0
+        } else if self.dice.chance(40) {
+            self.dice.between(1_000..=6_000)
+        } else {
+            self.dice.between(10..=400)
+        };
+        self.after(ms, Event::EndTask(node.id(), life, attempt));
+    }
+
+    fn end_task(&mut self, id: NodeId, life: u64, attempt: AttemptId) -> Result<(), String> {
+        let event = Event::EndTask(id, life, attempt);
+        if self.unless_paused(id, life, event).is_none() || !self.is_awake(id, life) {
+            return Ok(());
+        }
+        let node = self.machines.get(&id).and_then(|machine| machine.node.as_ref());
+        let Some(assignment) = node.and_then(|node| node.running(attempt)) else { return Ok(()) };
+        let mut outcome = self.outcome(id, assignment);
+        if !self.calm && outcome.is_ok() && self.dice.chance(10) {
+            let message = "less than was reserved".to_owned();
+            outcome = Err(Failure::Exhausted { what: "memory".to_owned(), message });
+        }
+        let ended = match &outcome {
+            Ok(_) => "done",
+            Err(Failure::InputLost { .. }) => "lacks an input",
+            Err(_) => "fails",
+        };
+        self.tell(format!("n{} {} {ended}", id.0, name(attempt)));
+        self.with_node(id, life, |node| node.end_task(attempt, outcome))
+    }
+
+    /// How a task ends: well if its inputs can be had.
+    fn outcome(&self, id: NodeId, assignment: &Assignment) -> Result<OutputMeta, Failure> {
+        let held = |node: NodeId, task: &TaskId| {
+            let Some(machine) = self.machines.get(&node) else { return false };
+            let holds = machine.node.as_ref().is_some_and(|node| node.held.contains_key(task));
+            holds && !machine.paused && self.network.serves(id, node)
+        };
+        for segment in assignment.inputs.iter().flatten() {
+            if !segment.nodes.iter().any(|node| held(*node, &segment.partition)) {
+                let node = segment.nodes.last().copied().unwrap_or(id);
+                return Err(Failure::InputLost { partition: segment.partition, node });
+            }
+        }
+        Ok(meta(assignment.buckets))
+    }
+
+    fn look(&mut self) -> Result<(), String> {
+        self.after(LOOK_MS, Event::Look);
+        let running = self.machines.values().filter(|machine| machine.node.is_some() && !machine.paused);
+        let awake: BTreeSet<NodeId> = running.map(|machine| machine.id).collect();
+        for change in self.network.look(self.now_ms, &awake) {
+            let Some(life) = self.machines.get(&change.node).map(|machine| machine.life) else { continue };
+            self.after(0, Event::Link(change, life));
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, change: Change, life: u64) -> Result<(), String> {
+        let Change { node: id, peer, up } = change;
+        if self.unless_paused(id, life, Event::Link(change, life)).is_none() || !self.is_awake(id, life) {
+            return Ok(());
+        }
+        self.tell(format!("n{} {} n{}", id.0, if up { "is connected to" } else { "has lost" }, peer.0));
+        self.with_node(id, life, |node| if up { node.peer_up(peer) } else { node.peer_down(peer) })
+    }
+
+    fn running(&self) -> Vec<NodeId> {
+        self.machines.values().filter(|machine| machine.node.is_some()).map(|machine| machine.id).collect()
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.machines.values().filter_map(|machine| machine.node.as_deref())
+    }
+
+    fn leader(&self) -> Option<&Node> {
+        self.nodes().filter(|node| node.schedules()).max_by_key(|node| node.replica.fence())
+    }
+
+    fn submit(&mut self) {
+        if self.calm {
+            return;
+        }
+        let wait_ms = self.dice.between(200..=1_200);
+        self.after(wait_ms, Event::Submit);
+        let number = self.orders.len();
+        let now_ms = EPOCH_MS + self.now_ms;
+        let promised: Vec<_> = self.checker.promises().iter().map(|promise| promise.job).collect();
+        let running = self.running();
+        let order = match (self.dice.between(0..=9), self.dice.pick(&promised)) {
+            (0, Some(job)) => Order::cancel(number, job, now_ms),
+            (1, Some(job)) => Order::release(number, job),
+            _ => Order::submit(&mut self.dice, number, &running, now_ms),
+        };
+        for (task, placed) in &order.frames {
+            for holder in &placed.nodes {
+                let node = self.machines.get_mut(holder).and_then(|machine| machine.node.as_mut());
+                if let Some(node) = node {
+                    node.held.insert(*task, placed.meta.clone());
+                }
+            }
+        }
+        self.orders.push(order);
+        self.after(0, Event::Drive(number));
+    }
+
+    /// A driver says through any node what it wants, until it is answered.
+    fn drive(&mut self, number: usize) -> Result<(), String> {
+        let Some(order) = self.orders.get(number).filter(|order| !order.answered) else { return Ok(()) };
+        let (entry, job) = (order.entry.clone(), order.job);
+        let wait_ms = self.dice.between(200..=1_500);
+        self.after(wait_ms, Event::Drive(number));
+        let Some(id) = self.dice.pick(&self.running()) else { return Ok(()) };
+        let life = self.machines[&id].life;
+        self.tell(format!("driver asks n{} for order {number}, job {}", id.0, job.0));
+        self.with_node(id, life, |node| node.ask(entry, Asker::Driver(number)))
+    }
+
+    fn answered(&mut self, node: &Node, number: usize, proposed: &Proposed) {
+        let Some(order) = self.orders.get_mut(number) else { return };
+        let Proposed::Applied(outcome) = proposed else { return };
+        if order.answered || matches!(outcome, Err(Failure::Unavailable { .. })) {
+            return;
+        }
+        order.answered = true;
+        let job = order.job;
+        let ended = matches!(order.entry.command, floe_consensus::Command::EndJob { .. });
+        if outcome.is_ok() {
+            self.checker.promised(Promise { job, ended, term: node.replica.fence().term });
+        }
+        self.tell(format!("order {number} is answered by n{}: {}", node.id().0, outcome.is_ok()));
+    }
+
+    fn fault(&mut self) -> Result<(), String> {
+        let leader = self.leader().map(Node::id);
+        let running = self.running();
+        let Some(fault) = draw(&mut self.dice, &running, leader) else { return Ok(()) };
+        self.tell(format!("FAULT {fault}"));
+        self.tally.faults += 1;
+        match fault {
+            Fault::Kill { node, down_ms } => self.stop(node, down_ms),
+            Fault::Write { node, fate, down_ms } => {
+                if let Some(machine) = self.machines.get_mut(&node) {
+                    machine.fate.set(fate);
+                    machine.down_ms = down_ms;
+                }
+            }
+            Fault::Pause { node, ms } => {
+                if let Some(machine) = self.machines.get_mut(&node) {
+                    machine.paused = true;
+                    let life = machine.life;
+                    self.after(ms, Event::Resume(node, life));
+                }
+            }
+            Fault::Cut { links, ms } => {
+                self.cuts += 1;
+                let noticed_ms = self.now_ms + self.dice.between(100..=4_000);
+                self.network.cut(self.cuts, links, noticed_ms);
+                self.after(ms, Event::Heal(self.cuts));
+            }
+            Fault::Weather { weather, ms } => {
+                self.network.weather = weather;
+                self.after(ms, Event::Brighten);
+            }
+            Fault::Clock { node, by_ms } => {
+                if let Some(machine) = self.machines.get_mut(&node) {
+                    machine.clock_ms += by_ms;
+                }
+            }
+            Fault::Join => {
+                if self.machines.len() < MAX_NODES && self.machines.values().all(Machine::has_mesh) {
+                    self.add_machine();
+                }
+            }
+            Fault::Leave { node } => return self.leave(node),
+        }
+        Ok(())
+    }
+
+    /// One node leaves at a time, once the last one is out of the configuration.
+    fn leave(&mut self, id: NodeId) -> Result<(), String> {
+        if let Some(leaver) = self.leaver {
+            let configuration = self.leader().map(|leader| leader.replica.standing().configuration);
+            let involved = configuration.is_none_or(|configuration| {
+                configuration.voters.contains(&leaver) || configuration.learners.contains(&leaver)
+            });
+            if involved {
+                return Ok(());
+            }
+        }
+        let remaining = self.machines.values().filter(|machine| !machine.gone).count();
+        if remaining <= 3 {
+            return Ok(());
+        }
+        self.leaver = Some(id);
+        let life = self.machines[&id].life;
+        self.with_node(id, life, Node::leave)
+    }
+
+    fn calm_down(&mut self) -> Result<(), String> {
+        self.calm = true;
+        self.network.heal_all();
+        self.tell("CALM: everything heals".to_owned());
+        let ids: Vec<_> = self.machines.keys().copied().collect();
+        for id in ids {
+            let machine = &self.machines[&id];
+            machine.fate.set(Fate::Written);
+            if machine.paused {
+                self.resume(id, machine.life)?;
+            } else if machine.node.is_none() && !machine.gone {
+                self.after(1, Event::Boot(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is not yet as it must be in the end, if anything.
+    fn unfinished(&self) -> Option<String> {
+        if let Some(order) = self.orders.iter().find(|order| !order.answered) {
+            return Some(format!("nobody has answered a driver about job {}", order.job));
+        }
+        let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
+        let state = leader.replica.state();
+        for promise in self.checker.promises() {
+            if state.job(promise.job).is_none() {
+                return Some(format!("job {} is not known to the leader", promise.job));
+            }
+        }
+        for (id, job) in state.jobs() {
+            if !job.phase.is_terminal() {
+                return Some(format!("job {id} runs: {:?}", job.stages));
+            }
+            if job.phase == JobPhase::Succeeded && !self.can_be_collected(*id, job) {
+                return Some(format!("the result of job {id} is not where the mesh says"));
+            }
+        }
+        for node in self.nodes() {
+            if node.replica.state().applied() < state.applied() {
+                return Some(format!("n{} has not caught up", node.id().0));
+            }
+            if !node.is_leaving() && !node.is_listed() {
+                return Some(format!("n{} is not listed as it is", node.id().0));
+            }
+        }
+        None
+    }
+
+    /// A job may fail for frames that are gone with all their holders, or because nodes kept going away under
+    /// it, but for nothing else that happens here.
+    fn check_failures(&self) -> Result<(), String> {
+        let Some(leader) = self.leader() else { return Ok(()) };
+        for (id, job) in leader.replica.state().jobs() {
+            let JobPhase::Failed(failure) = &job.phase else { continue };
+            let excused = match failure {
+                Failure::InputLost { partition, .. } => {
+                    self.orders.iter().any(|order| order.frames.iter().any(|(task, _)| task == partition))
+                }
+                Failure::Refused { message } => message.contains("went away"),
+                Failure::Exhausted { .. } => true,
+                _ => false,
+            };
+            if !excused {
+                return Err(format!("job {id} failed: {failure}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn can_be_collected(&self, id: floe_protocol::JobId, job: &floe_consensus::state_machine::Job) -> bool {
+        let Some(work) = &job.work else { return true };
+        let (Some(stage), Some(Some(outputs))) = (work.graph.stages.last(), work.outputs.last()) else {
+            return false;
+        };
+        outputs.iter().enumerate().all(|(partition, placed)| {
+            let task = TaskId { job: id, stage: stage.id, partition: partition as u32 };
+            placed.nodes.iter().any(|holder| {
+                let node = self.machines.get(holder).and_then(|machine| machine.node.as_ref());
+                node.is_some_and(|node| node.held.contains_key(&task))
+            })
+        })
+    }
+
+    fn count_jobs(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let jobs = leader.replica.state().jobs().values();
+        let (mut all, mut succeeded, mut failed) = (0, 0, 0);
+        for job in jobs {
+            all += 1;
+            succeeded += u64::from(job.phase == JobPhase::Succeeded);
+            failed += u64::from(matches!(job.phase, JobPhase::Failed(_)));
+        }
+        self.tally.terms = leader.replica.fence().term;
+        (self.tally.jobs, self.tally.succeeded, self.tally.failed) = (all, succeeded, failed);
+    }
+
+    /// Why jobs failed.
+    pub(super) fn failures(&self) -> Vec<String> {
+        let Some(leader) = self.leader() else { return Vec::new() };
+        let failures = leader.replica.state().jobs().values().filter_map(|job| match &job.phase {
+            JobPhase::Failed(failure) => Some(failure.to_string()),
+            _ => None,
+        });
+        failures.collect()
+    }
+}
+
+impl Machine {
+    /// Whether it belongs to a mesh, so that it will never found one.
+    fn has_mesh(&self) -> bool {
+        match &self.node {
+            Some(node) => node.replica.state().mesh().is_some(),
+            None => self.life > 0 && !self.log.is_empty(),
+        }
+    }
+}
+
+fn clock(now_ms: u64, off_ms: i64) -> u64 {
+    (EPOCH_MS + now_ms).saturating_add_signed(off_ms)
+}
+
+fn name(attempt: AttemptId) -> String {
+    let TaskId { job, stage, partition } = attempt.task;
+    format!("{}/{stage}/{partition}#{:x}", job.0, attempt.attempt)
+}
+
+fn describe(wire: &Wire) -> String {
+    match wire {
+        Wire::Peer(PeerMessage::Raft { message, .. }) => match Message::parse_from_bytes(message) {
+            Ok(m) => format!(
+                "{:?} {}/{} +{} commit {} term {}{}",
+                m.msg_type,
+                m.index,
+                m.log_term,
+                m.entries.len(),
+                m.commit,
+                m.term,
+                if m.reject { " rejects" } else { "" }
+            ),
+            Err(_) => "garbage".to_owned(),
+        },
+        Wire::Peer(PeerMessage::Assign(assignment)) => {
+            format!("run {} at {}", name(assignment.attempt), assignment.fence)
+        }
+        Wire::Peer(PeerMessage::Abort { fence, attempts }) => {
+            let attempts: Vec<_> = attempts.iter().map(|attempt| name(*attempt)).collect();
+            format!("abort {} at {fence}", attempts.join(" "))
+        }
+        Wire::Peer(PeerMessage::Free { fence, jobs }) => {
+            let jobs: Vec<_> = jobs.iter().map(|job| job.0.to_string()).collect();
+            format!("free {} at {fence}", jobs.join(" "))
+        }
+        Wire::Peer(PeerMessage::AskInventory { fence }) => format!("inventory? at {fence}"),
+        Wire::Peer(PeerMessage::Inventory(inventory)) => {
+            let running: Vec<_> = inventory.running.iter().map(|attempt| name(*attempt)).collect();
+            format!("holds {}, runs {}, at {}", inventory.held.len(), running.join(" "), inventory.fence)
+        }
+        Wire::Peer(PeerMessage::Lease { fence }) => format!("lease at {fence}"),
+        Wire::Peer(PeerMessage::Alive { fence, .. }) => format!("alive at {fence}"),
+        Wire::Peer(PeerMessage::Report(report)) => {
+            format!("reports {}, well: {}", name(report.attempt), report.outcome.is_ok())
+        }
+        Wire::Peer(PeerMessage::Lost { partition, node }) => format!("{partition} is not on n{}", node.0),
+        Wire::AskView => "what mesh?".to_owned(),
+        Wire::View(view) => format!("of mesh {:?}, led by {:?}", view.mesh.map(|mesh| mesh.0), view.leader),
+        Wire::Propose { entry, .. } => format!("proposes {:x}", entry.request.0),
+        Wire::Answer { proposed, .. } => format!("answers {proposed:?}"),
+    }
+}
