@@ -168,11 +168,19 @@ pub fn next_change(
     if promoted > 0 && (staying.len() + promoted) % 2 == 0 {
         promoted -= 1;
     }
-    let change = Change {
+    let mut change = Change {
         promote: candidates[..promoted + replaced].to_vec(),
         demote: leaving[..surplus + replaced].to_vec(),
         add_learners,
         remove,
     };
+    // A voter that leaves keeps its vote until a majority of the others is here: with one of them dead and no
+    // learner caught up, the rest could never agree on anything again.
+    let here = |node: &&NodeId| **node == leader || (alive.contains(node) && caught_up.contains(node));
+    let stay = staying.iter().filter(|node| !change.demote.contains(node));
+    let others: Vec<_> = stay.chain(&change.promote).collect();
+    if others.iter().copied().filter(here).count() * 2 <= others.len() {
+        change.remove.retain(|node| !voters.contains(node));
+    }
     (!change.is_empty()).then_some(change)
 }

@@ -559,9 +559,19 @@ impl<L: LogStore> Replica<L> {
                     if change.is_ok_and(|change| self.raw.apply_conf_change(&change).is_ok()) {
                         self.checkpoint_outdated = true;
                         events.push(Event::Reconfigured);
+                        self.step_down_if_removed();
                     }
                 }
             }
+        }
+    }
+
+    /// A node may be elected while the entry that removes it is on its way. raft-rs would let it lead on, and
+    /// panic at the next acknowledgement for want of its own progress.
+    fn step_down_if_removed(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            raft.become_follower(raft.term, raft::INVALID_ID);
         }
     }
 

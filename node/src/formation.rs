@@ -75,6 +75,25 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
     }
 }
 
+/// Keeps a node that runs a member: an older start's leave may be agreed only after it came back. Runs until it
+/// is dropped, or the node stops.
+pub async fn stay(mailbox: Mailbox, member: Member) {
+    let mut changes = mailbox.changes();
+    while changes.changed().await.is_ok() {
+        let Ok(status) = mailbox.ask(Ask::Status).await else { return };
+        if status.nodes.iter().any(|info| info.member == member) {
+            continue;
+        }
+        tracing::warn!("this node is not listed as a member any more: joining again");
+        while let Ok(own) = mailbox.ask(Ask::Mesh).await {
+            if announce(&mailbox, &member, &own).await {
+                break;
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
+
 /// Leaves the mesh: what this node leads goes to another first. Returns when the others can go on without it,
 /// or after [`config::LEAVE_PATIENCE`].
 pub async fn leave(mailbox: &Mailbox) {
@@ -113,7 +132,9 @@ async fn needed(mailbox: &Mailbox) -> Result<bool, Failure> {
 ///
 /// A node that had left hears nothing of its mesh any more, so it asks its peers who leads.
 async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> bool {
-    let views = match own.leader {
+    // A leader that is gone for good is not forgotten by those to whom nobody says so.
+    let leader = own.leader.filter(|leader| own.peers.contains(leader));
+    let views = match leader {
         Some(_) => BTreeMap::new(),
         None => views_of_peers(mailbox, own).await,
     };

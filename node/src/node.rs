@@ -32,6 +32,7 @@ use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::calls::Calls;
 use crate::config::{self, Settings};
@@ -65,6 +66,8 @@ pub struct Node {
     mailbox: Mailbox,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), Error>>,
+    /// Keeps the node a member until it leaves.
+    stay: Option<AbortOnDropHandle<()>>,
 }
 
 /// Why a node could not start, or had to stop.
@@ -157,9 +160,13 @@ impl Node {
             _data_dir: data_dir,
         };
         let task = tokio::spawn(state.run(events, asks, reported, stopped));
-        let node = Self { mailbox, stop, task };
+        let mut node = Self { mailbox, stop, task, stay: None };
         match formation::form(&node.mailbox, &member, &settings).await {
-            Ok(()) => Ok(node),
+            Ok(()) => {
+                let stay = tokio::spawn(formation::stay(node.mailbox.clone(), member));
+                node.stay = Some(AbortOnDropHandle::new(stay));
+                Ok(node)
+            }
             // A loop that failed knows better why than whoever asked it.
             Err(failure) => match node.stop().await {
                 Err(error) => Err(error),
@@ -183,7 +190,8 @@ impl Node {
     }
 
     /// Hands over and stops.
-    pub async fn leave(self) -> Result<(), Error> {
+    pub async fn leave(mut self) -> Result<(), Error> {
+        self.stay = None;
         formation::leave(&self.mailbox).await;
         self.stop().await
     }

@@ -1,6 +1,7 @@
-//! Scenarios from the command line: `cargo run -p floe-scenarios -- bench`.
+//! Scenarios from the command line: `cargo run -p floe-scenarios -- bench`, `-- simulate`.
 
 mod bench;
+mod simulate;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Measures what Floe promises and prints each figure beside its target.
     Bench(bench::Options),
+    /// Plays what the mesh agrees on and decides, with everything going wrong, from seeds.
+    Simulate(simulate::Options),
     /// Runs queries in this process for `bench` to compare with.
     #[command(hide = true)]
     SingleProcess(bench::SingleProcess),
@@ -38,6 +41,7 @@ async fn main() -> Result<()> {
         .init();
     match Arguments::parse().command {
         Command::Bench(options) => bench::run(&options).await,
+        Command::Simulate(options) => simulate::run(&options),
         Command::SingleProcess(options) => options.run(),
     }
 }

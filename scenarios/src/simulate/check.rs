@@ -64,15 +64,13 @@ impl Checker {
                 )),
                 _ => Ok(()),
             },
-            Note::Assigned { attempt, fence, to } => {
-                match self.assigned.insert(*attempt, (*to, *fence)) {
-                    Some(earlier) if earlier != (*to, *fence) => Err(format!(
-                        "attempt {attempt} is given to n{} at fence {fence} and was given to n{} at fence {}",
-                        to.0, earlier.0.0, earlier.1
-                    )),
-                    _ => Ok(()),
-                }
-            }
+            Note::Assigned { attempt, fence, to } => match self.assigned.insert(*attempt, (*to, *fence)) {
+                Some(earlier) if earlier != (*to, *fence) => Err(format!(
+                    "attempt {attempt} is given to n{} at fence {fence} and was given to n{} at fence {}",
+                    to.0, earlier.0.0, earlier.1
+                )),
+                _ => Ok(()),
+            },
         }
     }
 
@@ -114,15 +112,11 @@ impl Checker {
                     return Err(format!("n{} founds a second mesh", life.0.0));
                 }
             }
-            Event::JobAccepted { job, .. } => {
-                if !self.accepted.insert((life, *job)) {
-                    return Err(format!("n{} accepts job {job} twice", life.0.0));
-                }
+            Event::JobAccepted { job, .. } if !self.accepted.insert((life, *job)) => {
+                return Err(format!("n{} accepts job {job} twice", life.0.0));
             }
-            Event::JobEnded { job, .. } => {
-                if !self.ended.insert((life, *job)) {
-                    return Err(format!("n{} ends job {job} twice", life.0.0));
-                }
+            Event::JobEnded { job, .. } if !self.ended.insert((life, *job)) => {
+                return Err(format!("n{} ends job {job} twice", life.0.0));
             }
             Event::Applied { request, outcome } => {
                 let ok = *self.outcomes.entry(*request).or_insert(outcome.is_ok());

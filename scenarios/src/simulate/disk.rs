@@ -98,8 +98,9 @@ fn torn(persist: &Persist, entries: usize, durable: &MemoryLog) -> Result<Persis
         return Ok(Persist::default());
     }
     let kept: Vec<_> = persist.entries.iter().take(entries).cloned().collect();
-    let last = match kept.last() {
-        Some(entry) => entry.index,
+    // What the log held from there on was to be replaced: it must not count as committed.
+    let last = match persist.entries.first() {
+        Some(first) => first.index - 1 + kept.len() as u64,
         None => durable.last_index().map_err(|error| LogError::Damaged(error.to_string()))?,
     };
     let hard_state = persist.hard_state.clone().map(|mut hard_state| {

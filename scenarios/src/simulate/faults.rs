@@ -14,6 +14,10 @@ use super::network::Weather;
 pub(super) enum Fault {
     /// A process is killed, and started again after a while.
     Kill { node: NodeId, down_ms: u64 },
+    /// Every process is killed at once.
+    PowerCut { down_ms: u64 },
+    /// A machine is lost for good, with its disk.
+    Lose { node: NodeId },
     /// A machine stops in the middle of a write, or finds its disk full.
     Write { node: NodeId, fate: Fate, down_ms: u64 },
     /// A process does nothing for a while, and then goes on as if nothing had been.
@@ -34,6 +38,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill { node, down_ms } => write!(f, "kill n{} for {down_ms} ms", node.0),
+            Self::PowerCut { down_ms } => write!(f, "kill all for {down_ms} ms"),
+            Self::Lose { node } => write!(f, "lose n{}", node.0),
             Self::Write { node, fate, down_ms } => {
                 write!(f, "n{}'s next write: {fate:?}, down for {down_ms} ms", node.0)
             }
@@ -56,7 +62,9 @@ pub(super) fn draw(dice: &mut Dice, nodes: &[NodeId], leader: Option<NodeId>) ->
     let node = leader.filter(|_| dice.chance(350)).unwrap_or(any);
     let while_ms = dice.between(200..=6_000);
     Some(match dice.between(0..=99) {
-        0..=19 => Fault::Kill { node, down_ms: dice.between(20..=5_000) },
+        0 => Fault::PowerCut { down_ms: dice.between(20..=2_000) },
+        1..=2 => Fault::Lose { node },
+        3..=19 => Fault::Kill { node, down_ms: dice.between(20..=5_000) },
         20..=39 => {
             let torn = Fate::Torn(dice.between(0..=3));
             let fate = dice.pick(&[Fate::Full, Fate::Lost, torn, torn, Fate::Kept])?;

@@ -99,10 +99,16 @@ impl Network {
         self.weather = Weather::default();
     }
 
+    /// One end breaks a connection; both see it.
+    pub(super) fn disconnect(&mut self, a: NodeId, b: NodeId) {
+        if self.connected.remove(&pair(a, b)) {
+            self.broken.extend([(a, b), (b, a)]);
+        }
+    }
+
     /// A node stopped: its connections break.
     pub(super) fn stopped(&mut self, node: NodeId) {
-        let gone: Vec<_> =
-            self.connected.iter().filter(|(a, b)| *a == node || *b == node).copied().collect();
+        let gone: Vec<_> = self.connected.iter().filter(|(a, b)| *a == node || *b == node).copied().collect();
         for (a, b) in gone {
             self.connected.remove(&(a, b));
             self.broken.push(if a == node { (b, a) } else { (a, b) });

@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use floe_consensus::membership::{Decision, genesis, heir, next_change};
+use floe_consensus::membership::{Configuration, DEAD_MS, Decision, genesis, heir, next_change};
 use floe_consensus::replica::{Config, OpenError, TICK_MS};
 use floe_consensus::{Command, Effect, Entry, Event, Input, LogError, ProposeError, Replica, Scheduler};
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, MeshView, Report};
 use floe_protocol::{
-    AttemptId, Failure, Fence, JobId, Load, Member, MeshId, NodeId, OutputMeta, PeerMessage, RequestId, TaskId,
+    AttemptId, Failure, Fence, JobId, Load, Member, MeshId, NodeId, OutputMeta, PeerMessage, RequestId,
+    TaskId,
 };
 
 use super::disk::Disk;
@@ -36,6 +37,9 @@ const ASK_INTERVAL_MS: u64 = 1_000;
 /// Proposals passed on to the leader that may wait for its answer.
 const MAX_FORWARDED: usize = 1_024;
 
+/// How often a proposal is passed on to the node that is named as leader.
+const MAX_HOPS: u32 = 2;
+
 /// Reports kept for a leader that cannot be reached.
 const MAX_UNSENT: usize = 1_024;
 
@@ -51,6 +55,10 @@ pub(super) enum Wire {
     AskView,
     /// This one.
     View(MeshView),
+    /// May I go, now that I have left?
+    AskNeeded,
+    /// The leader's answer: whether the vote still counts.
+    Needed(bool),
     /// Put this into the log.
     Propose { call: u64, entry: Entry },
     /// What became of it.
@@ -61,8 +69,8 @@ pub(super) enum Wire {
 #[derive(Clone, Debug)]
 pub(super) enum Proposed {
     Applied(Result<(), Failure>),
-    /// Another node must be asked.
-    NotLeader,
+    /// Another node must be asked: this one, as far as is known.
+    NotLeader(Option<NodeId>),
 }
 
 /// Who waits for a proposal.
@@ -84,8 +92,12 @@ pub(super) enum Out {
     Run(Assignment),
     Answer(usize, Proposed),
     Note(Note),
+    /// Breaks a connection that only seems to stand.
+    Disconnect(NodeId),
     /// It is needed no more, or will wait no longer.
-    Stop { clean: bool },
+    Stop {
+        clean: bool,
+    },
 }
 
 /// What the checker must know.
@@ -95,9 +107,16 @@ pub(super) enum Note {
     /// The worker follows orders of this fence.
     Obeyed(Fence),
     /// The worker takes a task.
-    Accepted { attempt: AttemptId, fence: Fence },
+    Accepted {
+        attempt: AttemptId,
+        fence: Fence,
+    },
     /// The leader gives a task.
-    Assigned { attempt: AttemptId, fence: Fence, to: NodeId },
+    Assigned {
+        attempt: AttemptId,
+        fence: Fence,
+        to: NodeId,
+    },
 }
 
 /// What is wrong with a node on purpose, to show that the checker notices.
@@ -124,6 +143,15 @@ pub(super) struct Start {
     pub(super) bug: Option<Bug>,
 }
 
+/// A proposal that another node was given.
+#[derive(Debug)]
+struct Forwarded {
+    entry: Entry,
+    asker: Asker,
+    /// How many more nodes it may be passed on to.
+    hops: u32,
+}
+
 /// A running node.
 pub(super) struct Node {
     pub(super) member: Member,
@@ -137,7 +165,7 @@ pub(super) struct Node {
     fence: Fence,
     leader: Option<NodeId>,
     pending: BTreeMap<RequestId, Vec<Asker>>,
-    forwarded: BTreeMap<u64, Asker>,
+    forwarded: BTreeMap<u64, Forwarded>,
     calls: u64,
     requests: u64,
     runs: BTreeMap<TaskId, TaskRun>,
@@ -260,8 +288,24 @@ impl Node {
             }
             Wire::Propose { call, entry } => self.propose(entry, Asker::Peer(from, call)),
             Wire::Answer { call, proposed } => {
-                if let Some(asker) = self.forwarded.remove(&call) {
-                    self.answer(asker, proposed);
+                let Some(Forwarded { entry, asker, hops }) = self.forwarded.remove(&call) else { return };
+                match proposed {
+                    // A node that no longer leads names its successor.
+                    Proposed::NotLeader(Some(next)) if hops > 0 && next != self.id() => {
+                        self.forward(next, entry, asker, hops - 1);
+                    }
+                    proposed => self.answer(asker, proposed),
+                }
+            }
+            Wire::AskNeeded => {
+                let standing = self.replica.standing();
+                let Configuration { voters, outgoing, .. } = standing.configuration;
+                let needed = !standing.leads || voters.contains(&from) || outgoing.contains(&from);
+                self.send(from, Wire::Needed(needed));
+            }
+            Wire::Needed(needed) => {
+                if !needed && self.has_left() {
+                    self.out.push(Out::Stop { clean: true });
                 }
             }
         }
@@ -270,7 +314,7 @@ impl Node {
     /// Takes an entry of a driver connected to this node, and passes it on if another one leads.
     pub(super) fn ask(&mut self, entry: Entry, asker: Asker) {
         match self.replica.standing().leader {
-            Some(leader) if leader != self.id() => self.forward(leader, entry, asker),
+            Some(leader) if leader != self.id() => self.forward(leader, entry, asker, MAX_HOPS),
             _ => self.propose(entry, asker),
         }
     }
@@ -303,9 +347,12 @@ impl Node {
     pub(super) fn settle(&mut self) -> Result<(), LogError> {
         loop {
             if let Some(mut output) = self.replica.take_output() {
-                self.send_raft(&mut output.send);
+                let mut unreachable = self.send_raft(&mut output.send);
                 self.replica.persist(&mut output)?;
-                self.send_raft(&mut output.send_after_persist);
+                unreachable.extend(self.send_raft(&mut output.send_after_persist));
+                for node in unreachable {
+                    self.replica.report_unreachable(node);
+                }
                 for event in output.events {
                     self.out.push(Out::Note(Note::Event(event.clone())));
                     self.applied(event);
@@ -440,15 +487,18 @@ impl Node {
         self.send(to, Wire::Peer(message))
     }
 
-    fn send_raft(&mut self, messages: &mut [(NodeId, Bytes)]) {
-        let Some(mesh) = self.mesh else { return };
+    /// Sends what can be sent, and returns who could not be reached.
+    fn send_raft(&mut self, messages: &mut [(NodeId, Bytes)]) -> Vec<NodeId> {
+        let Some(mesh) = self.mesh else { return Vec::new() };
         // raft-rs walks its peers in no particular order.
         messages.sort_by_key(|(to, _)| *to);
+        let mut unreachable = Vec::new();
         for (to, message) in messages {
             if !self.send(*to, Wire::Peer(PeerMessage::Raft { mesh, message: message.clone() })) {
-                self.replica.report_unreachable(*to);
+                unreachable.push(*to);
             }
         }
+        unreachable
     }
 
     fn schedule(&mut self, input: Input) {
@@ -467,7 +517,7 @@ impl Node {
                     // The scheduler proposes again what did not come through.
                     let _ = self.replica.propose(&entry);
                 }
-                Effect::NodeLost(_) => {}
+                Effect::NodeLost(node) => self.out.push(Out::Disconnect(node)),
             }
         }
     }
@@ -483,21 +533,21 @@ impl Node {
     fn propose(&mut self, entry: Entry, asker: Asker) {
         match self.replica.propose(&entry) {
             Ok(()) => self.pending.entry(entry.request).or_default().push(asker),
-            Err(ProposeError::NotLeader { .. }) => self.answer(asker, Proposed::NotLeader),
+            Err(ProposeError::NotLeader { leader }) => self.answer(asker, Proposed::NotLeader(leader)),
             Err(error) => self.answer(asker, Proposed::Applied(Err(error.into()))),
         }
     }
 
-    fn forward(&mut self, leader: NodeId, entry: Entry, asker: Asker) {
+    fn forward(&mut self, leader: NodeId, entry: Entry, asker: Asker, hops: u32) {
         if self.forwarded.len() >= MAX_FORWARDED {
             self.forwarded.pop_first();
         }
         self.calls += 1;
         let call = self.calls;
-        if self.send(leader, Wire::Propose { call, entry }) {
-            self.forwarded.insert(call, asker);
+        if self.send(leader, Wire::Propose { call, entry: entry.clone() }) {
+            self.forwarded.insert(call, Forwarded { entry, asker, hops });
         } else {
-            self.answer(asker, Proposed::NotLeader);
+            self.answer(asker, Proposed::NotLeader(None));
         }
     }
 
@@ -535,16 +585,15 @@ impl Node {
                 self.mesh = self.replica.state().mesh().or(self.mesh);
             }
             Event::Elected { term } => self.elected(term),
-            Event::Deposed { .. } => {
-                self.scheduler = None;
+            Event::Deposed { .. } => self.scheduler = None,
+            Event::LeaderChanged { leader, .. } => {
                 for asker in std::mem::take(&mut self.pending).into_values().flatten() {
-                    self.answer(asker, Proposed::NotLeader);
+                    self.answer(asker, Proposed::NotLeader(leader));
                 }
             }
             Event::JobAccepted { .. }
             | Event::StageDone { .. }
             | Event::JobEnded { .. }
-            | Event::LeaderChanged { .. }
             | Event::ReadReady { .. } => {}
         }
     }
@@ -575,19 +624,19 @@ impl Node {
     }
 
     fn keep_membership(&mut self) {
-        if self.scheduler.is_none() {
-            return;
-        }
+        let Some(scheduler) = &self.scheduler else { return };
         let me = self.id();
         let members: BTreeSet<NodeId> = self.replica.state().members().keys().copied().collect();
-        let alive: BTreeSet<NodeId> =
+        let connected: BTreeSet<NodeId> =
             members.iter().copied().filter(|node| self.is_connected(*node)).collect();
+        // A seat is kept for a while for a voter that is away, and given only to who is here.
+        let heard = &scheduler.heard_within(DEAD_MS) | &connected;
+        let caught_up = &self.replica.caught_up() & &connected;
         let configuration = self.replica.standing().configuration;
-        let caught_up = self.replica.caught_up();
         // What does not come about now is tried again soon.
-        let _ = match next_change(&members, &configuration, &alive, &caught_up, me) {
+        let _ = match next_change(&members, &configuration, &heard, &caught_up, me) {
             Some(change) => self.replica.change(&change),
-            None if !members.contains(&me) => heir(&members, &configuration, &alive, me)
+            None if !members.contains(&me) => heir(&members, &configuration, &connected, me)
                 .map_or(Ok(()), |heir| self.replica.transfer_leader(heir)),
             None => Ok(()),
         };
@@ -616,8 +665,10 @@ impl Node {
         let entry = self.entry(Command::Join { member: self.member.clone() });
         let same = self.views.values().filter(|(view, _)| view.mesh == self.mesh);
         let named = same.filter_map(|(view, _)| view.leader).find(|leader| self.peers.contains(leader));
-        match (self.replica.standing().leader, named) {
-            (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody),
+        // A node without a vote never forgets its leader, be it gone for good.
+        let known = self.replica.standing().leader.filter(|leader| self.is_connected(*leader));
+        match (known, named) {
+            (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),
             _ => self.ask(entry, Asker::Nobody),
         }
     }
@@ -631,19 +682,23 @@ impl Node {
     }
 
     fn go(&mut self, since_ms: u64) {
-        let left = !self.replica.state().members().contains_key(&self.id());
-        let standing = self.replica.standing();
-        let voters = &standing.configuration.voters;
-        let needed = standing.leads || (voters.contains(&self.id()) && voters.len() < 3);
-        if left && !needed {
-            self.out.push(Out::Stop { clean: true });
-        } else if self.now_ms >= since_ms + LEAVE_PATIENCE_MS {
+        let left = self.has_left();
+        if self.now_ms >= since_ms + LEAVE_PATIENCE_MS {
             self.out.push(Out::Stop { clean: false });
-        } else if !left && self.now_ms >= self.ask_due_ms {
+        } else if left {
+            // Only the leader knows whether the vote still counts.
+            if let Some(leader) = self.replica.standing().leader {
+                self.send(leader, Wire::AskNeeded);
+            }
+        } else if self.now_ms >= self.ask_due_ms {
             self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
             let entry = self.entry(Command::Leave { node: self.id() });
             self.ask(entry, Asker::Nobody);
         }
+    }
+
+    fn has_left(&self) -> bool {
+        self.is_leaving() && !self.replica.state().members().contains_key(&self.id())
     }
 
     fn look_around(&mut self) {
@@ -657,7 +712,7 @@ impl Node {
                 self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
                 let target = views.get(&through).and_then(|view| view.leader).unwrap_or(through);
                 let entry = self.entry(Command::Join { member: self.member.clone() });
-                self.forward(target, entry, Asker::Nobody);
+                self.forward(target, entry, Asker::Nobody, MAX_HOPS);
             }
             Decision::Found => {
                 let mesh = MeshId(u128::from(self.id().0) << 64 | u128::from(self.now_ms));

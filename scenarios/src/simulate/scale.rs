@@ -119,8 +119,7 @@ fn measure(nodes: u64) -> Result<Cost> {
         state.apply(id, &Entry { request: RequestId(u128::from(id)), command });
     }
     let scheduler = Scheduler::new(fence, 0, &state);
-    let mut leader =
-        Leader { state, scheduler, now_ms: 0, given: VecDeque::new(), spent: Duration::ZERO };
+    let mut leader = Leader { state, scheduler, now_ms: 0, given: VecDeque::new(), spent: Duration::ZERO };
     for id in (1..=nodes).map(NodeId) {
         leader.step(Input::NodeUp { node: id, slots: SLOTS, memory_bytes: 64 << 30 });
         let inventory =

@@ -40,6 +40,9 @@ const PATIENCE_MS: u64 = 30_000;
 /// How often connections are looked at.
 const LOOK_MS: u64 = 50;
 
+/// Nodes that always stay.
+const MIN_NODES: usize = 3;
+
 /// Nodes that ever take part in one run.
 const MAX_NODES: usize = 16;
 
@@ -70,6 +73,8 @@ struct Machine {
     fate: Rc<Cell<Fate>>,
     /// Counts its starts.
     life: u64,
+    /// Ticks without a leader before it campaigns, different from all others'.
+    patience: usize,
     /// By how much its clock is wrong.
     clock_ms: i64,
     paused: bool,
@@ -107,8 +112,9 @@ pub(super) struct World {
     orders: Vec<Order>,
     checker: Checker,
     cuts: u64,
-    leaver: Option<NodeId>,
     calm: bool,
+    /// A machine was lost for good.
+    lost: bool,
     bug: Option<Bug>,
     hasher: DefaultHasher,
     told: VecDeque<String>,
@@ -131,8 +137,8 @@ impl World {
             orders: Vec::new(),
             checker: Checker::default(),
             cuts: 0,
-            leaver: None,
             calm: false,
+            lost: false,
             bug,
             hasher: DefaultHasher::new(),
             told: VecDeque::new(),
@@ -160,10 +166,7 @@ impl World {
                 match self.unfinished() {
                     None => break,
                     Some(what) if self.now_ms >= CALM_MS + PATIENCE_MS => {
-                        return Err(format!(
-                            "{} s after the last fault {what}",
-                            PATIENCE_MS / 1_000
-                        ));
+                        return Err(format!("{} s after the last fault {what}", PATIENCE_MS / 1_000));
                     }
                     Some(_) => {}
                 }
@@ -206,6 +209,7 @@ impl World {
             log: MemoryLog::new(),
             fate: Rc::default(),
             life: 0,
+            patience: 0,
             clock_ms: self.dice.between(0..=2_000) as i64 - 1_000,
             paused: false,
             backlog: Vec::new(),
@@ -267,7 +271,7 @@ impl World {
     }
 
     fn boot(&mut self, id: NodeId) -> Result<(), String> {
-        let election_ticks = self.dice.between(10..=19) as usize;
+        let election_ticks = self.patience();
         let checkpoint_entries = self.dice.between(10..=60);
         let kept_entries = self.dice.between(2..=20);
         let slots = self.dice.between(1..=3) as u32;
@@ -277,6 +281,7 @@ impl World {
             return Ok(());
         }
         machine.life += 1;
+        machine.patience = election_ticks;
         machine.fate.set(Fate::Written);
         let life = machine.life;
         let member = Member {
@@ -302,12 +307,19 @@ impl World {
         let log = MemoryLog::from_parts(machine.log.parts().clone())
             .map_err(|error| format!("n{} finds its log unreadable: {error}", id.0))?;
         let disk = Disk::new(log, Rc::clone(&machine.fate), lies);
-        let node =
-            Node::start(start, disk).map_err(|error| format!("n{} cannot start: {error}", id.0))?;
+        let node = Node::start(start, disk).map_err(|error| format!("n{} cannot start: {error}", id.0))?;
         machine.node = Some(Box::new(node));
         self.tell(format!("n{} starts for the {life}. time, {election_ticks} ticks patient", id.0));
         self.after(NODE_TICK_MS, Event::Tick(id, life));
         self.with_node(id, life, |_| {})
+    }
+
+    /// Ticks until a node campaigns. With a range of one value, two nodes of the same patience would campaign
+    /// against each other for ever; so no two have it.
+    fn patience(&mut self) -> usize {
+        let taken: BTreeSet<_> = self.machines.values().map(|machine| machine.patience).collect();
+        let free: Vec<_> = (10..=10 + MAX_NODES).filter(|ticks| !taken.contains(ticks)).collect();
+        self.dice.pick(&free).unwrap_or(10)
     }
 
     /// Does something with a node that is awake, and carries out what comes of it.
@@ -326,10 +338,10 @@ impl World {
                 Out::Send(to, wire) => self.send(id, to, wire),
                 Out::Run(assignment) => self.start_task(&node, life, &assignment),
                 Out::Answer(number, proposed) => self.answered(&node, number, &proposed),
+                Out::Disconnect(peer) => self.network.disconnect(id, peer),
                 Out::Note(note) => self.checker.note(&node, &note)?,
                 Out::Stop { clean } => {
                     self.tell(format!("n{} has left, in good order: {clean}", id.0));
-                    self.leaver = if clean { Some(id) } else { None };
                     stops = true;
                     if let Some(machine) = self.machines.get_mut(&id) {
                         (machine.gone, machine.down_ms) = (clean, 1_000);
@@ -359,9 +371,6 @@ impl World {
         machine.log = node.replica.log().after_crash();
         machine.paused = false;
         machine.backlog.clear();
-        if node.is_leaving() && !machine.gone {
-            self.leaver = None;
-        }
         self.network.stopped(id);
         self.after(down_ms.max(1), Event::Boot(id));
     }
@@ -561,6 +570,13 @@ impl World {
         self.tally.faults += 1;
         match fault {
             Fault::Kill { node, down_ms } => self.stop(node, down_ms),
+            Fault::PowerCut { down_ms } => {
+                for node in self.running() {
+                    let wait_ms = self.dice.between(0..=500);
+                    self.stop(node, down_ms + wait_ms);
+                }
+            }
+            Fault::Lose { node } => self.lose(node),
             Fault::Write { node, fate, down_ms } => {
                 if let Some(machine) = self.machines.get_mut(&node) {
                     machine.fate.set(fate);
@@ -599,22 +615,35 @@ impl World {
         Ok(())
     }
 
-    /// One node leaves at a time, once the last one is out of the configuration.
-    fn leave(&mut self, id: NodeId) -> Result<(), String> {
-        if let Some(leaver) = self.leaver {
-            let configuration = self.leader().map(|leader| leader.replica.standing().configuration);
-            let involved = configuration.is_none_or(|configuration| {
-                configuration.voters.contains(&leaver) || configuration.learners.contains(&leaver)
-            });
-            if involved {
-                return Ok(());
-            }
+    /// A machine never comes back. Three voters bear the loss of one, so that one is all a run loses.
+    fn lose(&mut self, id: NodeId) {
+        let bears = self.leader().is_some_and(|leader| {
+            let configuration = leader.replica.standing().configuration;
+            configuration.voters.len() >= 3 && configuration.outgoing.is_empty()
+        });
+        if self.lost || !bears || self.staying() <= MIN_NODES {
+            return;
         }
-        let remaining = self.machines.values().filter(|machine| !machine.gone).count();
-        if remaining <= 3 {
+        self.lost = true;
+        self.stop(id, 1);
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.gone = true;
+        }
+    }
+
+    /// Machines that are neither gone nor about to go.
+    fn staying(&self) -> usize {
+        let stays = |machine: &&Machine| {
+            !machine.gone && !machine.node.as_ref().is_some_and(|node| node.is_leaving())
+        };
+        self.machines.values().filter(stays).count()
+    }
+
+    /// A node leaves, unless too few would stay.
+    fn leave(&mut self, id: NodeId) -> Result<(), String> {
+        if self.staying() <= MIN_NODES {
             return Ok(());
         }
-        self.leaver = Some(id);
         let life = self.machines[&id].life;
         self.with_node(id, life, Node::leave)
     }
@@ -784,6 +813,8 @@ fn describe(wire: &Wire) -> String {
         Wire::Peer(PeerMessage::Lost { partition, node }) => format!("{partition} is not on n{}", node.0),
         Wire::AskView => "what mesh?".to_owned(),
         Wire::View(view) => format!("of mesh {:?}, led by {:?}", view.mesh.map(|mesh| mesh.0), view.leader),
+        Wire::AskNeeded => "am I needed?".to_owned(),
+        Wire::Needed(needed) => format!("needed: {needed}"),
         Wire::Propose { entry, .. } => format!("proposes {:x}", entry.request.0),
         Wire::Answer { proposed, .. } => format!("answers {proposed:?}"),
     }
