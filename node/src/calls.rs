@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config;
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
 use crate::store::{Store, ipc};
-use crate::stream::{Streams, chunks_of};
+use crate::stream::{Streams, chunks_of, read_files};
 use crate::submit::{Submitter, blocking, unix_ms};
 
 /// How often a watched job's live counts are asked of the leader.
@@ -278,26 +278,10 @@ impl Calls {
 
     /// Keeps a copy that a peer sends.
     async fn keep(&self, stream: &mut Stream, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
-        let mut body = Body::new(&mut *stream);
-        let mut segments = Vec::with_capacity(meta.buckets.len().min(1024));
-        let mut rest = Bytes::new();
-        for bucket in &meta.buckets {
-            let mut file = BytesMut::new();
-            while (file.len() as u64) < bucket.bytes {
-                if rest.is_empty() {
-                    let chunk = body.next().await;
-                    rest = chunk
-                        .ok_or_else(|| Failure::internal("a copied partition ended early"))?
-                        .map_err(Failure::internal)?;
-                }
-                let wanted = (bucket.bytes as usize - file.len()).min(rest.len());
-                file.extend_from_slice(&rest.split_to(wanted));
-            }
-            segments.push(file.freeze());
-        }
-        if let Some(end) = body.next().await {
-            end.map_err(Failure::internal)?;
-        }
+        let lengths = meta.buckets.iter().map(|bucket| bucket.bytes);
+        let segments = read_files(stream, lengths)
+            .await
+            .map_err(|error| Failure::internal(format!("a copied partition was not received: {error}")))?;
         let store = self.store.clone();
         blocking(move || store.put_segments(partition, segments, meta)).await?
     }

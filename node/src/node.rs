@@ -323,7 +323,7 @@ impl Loop {
                 Some(ask) = asks.recv() => Event::Ask(ask),
                 else => break,
             };
-            self.handle(event)?;
+            self.handle(event);
         }
         self.worker.abort(&self.worker.running());
         self.network.clone().shutdown().await;
@@ -335,11 +335,11 @@ impl Loop {
         self.started_unix_ms + self.started.elapsed().as_millis() as u64
     }
 
-    fn handle(&mut self, event: Event) -> Result<(), Error> {
+    fn handle(&mut self, event: Event) {
         match event {
-            Event::Network(event) => self.handle_network(event)?,
+            Event::Network(event) => self.handle_network(event),
             Event::Report(report) => self.report(report),
-            Event::Ask(ask) => self.handle_ask(ask)?,
+            Event::Ask(ask) => self.handle_ask(ask),
             Event::Tick => {
                 self.replica.tick();
                 self.schedule(Input::Tick);
@@ -354,10 +354,9 @@ impl Loop {
                 }
             }
         }
-        Ok(())
     }
 
-    fn handle_network(&mut self, event: NetworkEvent) -> Result<(), Error> {
+    fn handle_network(&mut self, event: NetworkEvent) {
         match event {
             NetworkEvent::Listening(address) => tracing::info!(%address, "listening"),
             NetworkEvent::PeerUp { node, .. } => {
@@ -370,7 +369,7 @@ impl Loop {
                 self.loads.remove(&node);
                 self.schedule(Input::NodeDown { node });
             }
-            NetworkEvent::Message { from, message } => self.handle_message(from, message)?,
+            NetworkEvent::Message { from, message } => self.handle_message(from, message),
             NetworkEvent::Call { from, request, stream } => self.calls.serve(from, request, stream),
             NetworkEvent::Hint { from, hint } => {
                 self.loads.insert(from, hint.load);
@@ -381,7 +380,6 @@ impl Loop {
                 self.refusals.push_front((address, refusal));
             }
         }
-        Ok(())
     }
 
     /// Tells the scheduler of a node that can take work: a member, and connected.
@@ -393,10 +391,10 @@ impl Loop {
         self.schedule(Input::NodeUp { node, slots, memory_bytes });
     }
 
-    fn handle_message(&mut self, from: NodeId, message: PeerMessage) -> Result<(), Error> {
+    fn handle_message(&mut self, from: NodeId, message: PeerMessage) {
         let now_ms = self.now_ms();
         match message {
-            PeerMessage::Raft { mesh, message } => self.handle_raft(from, mesh, &message)?,
+            PeerMessage::Raft { mesh, message } => self.handle_raft(from, mesh, &message),
             PeerMessage::Assign(assignment) => {
                 if self.obeys(from, assignment.fence) {
                     self.worker.assign(*assignment);
@@ -438,7 +436,6 @@ impl Loop {
             }
             PeerMessage::Report(report) => self.schedule_at(now_ms, Input::Report { node: from, report }),
         }
-        Ok(())
     }
 
     /// Whether an order is to be followed: not of a leader that has been replaced.
@@ -452,17 +449,16 @@ impl Loop {
         true
     }
 
-    fn handle_raft(&mut self, from: NodeId, mesh: MeshId, message: &Bytes) -> Result<(), Error> {
+    fn handle_raft(&mut self, from: NodeId, mesh: MeshId, message: &Bytes) {
         // A mesh that this node asked to join speaks first: until its state is here, its messages say which it is.
         let own = *self.mesh.get_or_insert(mesh);
         if own != mesh {
             tracing::debug!(%from, %mesh, "a message of another mesh is dropped");
-            return Ok(());
+            return;
         }
         if let Err(error) = self.replica.step(message) {
             tracing::debug!(%from, %error, "a raft message is dropped");
         }
-        Ok(())
     }
 
     /// Tells the leader of an attempt's end. What it cannot be told now is told with a later tick.
@@ -552,7 +548,7 @@ impl Loop {
                     self.applied(event);
                 }
             } else if let Some(message) = self.to_self.pop_front() {
-                self.handle_message(self.member.id, message)?;
+                self.handle_message(self.member.id, message);
             } else {
                 return Ok(());
             }
@@ -663,7 +659,7 @@ impl Loop {
         }
     }
 
-    fn handle_ask(&mut self, ask: Ask) -> Result<(), Error> {
+    fn handle_ask(&mut self, ask: Ask) {
         // An answer that nobody waits for any more is dropped.
         match ask {
             Ask::Status(reply) => {
@@ -712,7 +708,6 @@ impl Loop {
                 }
             }
         }
-        Ok(())
     }
 
     /// On the leader: the counts of tasks that run, which the replicated state does not hold.

@@ -8,7 +8,7 @@ use floe_network::Network;
 use floe_protocol::message::Segment;
 use floe_protocol::{Failure, NodeId, OutputMeta, Request, Response, TaskId};
 use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::{Body, send_body};
+use floe_transport::stream::{Body, BodyError, send_body};
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
 use tokio::time::timeout;
@@ -96,33 +96,10 @@ impl Streams {
                 return Err(Failure::internal(format!("node {node} answered a fetch with {other:?}")));
             }
         };
-        let mut body = Body::new(stream);
-        let mut files = Vec::with_capacity(segments.len());
-        let mut rest = Bytes::new();
-        for (checksum, length) in segments {
-            let length = usize::try_from(length).map_err(Failure::internal)?;
-            let mut file = BytesMut::new();
-            while file.len() < length {
-                if rest.is_empty() {
-                    rest = match body.next().await {
-                        Some(chunk) => chunk.map_err(|error| unreachable(&error))?,
-                        None => return Err(unreachable(&"its stream ended early")),
-                    };
-                }
-                let wanted = (length - file.len()).min(rest.len());
-                file.extend_from_slice(&rest.split_to(wanted));
-            }
-            if xxh3_64(&file) != checksum {
-                return Err(unreachable(&"its checksum does not fit"));
-            }
-            files.push(file.freeze());
-        }
-        // Reading to the end acknowledges the body.
-        match body.next().await {
-            None => Ok(files),
-            Some(Err(error)) => Err(unreachable(&error)),
-            Some(Ok(_)) => Err(unreachable(&"its stream is longer than it said")),
-        }
+        let lengths = segments.iter().map(|(_, length)| *length);
+        let files = read_files(stream, lengths).await.map_err(|error| unreachable(&error))?;
+        let intact = files.iter().zip(&segments).all(|(file, (checksum, _))| xxh3_64(file) == *checksum);
+        if intact { Ok(files) } else { Err(unreachable(&"its checksum does not fit")) }
     }
 
     /// Answers [`Request::Fetch`].
@@ -174,6 +151,46 @@ impl Streams {
 impl Inputs for Streams {
     fn fetch<'a>(&'a self, segment: &'a Segment) -> BoxFuture<'a, Result<Vec<Bytes>, Failure>> {
         Box::pin(self.fetch_segment(segment))
+    }
+}
+
+/// Why a body did not hold the files it should.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// It broke off.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// Less came than was announced.
+    #[error("its stream ended early")]
+    Short,
+    /// More came than was announced.
+    #[error("its stream is longer than it said")]
+    Long,
+}
+
+/// Reads a body that holds files of these lengths, one after the other, to its end, which acknowledges it.
+pub async fn read_files<S>(stream: S, lengths: impl Iterator<Item = u64>) -> Result<Vec<Bytes>, FilesError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut body = Body::new(stream);
+    let mut files = Vec::new();
+    let mut rest = Bytes::new();
+    for length in lengths {
+        let mut file = BytesMut::new();
+        while (file.len() as u64) < length {
+            if rest.is_empty() {
+                rest = body.next().await.ok_or(FilesError::Short)??;
+            }
+            let wanted = (length - file.len() as u64).min(rest.len() as u64) as usize;
+            file.extend_from_slice(&rest.split_to(wanted));
+        }
+        files.push(file.freeze());
+    }
+    match body.next().await {
+        None if rest.is_empty() => Ok(files),
+        Some(Err(error)) => Err(error.into()),
+        None | Some(Ok(_)) => Err(FilesError::Long),
     }
 }
 
