@@ -6,11 +6,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod chaos;
 mod cli;
 mod failover;
+mod healing;
 mod mesh;
 mod namespaces;
 mod queries;
+mod stories;
 mod workload;
 
 use std::path::Path;

@@ -273,9 +273,11 @@ async fn ask_once(
     body: Option<&Bytes>,
 ) -> Result<(Response, Exchange), Lost> {
     let waited = match request {
-        Request::Submit { .. } | Request::Explain | Request::Cancel { .. } | Request::Release { .. } => {
-            DECISION_TIMEOUT
-        }
+        Request::Submit { .. }
+        | Request::Explain
+        | Request::Cancel { .. }
+        | Request::Release { .. }
+        | Request::Recover => DECISION_TIMEOUT,
         _ => ANSWER_TIMEOUT,
     };
     let timeout = |_| CallError::Timeout { waited };

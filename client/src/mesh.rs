@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_protocol::message::{Request, Response, Status};
-use floe_protocol::{JobId, JobSpec, JobStatus, StageGraph, frame};
+use floe_protocol::{JobId, JobSpec, JobStatus, NodeId, StageGraph, frame};
 use floe_transport::MeshKey;
 use libp2p::Multiaddr;
 
@@ -126,6 +126,16 @@ impl Mesh {
         let (answer, exchange) = self.ask(&Request::Jobs, None).await?;
         match answer {
             Response::Jobs(jobs) => Ok(jobs),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Goes on without voters that are lost for good, and says with whose knowledge. Refused while the mesh can
+    /// decide by itself.
+    pub async fn recover(&self) -> Result<NodeId> {
+        let (answer, exchange) = self.ask(&Request::Recover, None).await?;
+        match answer {
+            Response::Recovered { node } => Ok(node),
             other => Err(exchange.unexpected(&other)),
         }
     }

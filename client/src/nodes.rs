@@ -79,7 +79,7 @@ fn same_place(one: &Multiaddr, other: &Multiaddr) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use floe_protocol::{Fence, Load, Member, NodeId, NodeInfo, NodeRole};
+    use floe_protocol::{Load, Member, NodeId, NodeInfo, NodeRole};
 
     use super::*;
 
@@ -104,7 +104,7 @@ mod tests {
             load: Load::default(),
         };
         let nodes = ports.iter().map(node).collect();
-        Status { node: NodeId(1), mesh: None, leader: None, fence: Fence::default(), nodes, voters: vec![] }
+        Status { node: NodeId(1), era: None, leader: None, term: 0, nodes, voters: vec![] }
     }
 
     #[test]

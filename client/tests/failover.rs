@@ -13,7 +13,7 @@ use floe_client::{
     Error, Failure, JobId, JobPhase, JobStatus, Mesh, MeshKey, NodeId, NodeInfo, NodeRole, Status,
 };
 use floe_protocol::graph::BucketMeta;
-use floe_protocol::{Fence, Load, Member, OutputMeta, Request, Response};
+use floe_protocol::{Load, Member, OutputMeta, Request, Response};
 use floe_transport::admission::Roster;
 use floe_transport::substreams::{self, Offer};
 use floe_transport::{CALL, Credentials, Role, Stream, read_frame, send_body, transport, write_frame};
@@ -109,14 +109,7 @@ fn status_of(addresses: &[&str]) -> Response {
             load: Load::default(),
         })
         .collect();
-    Response::Status(Status {
-        node: NodeId(1),
-        mesh: None,
-        leader: None,
-        fence: Fence::default(),
-        nodes,
-        voters: vec![],
-    })
+    Response::Status(Status { node: NodeId(1), era: None, leader: None, term: 0, nodes, voters: vec![] })
 }
 
 fn job(phase: JobPhase) -> Response {
@@ -153,7 +146,7 @@ fn partition(batches: &[&[i64]]) -> Vec<u8> {
 }
 
 fn meta(rows: u64) -> OutputMeta {
-    OutputMeta { buckets: vec![BucketMeta { rows, bytes: rows * 8 }] }
+    OutputMeta { buckets: vec![BucketMeta { rows, bytes: rows * 8 }], mark: 0 }
 }
 
 fn result(partitions: &[u64]) -> Response {

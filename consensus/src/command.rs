@@ -3,8 +3,10 @@
 
 use floe_protocol::frame::{FrameError, decode, encode};
 use floe_protocol::job::TaskRun;
-use floe_protocol::{JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId};
+use floe_protocol::{Era, JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId};
 use serde::{Deserialize, Serialize};
+
+use crate::state_machine::Job;
 
 /// One entry: a command and the id under which it applies once, however often it was proposed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +75,23 @@ pub enum Command {
     Release {
         /// The jobs.
         jobs: Vec<JobId>,
+    },
+    /// Jobs of another era become this one's, under the same ids.
+    Adopt {
+        /// The eras that end with this, the one that hands over first.
+        eras: Vec<Era>,
+        /// What that one knows of them.
+        jobs: Vec<(JobId, Job)>,
+    },
+    /// This era ends, since its jobs are in another's hands: the last entry that changes anything.
+    Yield {
+        /// The era that goes on.
+        to: Era,
+        /// Some of its members, so that they can be found.
+        members: Vec<Member>,
+        /// What [`crate::StateMachine::jobs_changed`] was when the jobs were handed over. If it has moved since,
+        /// nothing happens.
+        jobs_changed: u64,
     },
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use floe_protocol::{Failure, JobId, JobPhase, Member, MeshId, NodeId, RequestId, StageGraph, StageId};
+use floe_protocol::{Era, Failure, JobId, JobPhase, Member, MeshId, NodeId, RequestId, StageGraph, StageId};
+
+use crate::state_machine::JobWork;
 
 /// Something happened to the replicated state or to the leadership. Events come in the order of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,11 @@ pub enum Event {
     MeshFounded {
         /// Its id.
         mesh: MeshId,
+    },
+    /// The mesh's next era has begun, with this node alone.
+    CarriedOn {
+        /// The new era.
+        era: Era,
     },
     /// A node became a member, or is known by new addresses.
     MemberJoined {
@@ -35,6 +42,22 @@ pub enum Event {
         job: JobId,
         /// What to run.
         graph: Arc<StageGraph>,
+    },
+    /// A job of another era is this one's now; or what became of it there, if both knew it.
+    JobAdopted {
+        /// The job.
+        job: JobId,
+        /// What it runs, and what there is of it.
+        work: JobWork,
+        /// Whether it had succeeded, and only keeps its result.
+        succeeded: bool,
+    },
+    /// This era has ended: its jobs are in another's hands.
+    Yielded {
+        /// The era that goes on.
+        to: Era,
+        /// Some of its members.
+        members: Vec<Member>,
     },
     /// A stage's partitions all exist.
     StageDone {
@@ -84,4 +107,18 @@ pub enum Event {
         /// The id given to `read_index`.
         request: RequestId,
     },
+}
+
+impl Event {
+    /// Whether it says that something about a job is different now.
+    pub(crate) fn changes_a_job(&self) -> bool {
+        matches!(
+            self,
+            Self::JobAccepted { .. }
+                | Self::JobAdopted { .. }
+                | Self::StageDone { .. }
+                | Self::JobEnded { .. }
+                | Self::JobsFreed { .. }
+        )
+    }
 }

@@ -1,9 +1,12 @@
 //! What a Floe mesh agrees on and decides: replicated log, state machine, membership, scheduler.
 //!
 //! ```text
-//!   command ──> replica (raft-rs) ──> state_machine ──> event ──> scheduler (on the leader) ──> effects
-//!                  │    ▲
-//!               log.rs  └ membership: who founds, who votes
+//!   participant: a node's part in all of it
+//!   ┌──────────────────────────────────────────────────────────────────────────────────────────────┐
+//!   │ command ──> replica (raft-rs) ──> state_machine ──> event ──> scheduler (on the leader) ──> effects
+//!   │                │    ▲
+//!   │             log.rs  └ membership: who founds, who votes     healing: when two eras meet
+//!   └──────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! This crate does no IO. It holds no socket, file, thread, clock or random number: time comes in as a
@@ -15,6 +18,7 @@ pub mod command;
 pub mod event;
 pub mod log;
 pub mod membership;
+pub mod participant;
 pub mod replica;
 pub mod scheduler;
 pub mod state_machine;
@@ -22,6 +26,7 @@ pub mod state_machine;
 pub use command::{Command, Entry};
 pub use event::Event;
 pub use log::{LogError, LogStore, MemoryLog, Persist};
+pub use participant::{Action, Order, Participant};
 pub use replica::{Output, ProposeError, Replica, StepError};
 pub use scheduler::{Effect, Input, Scheduler};
 pub use state_machine::StateMachine;

@@ -9,6 +9,7 @@
 //!       first_index                        last_index
 //! ```
 
+use floe_protocol::Era;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
@@ -55,6 +56,15 @@ pub trait LogStore: Storage {
     /// Writes all of `persist`, or nothing and an error. When it returns, the write survives a crash and the
     /// [`Storage`] half answers accordingly.
     fn write(&mut self, persist: &Persist) -> Result<(), LogError>;
+
+    /// Empties the log, since its node leaves `era` for another one, and opens it anew: this one is not to be
+    /// used any more. The era is remembered, since the node has promised things in it that it now forgets.
+    fn restart(&self, era: Era) -> Result<Self, LogError>
+    where
+        Self: Sized;
+
+    /// The eras that the log's node has left, the last ones at least.
+    fn left(&self) -> &[Era];
 }
 
 /// What a [`MemoryLog`] consists of: all that a durable log must write and read back.
@@ -70,6 +80,21 @@ pub struct LogParts {
     pub dropped_term: u64,
     /// The entries, from `dropped_index + 1`.
     pub entries: Vec<Entry>,
+    /// The eras that the node has left, at most [`MAX_LEFT`], the last one at the end.
+    pub left: Vec<Era>,
+}
+
+/// Eras that a node remembers to have left: more than could still be under way.
+pub const MAX_LEFT: usize = 64;
+
+impl LogParts {
+    /// What remains of a log when its node leaves `era`.
+    pub fn after(&self, era: Era) -> Self {
+        let mut left = self.left.clone();
+        left.push(era);
+        left.drain(..left.len().saturating_sub(MAX_LEFT));
+        Self { left, ..Self::default() }
+    }
 }
 
 /// A log in memory.
@@ -199,6 +224,14 @@ impl LogStore for MemoryLog {
             self.compact(to);
         }
         Ok(())
+    }
+
+    fn restart(&self, era: Era) -> Result<Self, LogError> {
+        Ok(Self { parts: self.parts.after(era) })
+    }
+
+    fn left(&self) -> &[Era] {
+        &self.parts.left
     }
 }
 

@@ -6,11 +6,15 @@
 //!                        ^                                     │
 //!                        └──── dead for a while, replaced ─────┘
 //! ```
+//!
+//! A mesh of two has two voters, so that what is accepted is on both disks, and the one that is left when the
+//! other falls silent carries on alone ([`survives`]).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use floe_protocol::message::MeshView;
-use floe_protocol::{MeshId, NodeId};
+use floe_protocol::{Era, NodeId};
 
 /// How long a node looks for others before it founds a mesh.
 pub const DISCOVERY_MS: u64 = 3_000;
@@ -33,8 +37,8 @@ pub enum Decision {
     Join {
         /// A member to ask: the leader if one is known.
         through: NodeId,
-        /// The mesh.
-        mesh: MeshId,
+        /// The mesh, in its present era.
+        era: Era,
     },
 }
 
@@ -76,19 +80,24 @@ impl Change {
 /// node it is connected to answered; `expect` is how many nodes, itself included, its owner told it to wait
 /// for.
 ///
-/// A mesh that exists is joined at once (of several, the one with the smallest id: every node picks alike).
-/// Otherwise all wait until the views close (nobody names a node that has not answered), and the smallest id
-/// founds.
+/// A mesh that exists is joined at once; of several with a leader, the one that wins. `left` are the eras
+/// that the node has left, to which it cannot come back. Otherwise all wait until the views close (nobody names a
+/// node that has not answered), and the smallest id founds.
 pub fn genesis(
     me: NodeId,
     views: &BTreeMap<NodeId, MeshView>,
+    left: &[Era],
     elapsed_ms: u64,
     expect: Option<usize>,
 ) -> Decision {
-    let member = views.values().filter_map(|view| Some((view.mesh?, view))).min_by_key(|(mesh, _)| *mesh);
-    if let Some((mesh, view)) = member {
+    let open = |view: &MeshView| view.era.filter(|era| !has_left(left, *era));
+    let member = views.values().filter_map(|view| Some((open(view)?, view))).max_by_key(|(era, view)| {
+        // Only a mesh with a leader can take a node in.
+        (view.leader.is_some(), *era, Reverse(view.node))
+    });
+    if let Some((era, view)) = member {
         let through = view.leader.filter(|leader| views.contains_key(leader)).unwrap_or(view.node);
-        return Decision::Join { through, mesh };
+        return Decision::Join { through, era };
     }
     let answered: BTreeSet<_> = views.keys().copied().chain([me]).collect();
     let named: BTreeSet<_> = views.values().flat_map(|view| view.peers.iter().copied()).chain([me]).collect();
@@ -102,10 +111,48 @@ pub fn genesis(
     if answered.first() == Some(&me) { Decision::Found } else { Decision::Wait }
 }
 
-/// How many voters a mesh of `members` nodes wants: an odd number, few enough that a commit stays quick.
+/// Whether a node that has left these eras must keep out of this one: it left it, or the one that went on from it.
+/// What it promised there is forgotten, so it must not promise anything again.
+pub fn has_left(left: &[Era], era: Era) -> bool {
+    left.iter().any(|gone| *gone == era || gone.supersedes(&era))
+}
+
+/// One of a pair of voters that has heard nothing of the other for this long carries on without it: two
+/// elections' time at least, in which a living one would have spoken.
+pub const SURVIVOR_MS: u64 = 2_000;
+
+/// The same, for one that has not heard of the other since it started: both may just be starting.
+pub const ALONE_MS: u64 = 6_000;
+
+/// Whether this node, without a leader, goes on without the other voters: when a majority must contain one
+/// other node, and just that one is silent. `heard_ms_ago` says of whom this node has heard how long ago, and of
+/// nobody else since it started, `up_ms` ago.
+///
+/// With three voters or more a majority of them decides, and this node may just be cut off from it; of a pair
+/// each may think so of the other, and both carry on until they meet again.
+pub fn survives(
+    me: NodeId,
+    configuration: &Configuration,
+    heard_ms_ago: &BTreeMap<NodeId, u64>,
+    up_ms: u64,
+) -> bool {
+    let silent = |node: &NodeId| match heard_ms_ago.get(node) {
+        Some(ago_ms) => *ago_ms >= SURVIVOR_MS,
+        None => up_ms >= ALONE_MS,
+    };
+    let Configuration { voters, outgoing, .. } = configuration;
+    let left_over = |pair: &BTreeSet<NodeId>| {
+        pair.len() == 2 && pair.contains(&me) && pair.iter().any(|node| *node != me && silent(node))
+    };
+    left_over(voters) || left_over(outgoing)
+}
+
+/// How many voters a mesh of `members` nodes wants: few enough that a commit stays quick, and an odd number,
+/// but for two.
 pub fn wanted_voters(members: usize) -> usize {
     match members {
-        0..=2 => 1,
+        0..=1 => 1,
+        2 => 2,
         3..=6 => 3,
         _ => 5,
     }
@@ -161,11 +208,15 @@ pub fn next_change(
     let wanted = wanted_voters(members.len());
     let seats = wanted.saturating_sub(staying.len());
     let surplus = staying.len().saturating_sub(wanted);
+    // The dead are replaced before seats are filled: a mesh that knows of many nodes that are gone has more seats
+    // than it can fill, and must not wait for that.
     let dead = leaving.iter().filter(|node| !alive.contains(node)).count().saturating_sub(surplus);
-    let replaced = dead.min(candidates.len().saturating_sub(seats));
-    let mut promoted = seats.min(candidates.len());
-    // An even number of voters bears no more losses than one less, and needs one more for a majority.
-    if promoted > 0 && (staying.len() + promoted) % 2 == 0 {
+    let replaced = dead.min(candidates.len());
+    let mut promoted = seats.min(candidates.len() - replaced);
+    // An even number of voters bears no more losses than one less, and needs one more for a majority; but of two
+    // the one that is left carries on.
+    let voting = staying.len() + promoted;
+    if promoted > 0 && voting > 2 && voting % 2 == 0 {
         promoted -= 1;
     }
     let mut change = Change {
@@ -174,9 +225,16 @@ pub fn next_change(
         add_learners,
         remove,
     };
+    let here = |node: &&NodeId| **node == leader || (alive.contains(node) && caught_up.contains(node));
+    // When a voter leaves, a pair may be left over: not one whose other half is away, which could agree on nothing.
+    let left: Vec<_> = staying.iter().filter(|node| !change.demote.contains(node)).collect();
+    if let ([], [one, other]) = (change.promote.as_slice(), left.as_slice())
+        && change.remove.iter().any(|node| voters.contains(node))
+    {
+        change.demote.extend([**one, **other].iter().filter(|node| !here(node)));
+    }
     // A voter that leaves keeps its vote until a majority of the others is here: with one of them dead and no
     // learner caught up, the rest could never agree on anything again.
-    let here = |node: &&NodeId| **node == leader || (alive.contains(node) && caught_up.contains(node));
     let stay = staying.iter().filter(|node| !change.demote.contains(node));
     let others: Vec<_> = stay.chain(&change.promote).collect();
     if others.iter().copied().filter(here).count() * 2 <= others.len() {

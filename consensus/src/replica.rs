@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
 use bytes::Bytes;
-use floe_protocol::{Failure, Fence, Member, MeshId, NodeId, RequestId};
+use floe_protocol::{Era, Failure, Fence, Member, MeshId, NodeId, RequestId};
 use protobuf::Message as _;
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
@@ -44,8 +44,8 @@ pub use guard::StepError;
 /// How often [`Replica::tick`] is to be called.
 pub const TICK_MS: u64 = 50;
 
-/// The longest entry that is proposed: with its message it must fit a frame.
-pub const MAX_ENTRY_BYTES: usize = 8 << 20;
+/// The longest entry that is proposed: any job fits it, and with its message it fits a frame.
+pub const MAX_ENTRY_BYTES: usize = 12 << 20;
 
 /// Entries are sent in messages of at most this size (one entry at least), so that a follower that lags does
 /// not cost the leader its memory.
@@ -154,6 +154,26 @@ pub enum ProposeError {
     Unwritable(String),
 }
 
+/// Why a node could not leave its era.
+#[derive(Debug, thiserror::Error)]
+pub enum RestartError {
+    /// Its log cannot be emptied.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Nor opened anew.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// How a log begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Founding {
+    /// With a new mesh.
+    Mesh,
+    /// With a mesh's next era.
+    Era,
+}
+
 /// Where a replica stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -178,8 +198,8 @@ pub struct Replica<L: LogStore> {
     config: Config,
     /// Taken as an output and not yet persisted.
     pending: Option<Ready>,
-    /// Genesis is on its way to the disk.
-    founding: bool,
+    /// The beginning of a log is on its way to the disk.
+    founding: Option<Founding>,
     /// Index of the newest snapshot, and bytes applied since.
     checkpoint_index: u64,
     checkpoint_bytes: usize,
@@ -235,7 +255,7 @@ impl<L: LogStore> Replica<L> {
             state,
             config,
             pending: None,
-            founding: false,
+            founding: None,
             checkpoint_index: snapshot_index,
             checkpoint_bytes: 0,
             checkpoint_outdated: false,
@@ -252,19 +272,66 @@ impl<L: LogStore> Replica<L> {
     /// it the founder as voter, which no entry says.
     pub fn found(&mut self, request: RequestId, mesh: MeshId, member: Member) -> Result<(), ProposeError> {
         self.check_persisted()?;
-        if self.raw.raft.raft_log.last_index() != 0 || self.raw.raft.term != 0 || self.founding {
+        if self.raw.raft.raft_log.last_index() != 0 || self.raw.raft.term != 0 || self.founding.is_some() {
             return Err(ProposeError::NotEmpty);
         }
         let mut state = StateMachine::default();
         state.apply(1, &Entry { request, command: Command::Genesis { mesh, member } });
+        self.begin(&state, Founding::Mesh)
+    }
+
+    /// Begins the mesh's next era, with this node as its only voter and all that its log holds: what was not
+    /// known to be agreed on may have been, and nothing of it is lost that way. Nodes of the former era must
+    /// come back as new ones, with empty logs.
+    pub fn carry_on(&mut self) -> Result<(), ProposeError> {
+        self.check_persisted()?;
+        let mut state = self.outlook();
+        if self.founding.is_some() || state.era().is_none() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        state
+            .carry_on(self.config.id, self.raw.raft.raft_log.last_index() + 1)
+            .map_err(|error| ProposeError::Unwritable(error.to_string()))?;
+        self.begin(&state, Founding::Era)
+    }
+
+    /// Begins a log with a snapshot of this state and this node as its only voter, in a term of its own.
+    fn begin(&mut self, state: &StateMachine, founding: Founding) -> Result<(), ProposeError> {
         let data = state.snapshot().map_err(|error| ProposeError::Unwritable(error.to_string()))?;
+        let term = self.raw.raft.term + 1;
         let mut snapshot = Snapshot { data: data.into(), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (1, 1);
+        (metadata.index, metadata.term) = (state.applied(), term);
         metadata.mut_conf_state().voters = vec![self.config.id.0];
-        self.raw.raft.become_follower(1, raft::INVALID_ID);
-        self.founding = self.raw.raft.restore(snapshot);
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.founding = self.raw.raft.restore(snapshot).then_some(founding);
         Ok(())
+    }
+
+    /// Forgets everything, since the node leaves its era for another. After an error the replica must not be
+    /// used any more.
+    pub fn restart(&mut self, era: Era) -> Result<(), RestartError> {
+        let log = self.log().restart(era)?;
+        *self = Self::open(self.config.clone(), log)?;
+        Ok(())
+    }
+
+    /// The state as it will be if everything in this node's log is agreed on. It may not be; but whatever was
+    /// agreed on with this node's help is in it.
+    pub fn outlook(&self) -> StateMachine {
+        let mut state = self.state.clone();
+        let log = &self.raw.raft.raft_log;
+        let tail =
+            log.slice(state.applied() + 1, log.last_index() + 1, None, GetEntriesContext::empty(false));
+        for entry in tail.unwrap_or_default() {
+            match Entry::decode(&entry.data) {
+                Ok(command) if entry.entry_type == EntryType::EntryNormal && !entry.data.is_empty() => {
+                    state.apply(entry.index, &command);
+                }
+                _ => state.skip(entry.index),
+            }
+        }
+        state
     }
 
     /// Takes in a peer's message in raft-rs' encoding.
@@ -276,7 +343,8 @@ impl<L: LogStore> Replica<L> {
 
     /// Takes in a peer's message.
     pub fn step_message(&mut self, mut message: Message) -> Result<(), StepError> {
-        if self.pending.is_some() {
+        // What begins is no part of what the peer speaks of.
+        if self.pending.is_some() || self.founding.is_some() {
             return Err(StepError::Unpersisted);
         }
         guard::check(&self.raw.raft, &message)?;
@@ -292,7 +360,7 @@ impl<L: LogStore> Replica<L> {
     /// [`TICK_MS`] passed. After a stall call it once, not once for every tick that was missed: the stall says
     /// nothing about the leader.
     pub fn tick(&mut self) {
-        if self.pending.is_some() {
+        if self.pending.is_some() || self.founding.is_some() {
             return;
         }
         self.raw.tick();
@@ -455,7 +523,7 @@ impl<L: LogStore> Replica<L> {
         self.apply(light.take_committed_entries(), events);
         self.raw.advance_apply();
         self.announce(events);
-        if mem::take(&mut self.founding) {
+        if self.founding.take().is_some() {
             // A lone voter elects itself; that it cannot is for the next timeout to find out.
             let _ = self.raw.campaign();
         }
@@ -477,9 +545,15 @@ impl<L: LogStore> Replica<L> {
         self.raw.raft.state == StateRole::Leader
     }
 
-    /// The fence under which this node may lead.
-    pub fn fence(&self) -> Fence {
-        Fence { epoch: self.state.epoch(), term: self.raw.raft.term }
+    /// The fence under which this node may lead, once it has a mesh.
+    pub fn fence(&self) -> Option<Fence> {
+        Some(Fence { era: self.state.era()?, term: self.raw.raft.term })
+    }
+
+    /// Term and index of the log's last entry: of two logs of one era, the one with the greater pair holds more.
+    pub fn last_entry(&self) -> (u64, u64) {
+        let log = &self.raw.raft.raft_log;
+        (log.last_term(), log.last_index())
     }
 
     /// Where this replica stands.
@@ -495,11 +569,17 @@ impl<L: LogStore> Replica<L> {
         }
     }
 
-    /// On the leader: the nodes whose logs are nearly as long as its own.
+    /// The leader it follows, itself if it leads.
+    pub fn leader(&self) -> Option<NodeId> {
+        some_node(self.raw.raft.leader_id)
+    }
+
+    /// On the leader: the nodes whose logs are nearly as long as its own. A node that got a snapshot is not sent
+    /// entries in a row before it has acknowledged one more, which an idle mesh does not have: it counts too.
     pub fn caught_up(&self) -> BTreeSet<NodeId> {
         let committed = self.raw.raft.raft_log.committed;
         let progress = self.raw.raft.prs().iter().filter(|(_, p)| {
-            p.state == ProgressState::Replicate && p.matched + CAUGHT_UP_ENTRIES >= committed
+            p.matched > 0 && p.state != ProgressState::Snapshot && p.matched + CAUGHT_UP_ENTRIES >= committed
         });
         progress.map(|(id, _)| NodeId(*id)).collect()
     }
@@ -534,11 +614,14 @@ impl<L: LogStore> Replica<L> {
             // `step` has read it before raft-rs took it, so this cannot be.
             Err(_) => return,
         }
-        if self.founding {
-            events.extend(self.state.mesh().map(|mesh| Event::MeshFounded { mesh }));
-            events.extend(self.state.members().values().map(|m| Event::MemberJoined { member: m.clone() }));
-        } else {
-            events.push(Event::Restored { index });
+        match self.founding {
+            Some(Founding::Mesh) => {
+                events.extend(self.state.era().map(|era| Event::MeshFounded { mesh: era.mesh }));
+                let members = self.state.members().values();
+                events.extend(members.map(|member| Event::MemberJoined { member: member.clone() }));
+            }
+            Some(Founding::Era) => events.extend(self.state.era().map(|era| Event::CarriedOn { era })),
+            None => events.push(Event::Restored { index }),
         }
     }
 

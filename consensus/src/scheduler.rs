@@ -29,7 +29,7 @@ use floe_protocol::{
 
 use crate::command::Command;
 use crate::event::Event;
-use crate::state_machine::StateMachine;
+use crate::state_machine::{JobWork, StateMachine};
 
 mod job;
 mod placement;
@@ -37,7 +37,8 @@ mod recovery;
 
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
-    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_DEATHS, MAX_INPUT_LOSSES, SLOW_FACTOR, SLOW_MS, UNSEEN_PATIENCE_MS,
+    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR, SLOW_MS,
+    UNSEEN_PATIENCE_MS,
 };
 
 use job::{Attempt, Job, Place};
@@ -60,6 +61,9 @@ pub const RECONCILE_MS: u64 = 10_000;
 /// the job is accepted.
 pub const ORPHAN_MS: u64 = 120_000;
 
+/// How long after a job was adopted its holders may take to join this mesh.
+pub const ADOPTION_MS: u64 = 5_000;
+
 /// How many such jobs are remembered. Beyond it they wait for the next inventory.
 const MAX_ORPHANS: usize = 16_384;
 
@@ -72,6 +76,15 @@ pub enum Input {
         job: JobId,
         /// What to run.
         graph: Arc<StageGraph>,
+    },
+    /// The mesh took over another era's job, or what became of it there.
+    JobAdopted {
+        /// The job.
+        job: JobId,
+        /// What it runs, and what there is of it.
+        work: JobWork,
+        /// Whether it only keeps its result.
+        succeeded: bool,
     },
     /// The mesh knows a stage's partitions.
     StageDone {
@@ -167,6 +180,8 @@ pub struct Scheduler {
     settling: Option<BTreeSet<NodeId>>,
     /// Jobs that nodes hold partitions of and nobody knows, since when.
     orphans: BTreeMap<(JobId, NodeId), u64>,
+    /// When a job was last adopted, while its holders may be on their way.
+    adopted_ms: Option<u64>,
     leased_ms: u64,
     ticked_ms: u64,
     aborts: BTreeMap<NodeId, Vec<AttemptId>>,
@@ -191,6 +206,7 @@ impl Scheduler {
             ending: BTreeMap::new(),
             settling: None,
             orphans: BTreeMap::new(),
+            adopted_ms: None,
             leased_ms: 0,
             ticked_ms: now_ms,
             aborts: BTreeMap::new(),
@@ -215,6 +231,7 @@ impl Scheduler {
         self.now_ms = self.now_ms.max(now_ms);
         match input {
             Input::JobAccepted { job, graph } => self.job_accepted(job, graph),
+            Input::JobAdopted { job, work, succeeded } => self.job_adopted(job, work, succeeded),
             Input::StageDone { job, stage } => self.stage_agreed(job, stage),
             Input::JobEnded { job, phase: JobPhase::Succeeded } => {
                 self.ending.remove(&job);
@@ -300,21 +317,35 @@ impl Scheduler {
     }
 
     fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
-        if self.jobs.contains_key(&id) {
+        if !self.jobs.contains_key(&id) {
+            self.add_job(id, graph, &[], false);
+            self.lose_absent();
+        }
+    }
+
+    /// The nodes of the era that the job is of are about to join, with what they hold of it.
+    fn job_adopted(&mut self, id: JobId, work: JobWork, succeeded: bool) {
+        // What ran of it here is of no use if it has ended elsewhere.
+        let tries = self.jobs.get(&id).map_or(0, Job::tries);
+        self.stop(id);
+        let outputs: Vec<_> = work.outputs.iter().map(Option::as_deref).collect();
+        self.add_job(id, work.graph, &outputs, succeeded);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.count_from(tries);
+        }
+        self.adopted_ms = Some(self.now_ms);
+    }
+
+    /// Holders that are gone hold nothing, unless they may just be on their way.
+    fn lose_absent(&mut self) {
+        if self.settling.is_some() || self.adopted_ms.is_some_and(|since| self.now_ms < since + ADOPTION_MS) {
             return;
         }
-        self.add_job(id, graph, &[], false);
-        // Holders that are gone already hold nothing.
-        if self.settling.is_none() {
-            let absent: Vec<_> = self
-                .nodes
-                .iter()
-                .filter(|(_, node)| node.standing == Standing::Absent && !node.held.is_empty())
-                .map(|(id, _)| id)
-                .collect();
-            for node in absent {
-                self.lose_partitions(node);
-            }
+        self.adopted_ms = None;
+        let gone = |node: &placement::Node| node.standing == Standing::Absent && !node.held.is_empty();
+        let absent: Vec<_> = self.nodes.iter().filter(|(_, node)| gone(node)).map(|(id, _)| id).collect();
+        for node in absent {
+            self.lose_partitions(node);
         }
     }
 
@@ -382,7 +413,12 @@ impl Scheduler {
                 self.finish(attempt.task.job, place, node, meta, Some(attempt));
             }
             Ok(meta) => {
-                let message = format!("task {} made {} buckets", attempt.task, meta.buckets.len());
+                let message = format!(
+                    "task {} made {} buckets, of plan {:x}",
+                    attempt.task,
+                    meta.buckets.len(),
+                    meta.mark
+                );
                 self.failed(place, attempt, node, Failure::Internal { message });
             }
             Err(failure) => self.failed(place, attempt, node, failure),
@@ -450,6 +486,9 @@ impl Scheduler {
             }
         }
         self.free_orphans();
+        if self.adopted_ms.is_some() {
+            self.lose_absent();
+        }
     }
 
     /// Assigns tasks, one of each job in turn, while nodes can take them.
@@ -504,6 +543,7 @@ impl Scheduler {
         let Work::Fragment(fragment) = &spec.work else { return };
         let (fragment, buckets, split) =
             (fragment.clone(), spec.exchange.buckets(), job.spec(place).split.clone());
+        let mark = job.mark;
         let task = job.task_id(place);
         let tries = &mut job.task_mut(place).tries;
         let number = (self.fence.term & u64::from(u32::MAX)) << 32 | u64::from(*tries);
@@ -517,6 +557,7 @@ impl Scheduler {
             attempt,
             fragment,
             split,
+            mark,
             buckets,
             inputs,
             memory_bytes: memory_bytes.min(budget_bytes),
@@ -534,6 +575,9 @@ impl Input {
     pub fn from_event(event: &Event) -> Option<Self> {
         match event {
             Event::JobAccepted { job, graph } => Some(Self::JobAccepted { job: *job, graph: graph.clone() }),
+            Event::JobAdopted { job, work, succeeded } => {
+                Some(Self::JobAdopted { job: *job, work: work.clone(), succeeded: *succeeded })
+            }
             Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
             Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),
             Event::JobsFreed { jobs } => Some(Self::JobsFreed { jobs: jobs.clone() }),
@@ -568,15 +612,20 @@ fn choose(
     let wish = Wish {
         local: local.max_by_key(|(_, bytes)| *bytes).map(|(node, _)| node),
         heavy: total >= HEAVY_BYTES,
-        // Nodes that nobody asked are tried only when all that see the files are gone.
         only: if spec.seen_by.iter().any(sees) { &spec.seen_by } else { &[] },
         memory_bytes,
         at_once,
     };
-    nodes.pick(&wish, |node| {
+    let refuses = |node| {
         stage.blind.contains_key(&node)
             || task.excluded.contains(&node)
             || task.attempts.iter().any(|attempt| attempt.node == node)
+    };
+    // A node that joined since may see the files too. It is tried when it is idle and all others have enough to
+    // do, and says at once if it does not.
+    nodes.pick(&wish, refuses).or_else(|| {
+        let anywhere = Wish { only: &[], at_once: true, ..wish };
+        (!wish.only.is_empty()).then(|| nodes.pick(&anywhere, refuses))?
     })
 }
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use floe_protocol::frame::{self, FrameError};
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::{
-    Failure, JobId, JobPhase, JobStatus, Member, MeshId, NodeId, Placed, Read, RequestId, StageGraph,
-    StageId, StageProgress, Work,
+    Era, Failure, JobId, JobPhase, JobStatus, Member, NodeId, Placed, Read, RequestId, StageGraph, StageId,
+    StageProgress, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +47,12 @@ pub const MAX_STATE_BYTES: usize = 12 << 20;
 /// gives up long before this many others have followed.
 pub const MAX_RECENT_REQUESTS: usize = 4096;
 
+/// Eras that are remembered as merged into this one. A node that was away longer than so many merges took, and
+/// lost its leader meanwhile, has to be recovered by hand.
+pub const MAX_ENDED_ERAS: usize = 64;
+
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 1;
+const SNAPSHOT_VERSION: u32 = 2;
 
 /// Roughly what one partition's place takes in a snapshot.
 const PLACE_BYTES: usize = 48;
@@ -62,9 +66,12 @@ const RUN_BYTES: usize = 80;
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateMachine {
-    mesh: Option<MeshId>,
-    epoch: u64,
+    era: Option<Era>,
+    /// Eras whose jobs are this one's now, the one that ended first in front.
+    ended_eras: VecDeque<Era>,
+    yielded: Option<Yielded>,
     applied: u64,
+    jobs_changed: u64,
     members: BTreeMap<NodeId, Member>,
     jobs: BTreeMap<JobId, Job>,
     /// Ended jobs, the one that ended first in front.
@@ -74,6 +81,15 @@ pub struct StateMachine {
     /// The same by id. Derived from `recent`, so not part of a snapshot.
     #[serde(skip)]
     outcomes: BTreeMap<RequestId, Result<(), Failure>>,
+}
+
+/// How an era ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Yielded {
+    /// The era that goes on.
+    pub to: Era,
+    /// Some of its members.
+    pub members: Vec<Member>,
 }
 
 /// One job as it is replicated.
@@ -95,6 +111,13 @@ pub struct Job {
     pub timeline: Vec<TaskRun>,
     /// Roughly its size in a snapshot.
     weight_bytes: usize,
+}
+
+impl Job {
+    /// Roughly its size in a snapshot.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
 }
 
 /// What a job runs, and what there is of it.
@@ -127,10 +150,21 @@ impl StateMachine {
     pub fn apply(&mut self, index: u64, entry: &Entry) -> Vec<Event> {
         self.applied = index;
         let mut events = Vec::new();
+        if let Some(Yielded { to, .. }) = &self.yielded {
+            let message = format!("this mesh has merged into another, in its {to}; try again there");
+            events.push(Event::Applied {
+                request: entry.request,
+                outcome: Err(Failure::Unavailable { message }),
+            });
+            return events;
+        }
         let outcome = match self.outcomes.get(&entry.request) {
             Some(outcome) => outcome.clone(),
             None => {
                 let outcome = self.run(&entry.command, &mut events);
+                if events.iter().any(Event::changes_a_job) {
+                    self.jobs_changed = index;
+                }
                 self.remember(entry.request, outcome.clone());
                 outcome
             }
@@ -166,14 +200,35 @@ impl StateMachine {
         Ok(state)
     }
 
-    /// The mesh, once founded.
-    pub fn mesh(&self) -> Option<MeshId> {
-        self.mesh
+    /// The mesh and its era, once founded.
+    pub fn era(&self) -> Option<Era> {
+        self.era
     }
 
-    /// Raised when the mesh is recovered or merged.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
+    /// Eras whose jobs are this one's now.
+    pub fn ended_eras(&self) -> impl Iterator<Item = Era> {
+        self.ended_eras.iter().copied()
+    }
+
+    /// Where this era's jobs went, once it has ended.
+    pub fn yielded(&self) -> Option<&Yielded> {
+        self.yielded.as_ref()
+    }
+
+    /// The index of the last entry that changed a job, or brought the jobs of another era.
+    pub fn jobs_changed(&self) -> u64 {
+        self.jobs_changed
+    }
+
+    /// Begins the mesh's next era, in which `founder` goes on without the others, with what it has. `index` is
+    /// the first of the new log.
+    pub(crate) fn carry_on(&mut self, founder: NodeId, index: u64) -> Result<(), Failure> {
+        if let Some(era) = &mut self.era {
+            let epoch = era.epoch.checked_add(1).ok_or_else(|| refused(format!("no era follows {era}")))?;
+            *era = Era { mesh: era.mesh, epoch, founder };
+        }
+        self.applied = index;
+        Ok(())
     }
 
     /// The index of the last entry applied.
@@ -223,11 +278,10 @@ impl StateMachine {
     fn run(&mut self, command: &Command, events: &mut Vec<Event>) -> Result<(), Failure> {
         match command {
             Command::Genesis { mesh, member } => {
-                if let Some(mesh) = self.mesh {
-                    return Err(refused(format!("the mesh was founded already, as {mesh}")));
+                if let Some(era) = self.era {
+                    return Err(refused(format!("the mesh was founded already: {era}")));
                 }
-                self.mesh = Some(*mesh);
-                self.epoch = 1;
+                self.era = Some(Era { mesh: *mesh, epoch: 1, founder: member.id });
                 events.push(Event::MeshFounded { mesh: *mesh });
                 self.join(member, events)
             }
@@ -251,7 +305,79 @@ impl StateMachine {
                 self.release(jobs, events);
                 Ok(())
             }
+            Command::Adopt { eras, jobs } => self.adopt(eras, jobs, events),
+            Command::Yield { to, members, jobs_changed } => {
+                if *jobs_changed != self.jobs_changed {
+                    return Err(refused("a job has changed since it was handed over".to_owned()));
+                }
+                self.yielded = Some(Yielded { to: *to, members: members.clone() });
+                events.push(Event::Yielded { to: *to, members: members.clone() });
+                Ok(())
+            }
         }
+    }
+
+    /// Takes over another era's jobs. Of a job that both know, whichever says that it ended is right: somebody
+    /// may have been told so.
+    fn adopt(&mut self, eras: &[Era], jobs: &[(JobId, Job)], events: &mut Vec<Event>) -> Result<(), Failure> {
+        // Looked at as a whole first, so that a refusal changes nothing.
+        let mut weights = BTreeMap::new();
+        for (id, job) in jobs {
+            let weight = check_job(job);
+            let weight = weight.map_err(|error| refused(format!("job {id} cannot be adopted: {error}")))?;
+            weights.insert(*id, weight);
+        }
+        let new = |(id, job): &&(JobId, Job)| !self.jobs.contains_key(id) && !job.phase.is_terminal();
+        let running = self.jobs.values().filter(|job| !job.phase.is_terminal()).map(|job| job.weight_bytes);
+        let more = jobs.iter().filter(new).map(|(id, _)| weights[id]);
+        if running.chain(more).sum::<usize>() > MAX_RUNNING_BYTES && jobs.iter().any(|job| new(&job)) {
+            let message = "the mesh is full: it can take another's jobs when some of its own have ended";
+            return Err(Failure::Unavailable { message: message.to_owned() });
+        }
+        // An era that would win cannot have ended with one that loses.
+        for era in eras.iter().filter(|era| Some(**era) < self.era).take(MAX_ENDED_ERAS) {
+            if !self.ended_eras.contains(era) {
+                self.ended_eras.push_back(*era);
+                // Whoever takes over from this era must know of those too.
+                self.jobs_changed = self.applied;
+            }
+        }
+        while self.ended_eras.len() > MAX_ENDED_ERAS {
+            self.ended_eras.pop_front();
+        }
+        for (id, job) in jobs {
+            match self.jobs.get(id).map(|known| known.phase.is_terminal()) {
+                None => {
+                    if job.phase.is_terminal() {
+                        self.ended.push_back(*id);
+                    }
+                    self.jobs.insert(*id, Job { weight_bytes: weights[id], ..job.clone() });
+                    match job.work.clone() {
+                        Some(work) => {
+                            let succeeded = job.phase.is_terminal();
+                            events.push(Event::JobAdopted { job: *id, work, succeeded });
+                        }
+                        None => events.push(Event::JobEnded { job: *id, phase: job.phase.clone() }),
+                    }
+                }
+                Some(false) if job.phase.is_terminal() => self.end_as(*id, job, weights[id], events),
+                Some(_) => {}
+            }
+        }
+        self.evict(events);
+        Ok(())
+    }
+
+    /// A job of ours ended elsewhere, as `other` says.
+    fn end_as(&mut self, id: JobId, other: &Job, weight_bytes: usize, events: &mut Vec<Event>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        *job = Job { weight_bytes, ..other.clone() };
+        self.ended.push_back(id);
+        events.push(Event::JobEnded { job: id, phase: other.phase.clone() });
+        events.push(match other.work.clone() {
+            Some(work) => Event::JobAdopted { job: id, work, succeeded: true },
+            None => Event::JobsFreed { jobs: vec![id] },
+        });
     }
 
     fn join(&mut self, member: &Member, events: &mut Vec<Event>) -> Result<(), Failure> {
@@ -284,8 +410,7 @@ impl StateMachine {
         check_graph(graph).map_err(refused)?;
         let running = self.jobs.values().filter(|job| !job.phase.is_terminal());
         let (count, bytes) = running.fold((0, 0), |(n, bytes), job| (n + 1, bytes + job.weight_bytes));
-        let graph_bytes = frame::encode(graph).map_err(Failure::internal)?.len();
-        let weight_bytes = label.len() + graph_bytes + results_bytes(graph);
+        let weight_bytes = work_bytes(label, graph).map_err(Failure::internal)?;
         if weight_bytes > MAX_RUNNING_BYTES {
             return Err(refused(format!(
                 "the job's plan takes {weight_bytes} bytes, the limit is {MAX_RUNNING_BYTES}: read fewer files, or use fewer partitions"
@@ -433,7 +558,7 @@ impl StateMachine {
         for id in &jobs {
             if let Some(job) = self.jobs.get_mut(id) {
                 job.work = None;
-                job.weight_bytes = job.label.len() + job.timeline.len() * RUN_BYTES;
+                job.weight_bytes = freed_bytes(job);
             }
         }
         if !jobs.is_empty() {
@@ -464,6 +589,16 @@ fn refused(message: String) -> Failure {
     Failure::Refused { message }
 }
 
+/// Roughly what a job will take in a snapshot.
+fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, FrameError> {
+    Ok(results_bytes(graph).saturating_add(label.len() + frame::encode(graph)?.len()))
+}
+
+/// Roughly what a job takes in a snapshot once it was freed.
+fn freed_bytes(job: &Job) -> usize {
+    job.label.len() + job.timeline.len() * RUN_BYTES
+}
+
 /// Roughly what a job's outputs and timeline will take in a snapshot.
 fn results_bytes(graph: &StageGraph) -> usize {
     let tasks: usize = graph.stages.iter().map(|stage| stage.tasks.len()).sum();
@@ -473,6 +608,60 @@ fn results_bytes(graph: &StageGraph) -> usize {
     };
     let outputs = graph.stages.iter().map(of_stage).fold(0_usize, usize::saturating_add);
     outputs.saturating_add(tasks.min(MAX_TIMELINE) * RUN_BYTES)
+}
+
+/// Whether another era's job is one that this one could have made of it; and if so, roughly its size.
+fn check_job(job: &Job) -> Result<usize, String> {
+    if job.timeline.len() > MAX_TIMELINE || job.stages.len() > MAX_STAGES {
+        return Err("it has too long a history".to_owned());
+    }
+    let Some(work) = &job.work else {
+        return match job.phase {
+            JobPhase::Running => Err("it runs, and nothing says what".to_owned()),
+            _ => Ok(freed_bytes(job)),
+        };
+    };
+    check_work(work)?;
+    if job.stages.len() != work.graph.stages.len() {
+        return Err(format!("it tells of {} stages and has {}", job.stages.len(), work.graph.stages.len()));
+    }
+    let complete = matches!(work.outputs.last(), Some(Some(_)));
+    let fits = match job.phase {
+        JobPhase::Running => !complete,
+        JobPhase::Succeeded => complete,
+        JobPhase::Failed(_) | JobPhase::Cancelled => false,
+    };
+    if !fits {
+        return Err(format!("it is said to be {}, and its outputs say otherwise", job.phase.name()));
+    }
+    let bytes = work_bytes(&job.label, &work.graph).map_err(|error| error.to_string())?;
+    if bytes > MAX_RUNNING_BYTES {
+        return Err(format!("it takes {bytes} bytes, the limit is {MAX_RUNNING_BYTES}"));
+    }
+    Ok(bytes)
+}
+
+/// Whether a job's outputs fit its graph, which is sound.
+fn check_work(work: &JobWork) -> Result<(), String> {
+    check_graph(&work.graph)?;
+    if work.outputs.len() != work.graph.stages.len() {
+        return Err(format!(
+            "it has outputs of {} stages for {}",
+            work.outputs.len(),
+            work.graph.stages.len()
+        ));
+    }
+    for (stage, outputs) in work.graph.stages.iter().zip(&work.outputs) {
+        let buckets = stage.exchange.buckets() as usize;
+        let fits = |outputs: &Vec<Placed>| {
+            outputs.len() == stage.tasks.len()
+                && outputs.iter().all(|placed| placed.meta.buckets.len() == buckets)
+        };
+        if outputs.as_ref().is_some_and(|outputs| !fits(outputs)) {
+            return Err(format!("the outputs of its stage {} do not fit it", stage.id));
+        }
+    }
+    Ok(())
 }
 
 /// Whether everything a graph refers to exists, so that nobody after this has to ask.

@@ -16,7 +16,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config;
+use crate::fault;
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::recovery;
 use crate::store::{Store, ipc};
 use crate::stream::{Streams, chunks_of, read_files};
 use crate::submit::{Submitter, blocking, unix_ms};
@@ -141,6 +143,16 @@ impl Calls {
             Request::Join { member } => {
                 Ok(answer_of(self.mailbox.ask(|reply| Ask::Join(member, reply)).await?))
             }
+            Request::Recover => Ok(Response::Recovered { node: recovery::recover(&self.mailbox).await? }),
+            Request::Survivor => Ok(Response::Survivor(self.mailbox.ask(Ask::Survivor).await?)),
+            Request::CarryOn { era } => {
+                self.mailbox.ask(|reply| Ask::CarryOn(era, reply)).await??;
+                Ok(Response::Done)
+            }
+            Request::Fault(fault) => {
+                fault::inflict(fault)?;
+                Ok(Response::Done)
+            }
             Request::Inspect { paths } => {
                 let found: Vec<Inspected> = blocking(move || floe_query::inspect(&paths)).await?;
                 Ok(Response::Inspected(found))
@@ -149,22 +161,32 @@ impl Calls {
         }
     }
 
-    /// A job as this node knows it, or, where it knows less than the leader, as the leader does.
+    /// A job as it was at some moment since this was called: only an end, which never changes, is told without
+    /// asking whether this node is up to date.
     async fn job(&self, id: JobId) -> Result<JobStatus, Failure> {
         let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
-        if let Some(job) = &known
-            && job.phase.is_terminal()
-        {
-            return Ok(job.clone());
+        if let Some(job) = known.filter(|job| job.phase.is_terminal()) {
+            return Ok(job);
+        }
+        self.mailbox.current().await?;
+        self.progress(id).await
+    }
+
+    /// A job as this node knows it, with the leader's live counts while it runs.
+    async fn progress(&self, id: JobId) -> Result<JobStatus, Failure> {
+        let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
+        let job = known.ok_or(Failure::NoSuchJob { job: id })?;
+        if job.phase.is_terminal() {
+            return Ok(job);
         }
         let status = self.mailbox.ask(Ask::Status).await?;
         if let Some(leader) = status.leader.filter(|leader| *leader != status.node)
-            && let Ok(Response::Job(job)) =
+            && let Ok(Response::Job(live)) =
                 self.mailbox.network().call(leader, &Request::Progress { id }, config::CALL_TIMEOUT).await
         {
-            return Ok(job);
+            return Ok(live);
         }
-        known.ok_or(Failure::NoSuchJob { job: id })
+        Ok(job)
     }
 
     /// Sends a job's status now and at every change, until it has ended.
@@ -173,7 +195,13 @@ impl Calls {
         let mut sent: Option<JobStatus> = None;
         loop {
             changes.mark_unchanged();
-            let job = match self.job(id).await {
+            // The first status may be behind, the last one never is, so a mesh without a majority can be watched
+            // too. Only that there is no such job must not be said by a node that is merely late.
+            let known = match self.progress(id).await {
+                Err(Failure::NoSuchJob { .. }) if sent.is_none() => self.job(id).await,
+                known => known,
+            };
+            let job = match known {
                 Ok(job) => job,
                 Err(failure) => return reply(stream, Response::Failed(failure)).await,
             };
@@ -296,6 +324,8 @@ fn is_for_nodes(request: &Request) -> bool {
             | Request::Put { .. }
             | Request::Fetch { .. }
             | Request::Mesh
+            | Request::Survivor
+            | Request::CarryOn { .. }
             | Request::Join { .. }
             | Request::Progress { .. }
     )

@@ -4,7 +4,9 @@
 //! 0 for success, 1 for a failure that was told in one line, 2 for wrong usage, 130 for Ctrl-C.
 
 mod cancel;
+mod chaos;
 mod completions;
+mod confirm;
 mod connect;
 mod demo;
 mod explain;
@@ -16,6 +18,7 @@ mod key;
 mod logging;
 mod output;
 mod progress;
+mod recover;
 mod sql;
 mod status;
 mod table;
@@ -48,7 +51,9 @@ enum Command {
     Explain(explain::ExplainArgs),
     Jobs(jobs::JobsArgs),
     Cancel(cancel::CancelArgs),
+    Recover(recover::RecoverArgs),
     Demo(demo::DemoArgs),
+    Chaos(chaos::ChaosArgs),
     Key(key::KeyArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -100,7 +105,9 @@ async fn run(command: Command) -> anyhow::Result<End> {
         Command::Explain(args) => explain::run(args).await,
         Command::Jobs(args) => jobs::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
+        Command::Recover(args) => recover::run(args).await,
         Command::Demo(args) => demo::run(args).await,
+        Command::Chaos(args) => chaos::run(args).await,
         Command::Key(args) => key::run(args),
         Command::Completions(args) => completions::run(args),
     }

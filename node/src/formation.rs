@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{self, Settings};
 use crate::mailbox::{Ask, Mailbox};
+use crate::recovery;
 
 /// How often a node without a mesh looks around.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -40,16 +41,15 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
     let mut hinted = false;
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
-        if !hinted && own.mesh.is_some() && own.leader.is_none() && started.elapsed() > LEADER_PATIENCE {
-            hinted = true;
-            tracing::warn!(
-                "this node's mesh has no leader: a majority of its voters must run; start the nodes that stopped last"
-            );
-        }
-        if own.mesh.is_some() {
+        if own.era.is_some() {
+            if !hinted && own.leader.is_none() && started.elapsed() > LEADER_PATIENCE {
+                hinted = true;
+                let status = mailbox.ask(Ask::Status).await?;
+                tracing::warn!("{}", recovery::leaderless(&status));
+            }
             // The mesh is known; its leader learns this start's addresses and capacity.
-            if announce(mailbox, member, &own).await {
-                return listed(mailbox, member).await;
+            if announce(mailbox, member, &own).await && listed(mailbox, member).await? {
+                return Ok(());
             }
             sleep(LOOK_INTERVAL).await;
             continue;
@@ -62,12 +62,15 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             sleep(LOOK_INTERVAL).await;
             continue;
         }
-        match genesis(own.node, &views, started.elapsed().as_millis() as u64, settings.expect) {
+        let elapsed_ms = started.elapsed().as_millis() as u64;
+        match genesis(own.node, &views, &own.ended, elapsed_ms, settings.expect) {
             Decision::Join { through, .. } => join(mailbox, member, through, &views).await,
             Decision::Found => {
                 tracing::info!("no mesh found: founding one");
-                mailbox.ask(|reply| Ask::Found(member.clone(), reply)).await??;
-                return listed(mailbox, member).await;
+                mailbox.ask(Ask::Found).await??;
+                if listed(mailbox, member).await? {
+                    return Ok(());
+                }
             }
             Decision::Wait => {}
         }
@@ -75,9 +78,9 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
     }
 }
 
-/// Keeps a node that runs a member: an older start's leave may be agreed only after it came back. Runs until it
-/// is dropped, or the node stops.
-pub async fn stay(mailbox: Mailbox, member: Member) {
+/// Keeps a node that runs a member: an older start's leave may be agreed only after it came back, and its mesh may
+/// merge into another. Runs until it is dropped, or the node stops.
+pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) {
     let mut changes = mailbox.changes();
     while changes.changed().await.is_ok() {
         let Ok(status) = mailbox.ask(Ask::Status).await else { return };
@@ -85,9 +88,10 @@ pub async fn stay(mailbox: Mailbox, member: Member) {
             continue;
         }
         tracing::warn!("this node is not listed as a member any more: joining again");
-        while let Ok(own) = mailbox.ask(Ask::Mesh).await {
-            if announce(&mailbox, &member, &own).await {
-                break;
+        while let Err(failure) = form(&mailbox, &member, &settings).await {
+            tracing::warn!(%failure, "not a member again yet");
+            if mailbox.ask(Ask::Mesh).await.is_err() {
+                return;
             }
             sleep(LOOK_INTERVAL).await;
         }
@@ -99,7 +103,7 @@ pub async fn stay(mailbox: Mailbox, member: Member) {
 pub async fn leave(mailbox: &Mailbox) {
     let handed_over = async {
         let status = mailbox.ask(Ask::Status).await?;
-        if status.mesh.is_none() || !status.nodes.iter().any(|n| n.alive && n.member.id != status.node) {
+        if status.era.is_none() || !status.nodes.iter().any(|n| n.alive && n.member.id != status.node) {
             return Ok(());
         }
         mailbox.propose(Command::Leave { node: status.node }).await?;
@@ -138,7 +142,7 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> bool {
         Some(_) => BTreeMap::new(),
         None => views_of_peers(mailbox, own).await,
     };
-    let told = views.values().filter(|view| view.mesh == own.mesh).find_map(|view| view.leader);
+    let told = views.values().filter(|view| view.era == own.era).find_map(|view| view.leader);
     let outcome = match told.filter(|leader| *leader != own.node) {
         Some(leader) => {
             let request = Request::Join { member: member.clone() };
@@ -216,7 +220,7 @@ async fn join(mailbox: &Mailbox, member: &Member, through: NodeId, views: &BTree
             // The leader's snapshot reaches this node next, and with it the mesh's id.
             let mut changes = mailbox.changes();
             let known = async {
-                while mailbox.ask(Ask::Mesh).await.is_ok_and(|own| own.mesh.is_none()) {
+                while mailbox.ask(Ask::Mesh).await.is_ok_and(|own| own.era.is_none()) {
                     let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
                 }
             };
@@ -228,16 +232,22 @@ async fn join(mailbox: &Mailbox, member: &Member, through: NodeId, views: &BTree
     }
 }
 
-/// Waits until this node's own state lists it with this start's addresses, and a leader is known.
-async fn listed(mailbox: &Mailbox, member: &Member) -> Result<(), Failure> {
+/// Waits until this node's own state lists it with this start's addresses, and a leader is known. False if that
+/// does not come about for a while, or the mesh has merged into another meanwhile.
+async fn listed(mailbox: &Mailbox, member: &Member) -> Result<bool, Failure> {
     let mut changes = mailbox.changes();
-    loop {
+    let until = Instant::now() + config::CALL_TIMEOUT;
+    while Instant::now() < until {
         changes.mark_unchanged();
         let status = mailbox.ask(Ask::Status).await?;
         let listed = status.nodes.iter().any(|info| info.member == *member);
         if listed && status.leader.is_some() {
-            return Ok(());
+            return Ok(true);
+        }
+        if status.era.is_none() {
+            return Ok(false);
         }
         let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
     }
+    Ok(false)
 }

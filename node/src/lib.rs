@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   submit      calls, submit         a driver's job is planned and agreed on
-//!   schedule    node                  the loop over replica and scheduler
+//!   schedule    node                  the loop over this node's part in the mesh
 //!   execute     worker                tasks, off the async threads
 //!   store       store                 partitions in memory and on disk
 //!   stream      stream                partitions between nodes
@@ -21,10 +21,12 @@ pub mod cli;
 pub mod config;
 pub mod data_dir;
 pub mod embedded;
+pub mod fault;
 pub mod formation;
 pub mod log_file;
 pub mod mailbox;
 pub mod node;
+pub mod recovery;
 pub mod store;
 pub mod stream;
 pub mod submit;

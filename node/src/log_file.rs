@@ -6,6 +6,7 @@
 //! ```text
 //!   log.redb   numbers   format, dropped_index, dropped_term
 //!              records   hard_state, snapshot        (raft-rs' protobuf)
+//!                        left                        (eras that the node has left)
 //!              entries   index -> entry              (likewise)
 //! ```
 
@@ -14,8 +15,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use floe_consensus::log::{LogError, LogParts, LogStore, MemoryLog, Persist};
+use floe_protocol::{Era, frame};
 use protobuf::Message;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage};
@@ -73,7 +76,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    file: Database,
+    file: Arc<Database>,
     memory: MemoryLog,
     /// Why a write failed. Memory may be ahead of the file then, so nothing more is written.
     failed: Option<String>,
@@ -94,7 +97,7 @@ impl LogFile {
             Err(ReadError::Damaged(why)) => return Err(damaged(why)),
         };
         let memory = MemoryLog::from_parts(parts).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self { path, file, memory, failed: None })
+        Ok(Self { path, file: Arc::new(file), memory, failed: None })
     }
 
     /// Whether it was never written to: only then may its node found or join a mesh.
@@ -155,6 +158,34 @@ impl LogStore for LogFile {
         }
         written
     }
+
+    fn restart(&self, era: Era) -> Result<Self, LogError> {
+        let parts = self.memory.parts().after(era);
+        empty(&self.file, &parts.left)
+            .map_err(|error| LogError::Io(format!("{}: {error}", self.path.display())))?;
+        let memory = MemoryLog::from_parts(parts)?;
+        Ok(Self { path: self.path.clone(), file: Arc::clone(&self.file), memory, failed: None })
+    }
+
+    fn left(&self) -> &[Era] {
+        self.memory.left()
+    }
+}
+
+/// Removes all but what is remembered of eras that were left, in one transaction.
+fn empty(file: &Database, left: &[Era]) -> Result<(), redb::Error> {
+    let mut transaction = file.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    transaction.open_table(ENTRIES)?.retain(|_, _| false)?;
+    {
+        let mut records = transaction.open_table(RECORDS)?;
+        records.retain(|_, _| false)?;
+        let left = frame::encode(&left).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
+        records.insert("left", left.as_slice())?;
+    }
+    transaction.open_table(NUMBERS)?.retain(|name, _| name == "format")?;
+    transaction.commit()?;
+    Ok(())
 }
 
 impl Storage for LogFile {
@@ -281,6 +312,12 @@ fn read(file: &Database) -> Result<LogParts, ReadError> {
     let hard_state =
         records.get("hard_state")?.map(|found| decode::<HardState>(found.value())).transpose()?;
     let snapshot = records.get("snapshot")?.map(|found| decode::<Snapshot>(found.value())).transpose()?;
+    let left = match records.get("left")? {
+        Some(found) => {
+            frame::decode(found.value()).map_err(|error| ReadError::Damaged(format!("eras left: {error}")))?
+        }
+        None => Vec::new(),
+    };
     let mut entries = Vec::new();
     for found in transaction.open_table(ENTRIES).map_err(not_a_log)?.iter()? {
         let (index, bytes) = found?;
@@ -297,6 +334,7 @@ fn read(file: &Database) -> Result<LogParts, ReadError> {
         dropped_index: number("dropped_index")?,
         dropped_term: number("dropped_term")?,
         entries,
+        left,
     })
 }
 

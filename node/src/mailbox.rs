@@ -5,16 +5,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use floe_consensus::{Command, Entry};
 use floe_network::Network;
-use floe_protocol::message::{MeshView, Status};
+use floe_protocol::message::{MeshView, Status, Survivor};
 use floe_protocol::{
-    Failure, JobId, JobStatus, Member, NodeId, Placed, Request, RequestId, Response, StageId, TaskId, frame,
+    Era, Failure, JobId, JobStatus, Member, NodeId, Placed, Request, RequestId, Response, StageId, TaskId,
+    frame,
 };
 use floe_transport::Refusal;
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config;
+
+/// How long the leader may take to confirm that it leads before it is asked again: many times what its heartbeats
+/// take.
+const READ_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A question or an order to the loop. Every one is answered, unless the loop has ended.
 #[derive(Debug)]
@@ -27,6 +32,9 @@ pub enum Ask {
     Propose(Entry, oneshot::Sender<Proposed>),
     /// A job's status by the replicated state and, on the leader, the scheduler's live counts.
     Job(JobId, oneshot::Sender<Option<JobStatus>>),
+    /// True once this node's state is at least as new as the mesh's was when this was asked; false if that cannot
+    /// be had at present.
+    Current(oneshot::Sender<bool>),
     /// All jobs' statuses, without timelines.
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
@@ -36,7 +44,11 @@ pub enum Ask {
     /// A result partition could not be had from a node that should hold it.
     Lost(TaskId, NodeId),
     /// Found a mesh with this node as its only voter.
-    Found(Member, oneshot::Sender<Result<(), Failure>>),
+    Found(oneshot::Sender<Result<(), Failure>>),
+    /// How much of the mesh's log is here, for a recovery.
+    Survivor(oneshot::Sender<Survivor>),
+    /// Go on from this era without the voters that are gone.
+    CarryOn(Era, oneshot::Sender<Result<(), Failure>>),
     /// Who refused this node, or was refused, lately and why.
     Refusals(oneshot::Sender<Vec<(Multiaddr, Refusal)>>),
 }
@@ -100,6 +112,29 @@ impl Mailbox {
         let _ = self.asks.send(ask).await;
     }
 
+    /// Waits until this node's own state is at least as new as the mesh's was when this was called, or until
+    /// [`config::CALL_TIMEOUT`] has passed.
+    pub async fn current(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + config::CALL_TIMEOUT;
+        let mut wait = Duration::from_millis(10);
+        while Instant::now() < deadline {
+            // The question to the leader, or its answer, may be lost.
+            match timeout(READ_PATIENCE, self.ask(Ask::Current)).await {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Err(failure)) => return Err(failure),
+                Ok(Ok(false)) | Err(_) => {}
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_millis(250));
+        }
+        Err(Failure::Unavailable {
+            message: format!(
+                "no leader confirmed within {} s that this node is up to date: a majority of the voters must run; see `floe status`",
+                config::CALL_TIMEOUT.as_secs()
+            ),
+        })
+    }
+
     /// Gets a command agreed by whichever node leads, repeating it under one id until it is, or until
     /// [`config::PROPOSE_PATIENCE`] has passed.
     pub async fn propose(&self, command: Command) -> Result<(), Failure> {
@@ -117,9 +152,14 @@ impl Mailbox {
 
     /// An entry for the log, under an id of its own.
     pub fn entry(command: Command) -> Result<Entry, Failure> {
+        Ok(Entry { request: Self::request_id()?, command })
+    }
+
+    /// A fresh id.
+    pub fn request_id() -> Result<RequestId, Failure> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(Failure::internal)?;
-        Ok(Entry { request: RequestId(u128::from_be_bytes(bytes)), command })
+        Ok(RequestId(u128::from_be_bytes(bytes)))
     }
 
     async fn with_leader(

@@ -90,6 +90,8 @@ struct Index {
 
 #[derive(Clone, Debug)]
 struct Partition {
+    /// See [`OutputMeta::mark`].
+    mark: u64,
     segments: Vec<Segment>,
     place: Place,
     /// The clock at its last use.
@@ -134,17 +136,23 @@ impl Store {
         &self.0.budget
     }
 
-    /// Stores a task's output, a frame a bucket. A partition that is there already stays, and the new one is
-    /// dropped, so that all its readers see one run's rows.
-    pub fn put(&self, task: TaskId, buckets: Vec<DataFrame>) -> Result<OutputMeta, Failure> {
-        if let Some(meta) = self.meta(task) {
+    /// Stores a task's output, a frame a bucket. Its mark is that of its content unless given. A partition of the
+    /// same mark that is there already stays, and the new one is dropped, so that all its readers see one run's rows;
+    /// one of another mark is of another plan of its job, and gives way.
+    pub fn put(
+        &self,
+        task: TaskId,
+        mark: Option<u64>,
+        buckets: Vec<DataFrame>,
+    ) -> Result<OutputMeta, Failure> {
+        if let Some(meta) = self.meta(task).filter(|meta| Some(meta.mark) == mark) {
             return Ok(meta);
         }
         let mut writer = PartitionWriter::new(&self.0, task);
         for frame in buckets {
             writer.push_frame(&frame)?;
         }
-        Ok(self.0.insert(task, writer.finish()?))
+        Ok(self.0.insert(task, writer.finish(mark)?))
     }
 
     /// Stores a copy that a peer sent, as it is: one Arrow IPC file a bucket of `meta`.
@@ -154,14 +162,14 @@ impl Store {
             let message = format!("the segments of partition {task} are not of the sizes announced");
             return Err(Failure::Refused { message });
         }
-        if self.meta(task).is_some() {
+        if self.meta(task).is_some_and(|there| there.mark == meta.mark) {
             return Ok(());
         }
         let mut writer = PartitionWriter::new(&self.0, task);
         for (bytes, bucket) in segments.into_iter().zip(&meta.buckets) {
             writer.push_bytes(bytes, bucket.rows)?;
         }
-        self.0.insert(task, writer.finish()?);
+        self.0.insert(task, writer.finish(Some(meta.mark))?);
         Ok(())
     }
 
@@ -255,11 +263,10 @@ impl Inner {
             let mut index = self.lock();
             partition.used = index.tick();
             match index.partitions.get(&task) {
-                Some(there) => (there.meta(), Some(partition)),
-                None => {
+                Some(there) if there.mark == partition.mark => (there.meta(), Some(partition)),
+                _ => {
                     let meta = partition.meta();
-                    index.partitions.insert(task, partition);
-                    (meta, None)
+                    (meta, index.partitions.insert(task, partition))
                 }
             }
         };
@@ -345,7 +352,7 @@ impl Index {
 impl Partition {
     fn meta(&self) -> OutputMeta {
         let bucket = |segment: &Segment| BucketMeta { rows: segment.rows, bytes: segment.bytes };
-        OutputMeta { buckets: self.segments.iter().map(bucket).collect() }
+        OutputMeta { buckets: self.segments.iter().map(bucket).collect(), mark: self.mark }
     }
 
     fn bytes(&self) -> u64 {
@@ -442,12 +449,18 @@ impl<'a> PartitionWriter<'a> {
         }
     }
 
-    fn finish(self) -> Result<Partition, Failure> {
+    /// With this mark, or that of what was written.
+    fn finish(self, mark: Option<u64>) -> Result<Partition, Failure> {
+        let of_content = || {
+            let checksums = self.segments.iter().flat_map(|segment| segment.checksum.to_le_bytes());
+            xxh3_64(&checksums.collect::<Vec<_>>())
+        };
+        let mark = mark.unwrap_or_else(of_content);
         let place = match self.target {
             Target::Memory(segments) => Place::Memory(Arc::new(segments)),
             Target::Spill(writer, extents) => Place::Spilled(Arc::new(writer.finish()?), Arc::new(extents)),
         };
-        Ok(Partition { segments: self.segments, place, used: 0 })
+        Ok(Partition { mark, segments: self.segments, place, used: 0 })
     }
 }
 
@@ -564,7 +577,7 @@ mod tests {
     fn what_was_put_comes_back_by_bucket_and_whole_and_goes_with_its_job() {
         let (store, _dir) = store(10 << 20);
         let buckets = vec![frame(0), frame(0).clear(), frame(1)];
-        let meta = store.put(task(1, 0), buckets.clone()).unwrap();
+        let meta = store.put(task(1, 0), Some(7), buckets.clone()).unwrap();
         assert_eq!(meta.buckets.iter().map(|b| b.rows).collect::<Vec<_>>(), [5_000, 0, 5_000]);
         assert_eq!(read_all(&store, task(1, 0)), buckets);
         let one = store.get(task(1, 0), Some(2)).unwrap();
@@ -576,10 +589,14 @@ mod tests {
         assert_eq!(store.budget().used_bytes(), meta.bytes());
 
         // A second run of the task changes nothing: readers see one run's rows.
-        assert_eq!(store.put(task(1, 0), vec![frame(9)]).unwrap(), meta);
+        assert_eq!(store.put(task(1, 0), Some(7), vec![frame(9)]).unwrap(), meta);
+        assert_eq!(read_all(&store, task(1, 0)), buckets);
+        // One of another plan does: its partitions do not go together with those of the first.
+        let other = store.put(task(1, 0), Some(8), vec![frame(9)]).unwrap();
+        assert_eq!((other.mark, read_all(&store, task(1, 0))), (8, vec![frame(9)]));
 
         for job in [0, 2, u64::MAX] {
-            store.put(task(job, 0), vec![frame(0)]).unwrap();
+            store.put(task(job, 0), None, vec![frame(0)]).unwrap();
         }
         store.free(&[JobId(1), JobId(u64::MAX), JobId(77)]);
         assert_eq!(store.held().iter().map(|(task, _)| task.job.0).collect::<Vec<_>>(), [0, 2]);
@@ -592,7 +609,7 @@ mod tests {
     fn what_the_budget_has_no_room_for_is_spilled_and_reads_the_same() {
         let (store, dir) = store(300 << 10);
         let buckets = vec![frame(0), frame(1), frame(2)];
-        let meta = store.put(task(1, 0), buckets.clone()).unwrap();
+        let meta = store.put(task(1, 0), None, buckets.clone()).unwrap();
         let usage = store.usage();
         assert_eq!((usage.memory_bytes, store.budget().used_bytes()), (0, 0));
         assert!(usage.spilled_bytes >= meta.bytes(), "{usage:?}");
@@ -609,7 +626,7 @@ mod tests {
     #[test]
     fn a_copy_from_a_peer_is_kept_as_it_came() {
         let (from, _dir) = store(10 << 20);
-        let meta = from.put(task(1, 0), vec![frame(0), frame(1)]).unwrap();
+        let meta = from.put(task(1, 0), None, vec![frame(0), frame(1)]).unwrap();
         let sent: Vec<_> = from.get(task(1, 0), None).unwrap().into_iter().map(|s| s.bytes).collect();
         for memory_bytes in [10 << 20, 300 << 10, 0] {
             let (to, _dir) = store(memory_bytes);
@@ -626,7 +643,7 @@ mod tests {
     async fn a_task_that_waits_for_memory_evicts_the_partitions_used_longest_ago() {
         let (store, _dir) = store(1 << 20);
         for partition in 0..4 {
-            store.put(task(1, partition), vec![frame(partition.into())]).unwrap();
+            store.put(task(1, partition), None, vec![frame(partition.into())]).unwrap();
         }
         let size = store.meta(task(1, 0)).unwrap().bytes();
         store.get(task(1, 0), None).unwrap();
@@ -650,8 +667,8 @@ mod tests {
     #[test]
     fn a_damaged_spilled_partition_is_lost_and_no_longer_held() {
         let (store, dir) = store(0);
-        store.put(task(1, 0), vec![frame(0), frame(1)]).unwrap();
-        store.put(task(1, 1), vec![frame(2)]).unwrap();
+        store.put(task(1, 0), None, vec![frame(0), frame(1)]).unwrap();
+        store.put(task(1, 1), None, vec![frame(2)]).unwrap();
         let files = || {
             let mut paths: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
             paths.sort();
@@ -667,7 +684,7 @@ mod tests {
         assert_eq!(store.held().iter().map(|(task, _)| *task).collect::<Vec<_>>(), [task(1, 1)]);
         assert_eq!(files().len(), 1);
         // Computed again, it is here again.
-        store.put(task(1, 0), vec![frame(0), frame(1)]).unwrap();
+        store.put(task(1, 0), None, vec![frame(0), frame(1)]).unwrap();
         assert_eq!(read_all(&store, task(1, 0)), [frame(0), frame(1)]);
     }
 
@@ -675,7 +692,7 @@ mod tests {
     fn a_directory_that_cannot_be_written_is_named() {
         let (store, dir) = store(0);
         dir.close().unwrap();
-        let failure = store.put(task(1, 0), vec![frame(0)]).unwrap_err();
+        let failure = store.put(task(1, 0), None, vec![frame(0)]).unwrap_err();
         assert!(failure.to_string().contains("job-0000000000000001-stage-0-partition-0"), "{failure}");
 
         let file = tempfile::NamedTempFile::new().unwrap();

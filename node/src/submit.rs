@@ -182,7 +182,7 @@ impl Submitter {
             for (stage, partition, frame) in frames {
                 let task = TaskId { job: id, stage, partition };
                 let store = self.store.clone();
-                let meta = blocking(move || store.put(task, vec![frame])).await??;
+                let meta = blocking(move || store.put(task, None, vec![frame])).await??;
                 let nodes = self.copy(task, &meta, status).await;
                 if let Some(stage) = graph.stages.get_mut(stage.0 as usize)
                     && let Work::Held(held) = &mut stage.work

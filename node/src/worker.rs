@@ -166,7 +166,8 @@ impl Inner {
         stop: Stop,
     ) -> (Result<OutputMeta, Failure>, Clock) {
         let slot = self.slots.take().await;
-        if let Some(meta) = self.store.meta(assignment.attempt.task) {
+        let there = self.store.meta(assignment.attempt.task);
+        if let Some(meta) = there.filter(|meta| meta.mark == assignment.mark) {
             return (Ok(meta), Clock::start());
         }
         let memory = self.store.budget().reserve(assignment.memory_bytes).await;
@@ -230,8 +231,8 @@ impl Inner {
             return Err(Failure::Cancelled);
         }
         let task = assignment.attempt.task;
-        let made_before = self.store.meta(task).is_some();
-        let meta = self.store.put(task, buckets)?;
+        let made_before = self.store.meta(task).is_some_and(|meta| meta.mark == assignment.mark);
+        let meta = self.store.put(task, Some(assignment.mark), buckets)?;
         // Its job may have been freed in the meantime, and nobody would free this partition again. One that
         // another attempt made is that attempt's.
         if token.is_cancelled() && !made_before {
@@ -283,7 +284,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use std::sync::{Condvar, Mutex};
 
-    use floe_protocol::{Fence, NodeId, StageId, TaskId};
+    use floe_protocol::{Era, Fence, MeshId, NodeId, StageId, TaskId};
     use polars::prelude::df;
     use tempfile::TempDir;
     use tokio::sync::watch;
@@ -291,6 +292,7 @@ mod tests {
     use super::*;
     use crate::store::{Budget, Usage};
 
+    const FENCE: Fence = Fence { era: Era { mesh: MeshId(1), epoch: 1, founder: NODE }, term: 2 };
     const NODE: NodeId = NodeId(5);
 
     /// Tasks that wait at a gate until they are let through, and say when they are there.
@@ -389,10 +391,11 @@ mod tests {
 
     fn assignment(partition: u32, memory_bytes: u64) -> Assignment {
         Assignment {
-            fence: Fence { epoch: 1, term: 2 },
+            fence: FENCE,
             attempt: AttemptId { task: task(partition), attempt: 0 },
             fragment: Bytes::new(),
             split: Bytes::new(),
+            mark: 7,
             buckets: 1,
             inputs: Vec::new(),
             memory_bytes,
@@ -415,7 +418,7 @@ mod tests {
         it.gate.let_through(1);
         let report = it.reports.recv().await.unwrap();
         assert_eq!(report.outcome.unwrap().rows(), 3);
-        assert_eq!((report.fence, report.run.node), (Fence { epoch: 1, term: 2 }, NODE));
+        assert_eq!((report.fence, report.run.node), (FENCE, NODE));
         // Only now is the third one's turn.
         it.gate.arrivals(3).await;
         it.gate.let_through(2);

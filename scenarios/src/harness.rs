@@ -12,12 +12,19 @@
 //! # }
 //! ```
 
+mod log;
 mod mesh;
+mod network;
 mod process;
+mod small_disk;
 
+pub use log::LogLine;
 pub use mesh::{Builder, Cluster};
+pub use network::Network;
 pub use process::{Finished, Floe, Node};
+pub use small_disk::SmallDisk;
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -29,6 +36,17 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// What this machine lacks, or does not let us use. It is found in an error by `downcast_ref`, for those who would
+/// rather skip than fail.
+#[derive(Debug)]
+pub struct Unavailable(pub &'static str);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this machine has no {} for us", self.0)
+    }
+}
 
 /// Waits until `condition` yields a value, looking every few milliseconds; `what` names it in the error.
 pub async fn wait_until<T>(

@@ -1,6 +1,8 @@
-//! Scenarios from the command line: `cargo run -p floe-scenarios -- bench`, `-- simulate`.
+//! Scenarios from the command line: `cargo run -p floe-scenarios -- list`, `-- run NAME`, `-- bench`,
+//! `-- simulate`.
 
 mod bench;
+mod run;
 mod simulate;
 
 use std::path::PathBuf;
@@ -22,6 +24,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Lists the stories that `run` plays.
+    List(run::ListOptions),
+    /// Plays a story on real nodes and tells what happened, as a table and, if wanted, as JSON.
+    Run(run::RunOptions),
+    /// Random faults under a steady stream of jobs, from a seed.
+    Chaos(floe_scenarios::chaos::Options),
     /// Measures what Floe promises and prints each figure beside its target.
     Bench(bench::Options),
     /// Plays what the mesh agrees on and decides, with everything going wrong, from seeds.
@@ -40,6 +48,12 @@ async fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     match Arguments::parse().command {
+        Command::Chaos(options) => floe_scenarios::chaos::run(&options, &floe_binary()?).await,
+        Command::List(options) => {
+            run::list(&options);
+            Ok(())
+        }
+        Command::Run(options) => run::run(&options).await,
         Command::Bench(options) => bench::run(&options).await,
         Command::Simulate(options) => simulate::run(&options),
         Command::SingleProcess(options) => options.run(),

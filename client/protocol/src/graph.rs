@@ -6,7 +6,9 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
+use crate::frame;
 use crate::ids::{NodeId, StageId};
 
 /// A job's stages in topological order; the last one's partitions, in order, are the result.
@@ -16,6 +18,14 @@ pub struct StageGraph {
     pub stages: Vec<Stage>,
     /// The result's schema, as an Arrow IPC stream without batches, so that an empty result has columns.
     pub schema: Bytes,
+}
+
+impl StageGraph {
+    /// XXH3-64 of the graph, never 0: tells whether two graphs of one job are the same.
+    pub fn fingerprint(&self) -> u64 {
+        // A graph that cannot be encoded never came over the wire, nor will its partitions.
+        xxh3_64(&frame::encode(self).unwrap_or_default()).max(1)
+    }
 }
 
 /// One stage: the same work on every partition.
@@ -122,6 +132,10 @@ pub struct TaskSpec {
 pub struct OutputMeta {
     /// Rows and bytes of each bucket, in order; one entry where the exchange has no buckets.
     pub buckets: Vec<BucketMeta>,
+    /// The [`StageGraph::fingerprint`] it was made for; of what came with the submission, that of its content. A
+    /// job that was planned twice, in two meshes that did not see each other, has partitions of the same names that
+    /// do not go together.
+    pub mark: u64,
 }
 
 impl OutputMeta {

@@ -1,5 +1,6 @@
 //! Identifiers, each its own type so that the compiler keeps them apart.
 
+use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,13 +57,21 @@ hex_id! {
     JobId, u64, 16, "job id"
 }
 hex_id! {
-    /// One mesh, chosen at random at its genesis.
+    /// One mesh, chosen at its genesis: the milliseconds since the Unix epoch in the upper 48 bits, then chance.
+    /// So the smaller of two ids is, by the clocks of their founders, that of the mesh founded first.
     MeshId, u128, 32, "mesh id"
 }
 hex_id! {
     /// One proposal to the replicated log, chosen at random by the proposer: a command applies once however
     /// often it was proposed.
     RequestId, u128, 32, "request id"
+}
+
+impl MeshId {
+    /// The id of a mesh founded now, by its founder's clock. `chance` is any random number.
+    pub fn founded_at(unix_ms: u64, chance: u128) -> Self {
+        Self(u128::from(unix_ms) << 80 | chance >> 48)
+    }
 }
 
 /// A stage's place in its job's [`crate::StageGraph`].
@@ -108,18 +117,61 @@ impl fmt::Display for AttemptId {
     }
 }
 
-/// Who speaks as leader: a worker refuses orders whose fence is below the highest it has seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Fence {
-    /// The mesh's epoch, raised when a mesh is recovered or merged.
+/// One history of a mesh, and with it one replicated log: from genesis, or from where a single node went on
+/// without the others (the survivor of two, or after a recovery), to where the next one goes on.
+///
+/// The greater of two eras wins when they meet: of one mesh the later epoch, of two meshes the one founded
+/// first. The rule looks at nothing that could change meanwhile, so that all nodes choose alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Era {
+    /// The mesh.
+    pub mesh: MeshId,
+    /// Counts the mesh's eras, from 1.
     pub epoch: u64,
-    /// The Raft term within the epoch.
+    /// The node that began it: two that went on without each other begin two eras of one epoch.
+    pub founder: NodeId,
+}
+
+impl Era {
+    /// Whether the other era was given up when this one began, so that nothing in it can be agreed on that
+    /// would not have to be agreed on here too.
+    pub fn supersedes(&self, other: &Self) -> bool {
+        self.mesh == other.mesh && self.epoch > other.epoch
+    }
+}
+
+impl Ord for Era {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let rank = |era: &Self| (Reverse(era.mesh), era.epoch, Reverse(era.founder));
+        rank(self).cmp(&rank(other))
+    }
+}
+
+impl PartialOrd for Era {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for Era {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "epoch {} of mesh {}, begun by {}", self.epoch, self.mesh, self.founder)
+    }
+}
+
+/// Who speaks as leader: a worker follows orders of its own era only, and refuses those of a term below the
+/// highest it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Fence {
+    /// The era.
+    pub era: Era,
+    /// The Raft term within the era.
     pub term: u64,
 }
 
 impl fmt::Display for Fence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.epoch, self.term)
+        write!(f, "{}.{}", self.era.epoch, self.term)
     }
 }
 
@@ -135,5 +187,15 @@ mod tests {
         for bad in ["", "abc", "0000000000000abg", "+000000000000abc", "00000000000000abc"] {
             assert!(bad.parse::<JobId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_one_mesh_the_later_era_wins_and_of_two_meshes_the_older() {
+        let era = |mesh, epoch, founder| Era { mesh: MeshId(mesh), epoch, founder: NodeId(founder) };
+        let ranked = [era(7, 9, 1), era(5, 1, 2), era(5, 2, 8), era(5, 2, 3)];
+        assert!(ranked.is_sorted());
+        assert!(era(5, 2, 8).supersedes(&era(5, 1, 2)));
+        assert!(!era(5, 2, 3).supersedes(&era(5, 2, 8)), "two that went on without each other");
+        assert!(!era(5, 2, 3).supersedes(&era(7, 1, 1)), "another mesh");
     }
 }

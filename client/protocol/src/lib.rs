@@ -16,7 +16,7 @@ pub mod version;
 
 pub use failure::Failure;
 pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, TaskSpec, Work};
-pub use ids::{AttemptId, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
+pub use ids::{AttemptId, Era, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
 pub use job::{JobPhase, JobSpec, JobStatus, Query, StageProgress};
 pub use message::{PeerMessage, Request, Response};
 pub use node::{Load, Member, NodeInfo, NodeRole};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::graph::{OutputMeta, StageGraph};
-use crate::ids::{AttemptId, Fence, JobId, MeshId, NodeId, RequestId, TaskId};
+use crate::ids::{AttemptId, Era, Fence, JobId, NodeId, RequestId, TaskId};
 use crate::job::{JobStatus, TaskRun};
 use crate::node::{Load, Member, NodeInfo};
 
@@ -14,8 +14,8 @@ use crate::node::{Load, Member, NodeInfo};
 pub enum PeerMessage {
     /// A raft-rs message in its own encoding.
     Raft {
-        /// The sender's mesh: messages of another mesh are dropped.
-        mesh: MeshId,
+        /// The sender's era: messages of another one are dropped.
+        era: Era,
         /// The protobuf bytes.
         message: Bytes,
     },
@@ -64,6 +64,28 @@ pub enum PeerMessage {
         /// Who was asked.
         node: NodeId,
     },
+    /// To a node that seems to be of another era: this is ours. Also to one's own leader, about another node
+    /// that told this of itself.
+    View(Box<MeshView>),
+    /// Leader to the leader of an era that wins over its own (or a node that has lost its leader to it): take
+    /// over these jobs. Repeated until answered.
+    Adopt {
+        /// The eras that end with this, the sender's own first.
+        eras: Vec<Era>,
+        /// Which state of its jobs this is.
+        jobs_changed: u64,
+        /// Some of its jobs, as the replicated state's own encoding.
+        jobs: Bytes,
+    },
+    /// In answer: the mesh has agreed to have them.
+    Adopted {
+        /// The era that was named first.
+        era: Era,
+        /// As it was said.
+        jobs_changed: u64,
+        /// The jobs.
+        jobs: Vec<JobId>,
+    },
 }
 
 /// A task to run.
@@ -77,6 +99,8 @@ pub struct Assignment {
     pub fragment: Bytes,
     /// The task's part of the scans (`TaskSpec::split`).
     pub split: Bytes,
+    /// What its output is marked with ([`OutputMeta::mark`]).
+    pub mark: u64,
     /// How many buckets its output has.
     pub buckets: u32,
     /// Where its inputs lie: for each of the stage's inputs the segments to read, in order.
@@ -211,10 +235,36 @@ pub enum Request {
         /// The joining node.
         member: Member,
     },
+    /// Go on without the voters that are gone -> [`Response::Recovered`], or why that must not be.
+    Recover,
+    /// Node to node, to find out who may recover the mesh -> [`Response::Survivor`]
+    Survivor,
+    /// Node to node: you are the one to go on without the others, if that is still your era -> [`Response::Done`]
+    CarryOn {
+        /// The era to be left behind.
+        era: Era,
+    },
+    /// Let something go wrong with this node, to see the mesh bear it -> [`Response::Done`], before it does
+    Fault(Fault),
     /// Node to leader: live progress of a job that only the leader knows -> [`Response::Job`]
     Progress {
         /// The job.
         id: JobId,
+    },
+}
+
+/// What a node lets go wrong with itself when it is asked to. A whole process is hit, with all that runs in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// It stands still, its connections open and silent, and then goes on as if nothing had been.
+    Pause {
+        /// For how long.
+        pause_ms: u64,
+    },
+    /// It dies without any clean-up, and is started again as it was.
+    Crash {
+        /// After how long.
+        down_ms: u64,
     },
 }
 
@@ -252,6 +302,13 @@ pub enum Response {
     },
     /// To [`Request::Mesh`].
     Mesh(MeshView),
+    /// To [`Request::Recover`].
+    Recovered {
+        /// The node whose log the mesh goes on with.
+        node: NodeId,
+    },
+    /// To [`Request::Survivor`].
+    Survivor(Survivor),
     /// Done, nothing to say.
     Done,
     /// Not done.
@@ -265,29 +322,46 @@ pub enum Response {
 pub struct Status {
     /// The answering node.
     pub node: NodeId,
-    /// Its mesh, once it has one.
-    pub mesh: Option<MeshId>,
+    /// Its mesh and era, once it has one.
+    pub era: Option<Era>,
     /// The leader, if there is one it hears from.
     pub leader: Option<NodeId>,
-    /// The Raft term and epoch.
-    pub fence: Fence,
+    /// The Raft term within the era.
+    pub term: u64,
     /// Every member, in order of id.
     pub nodes: Vec<NodeInfo>,
     /// Whose votes count, of the old voters too while they change.
     pub voters: Vec<NodeId>,
 }
 
-/// What a node without a mesh must know of another to decide on genesis.
+/// What a node tells one that is of another era, or of none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshView {
-    /// The answering node.
+    /// The node it is about.
     pub node: NodeId,
-    /// Its mesh, if it has one.
-    pub mesh: Option<MeshId>,
+    /// Its mesh and era, if it has one.
+    pub era: Option<Era>,
     /// Its leader, if it knows one.
     pub leader: Option<NodeId>,
     /// The nodes it is connected to, itself included.
     pub peers: Vec<NodeId>,
+    /// Eras that have ended: those that were merged into its own, and those it left itself.
+    pub ended: Vec<Era>,
+    /// Some members of its mesh with their addresses, the leader first.
+    pub members: Vec<Member>,
+}
+
+/// How much of its mesh's log a node has, and whether the mesh is alive as far as it knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survivor {
+    /// The node.
+    pub node: NodeId,
+    /// Its era, if it has one.
+    pub era: Option<Era>,
+    /// The leader it hears from.
+    pub leader: Option<NodeId>,
+    /// The Raft term and the index of its log's last entry: the greater pair is the longer log.
+    pub log: (u64, u64),
 }
 
 /// What a node found under one path.

@@ -31,6 +31,8 @@ pub(super) struct Place {
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) graph: Arc<StageGraph>,
+    /// What its partitions are marked with.
+    pub(super) mark: u64,
     pub(super) stages: Vec<Stage>,
     /// It succeeded; its result must be kept, or made anew, until it is released.
     pub(super) succeeded: bool,
@@ -108,6 +110,7 @@ impl Job {
         let mut job = Self {
             id,
             stages: graph.stages.iter().map(Stage::new).collect(),
+            mark: graph.fingerprint(),
             graph: graph.clone(),
             succeeded: false,
             stuck_since_ms: None,
@@ -169,9 +172,15 @@ impl Job {
         matches!(self.graph.stages[stage].work, Work::Held(_))
     }
 
-    /// Whether a partition's buckets are as many as its stage says.
+    /// Whether a partition is one of this job, as it is planned here.
     pub(super) fn fits(&self, place: Place, meta: &OutputMeta) -> bool {
-        meta.buckets.len() == self.graph.stages[place.stage].exchange.buckets() as usize
+        let stage = &self.graph.stages[place.stage];
+        match &stage.work {
+            Work::Held(placed) => placed.get(place.partition as usize).is_some_and(|held| held.meta == *meta),
+            Work::Fragment(_) => {
+                meta.mark == self.mark && meta.buckets.len() == stage.exchange.buckets() as usize
+            }
+        }
     }
 
     /// Makes the tasks and whatever they lack wanted, and ready where nothing is lacking.
@@ -242,6 +251,19 @@ impl Job {
 
     pub(super) fn has_ready(&self) -> bool {
         self.stages.iter().any(|stage| !stage.ready.is_empty())
+    }
+
+    /// How many attempts at one of its tasks there were, at most.
+    pub(super) fn tries(&self) -> u32 {
+        self.stages.iter().flat_map(|stage| &stage.tasks).map(|task| task.tries).max().unwrap_or(0)
+    }
+
+    /// Counts the attempts at each task from here, since earlier ones, of another view of the job, may be under way
+    /// still.
+    pub(super) fn count_from(&mut self, tries: u32) {
+        for task in self.stages.iter_mut().flat_map(|stage| &mut stage.tasks) {
+            task.tries = tries;
+        }
     }
 
     /// An attempt begins: of a task that is ready, or runs already, or (adopted) had not got so far.

@@ -17,6 +17,10 @@ use super::{
 /// A node that is connected and silent for this long is lost.
 pub const LEASE_MS: u64 = 3_000;
 
+/// How long a new leader waits for the inventory of a node that is connected: it hears from the living within
+/// milliseconds, and the leader before it may be one that hangs.
+pub const SETTLE_MS: u64 = 1_500;
+
 /// A node whose connection is gone may come back for this long before it is lost.
 pub const GRACE_MS: u64 = 300;
 
@@ -55,6 +59,8 @@ impl Scheduler {
                 if task.input_losses > MAX_INPUT_LOSSES {
                     return self.fail(id, Failure::InputLost { partition, node: holder });
                 }
+                // The partition may be there, and only the way from that node to this one be broken.
+                task.excluded.push(node);
                 job.abandon(place, attempt);
                 if let Some(lost) = job.place(partition) {
                     self.nodes.entry(holder).held.remove(&partition);
@@ -418,14 +424,13 @@ impl Scheduler {
     }
 
     /// Ends the wait for inventories at the start of a leadership: when all members answered; when the grace
-    /// has passed and all that are connected answered; or when a lease has passed. What nobody holds by then
-    /// is lost.
+    /// has passed and all that are connected answered; or after [`SETTLE_MS`]. What nobody holds by then is lost.
     pub(super) fn settle(&mut self) {
         let Some(awaited) = &self.settling else { return };
         let since_ms = self.now_ms.saturating_sub(self.started_ms);
         let answering = self.nodes.iter().any(|(_, node)| node.standing == Standing::Asked);
         let answered = (awaited.is_empty() || since_ms >= GRACE_MS) && !answering;
-        let done = answered || since_ms >= LEASE_MS;
+        let done = answered || since_ms >= SETTLE_MS;
         if !done {
             return;
         }

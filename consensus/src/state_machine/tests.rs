@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use floe_protocol::graph::BucketMeta;
-use floe_protocol::{Exchange, OutputMeta, Stage, StageInput, TaskSpec};
+use floe_protocol::{Exchange, MeshId, OutputMeta, Stage, StageInput, TaskSpec};
 use proptest::prelude::*;
 
 use super::*;
@@ -40,7 +40,7 @@ fn graph(tasks: usize) -> StageGraph {
 }
 
 fn placed(node: u64) -> Placed {
-    let meta = OutputMeta { buckets: vec![BucketMeta { rows: 1, bytes: 8 }] };
+    let meta = OutputMeta { buckets: vec![BucketMeta { rows: 1, bytes: 8 }], mark: 0 };
     Placed { nodes: vec![NodeId(node)], meta }
 }
 
@@ -96,7 +96,71 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(job, ok)| end(job, if ok { JobPhase::Cancelled } else { JobPhase::Succeeded })),
         prop::collection::vec(0..4_u64, 0..3)
             .prop_map(|jobs| Command::Release { jobs: jobs.into_iter().map(JobId).collect() }),
+        (prop::collection::vec(other_era(), 0..3), prop::collection::vec((0..6_u64, other_job()), 0..3))
+            .prop_map(|(eras, jobs)| Command::Adopt {
+                eras,
+                jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect(),
+            }),
+        // Rarely of the right state, so that most scripts go on.
+        (0..40_u64).prop_map(|jobs_changed| Command::Yield {
+            to: WINNER,
+            members: vec![member(7)],
+            jobs_changed
+        }),
     ]
+}
+
+/// The era that the tests' mesh begins with, one that loses against it, and one that wins.
+const OWN: Era = Era { mesh: MeshId(9), epoch: 1, founder: NodeId(1) };
+const LOSER: Era = Era { mesh: MeshId(12), epoch: 3, founder: NodeId(5) };
+const WINNER: Era = Era { mesh: MeshId(3), epoch: 1, founder: NodeId(7) };
+
+fn genesis() -> Command {
+    Command::Genesis { mesh: OWN.mesh, member: member(1) }
+}
+
+fn other_era() -> impl Strategy<Value = Era> {
+    (2..13_u128, 1..3_u64, 1..3_u64).prop_map(|(mesh, epoch, founder)| Era {
+        mesh: MeshId(mesh),
+        epoch,
+        founder: NodeId(founder),
+    })
+}
+
+/// A job as another mesh has it after these commands.
+fn job_after(commands: impl IntoIterator<Item = Command>) -> Job {
+    let mut other = StateMachine::default();
+    apply(&mut other, [submit(1)]);
+    apply(&mut other, commands);
+    other.job(JobId(1)).unwrap().clone()
+}
+
+fn running_job() -> Job {
+    job_after([done(1, 0, 2, 4)])
+}
+
+fn succeeded_job() -> Job {
+    job_after([done(1, 0, 2, 4), done(1, 1, 1, 4)])
+}
+
+fn cancelled_job() -> Job {
+    job_after([end(1, JobPhase::Cancelled)])
+}
+
+fn released_job() -> Job {
+    job_after([done(1, 0, 2, 4), done(1, 1, 1, 4), Command::Release { jobs: vec![JobId(1)] }])
+}
+
+fn other_job() -> impl Strategy<Value = Job> {
+    prop_oneof![Just(running_job()), Just(succeeded_job()), Just(cancelled_job()), Just(released_job())]
+}
+
+fn adopt(jobs: impl IntoIterator<Item = (u64, Job)>) -> Command {
+    Command::Adopt { eras: vec![LOSER], jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect() }
+}
+
+fn hand_over(state: &StateMachine) -> Command {
+    Command::Yield { to: WINNER, members: vec![member(7)], jobs_changed: state.jobs_changed() }
 }
 
 proptest! {
@@ -138,6 +202,50 @@ proptest! {
             prop_assert_eq!(here, there);
         }
         prop_assert_eq!(restored, state);
+    }
+
+    /// The jobs that were handed over are all there are if and only if this has not moved.
+    #[test]
+    fn jobs_changed_moves_with_the_jobs(commands in prop::collection::vec(command(), 1..60)) {
+        let mut state = StateMachine::default();
+        apply(&mut state, [genesis()]);
+        for command in commands {
+            let before = state.clone();
+            apply(&mut state, [command]);
+            let handed_over = |state: &StateMachine| (state.jobs.clone(), state.ended_eras.clone());
+            let moved = state.jobs_changed() != before.jobs_changed();
+            prop_assert!(moved || handed_over(&state) == handed_over(&before));
+            if moved {
+                prop_assert_eq!(state.jobs_changed(), state.applied());
+            }
+        }
+    }
+
+    /// However often and in whatever order two eras say what they know of a job: whoever says that it ended is
+    /// right, and nothing of it is lost.
+    #[test]
+    fn adopting_again_changes_nothing_and_ends_stay(
+        own in prop::collection::vec(command(), 0..30),
+        jobs in prop::collection::vec((0..6_u64, other_job()), 0..6),
+    ) {
+        let mut state = StateMachine::default();
+        apply(&mut state, [genesis()]);
+        apply(&mut state, own);
+        prop_assume!(state.yielded().is_none());
+        let before = state.jobs().clone();
+        prop_assert_eq!(outcome(&apply(&mut state, [adopt(jobs.clone())])), Ok(()));
+        for (id, job) in &jobs {
+            let now = &state.job(JobId(*id)).unwrap().phase;
+            let known = before.get(&JobId(*id)).map(|job| &job.phase);
+            prop_assert!(now.is_terminal() || (!job.phase.is_terminal() && known.is_none_or(|p| !p.is_terminal())));
+            prop_assert!(known.is_none_or(|known| !known.is_terminal() || now == known));
+        }
+        prop_assert!(before.keys().all(|id| state.jobs().contains_key(id)));
+        let once = state.clone();
+        apply(&mut state, [adopt(jobs)]);
+        prop_assert_eq!(state.jobs(), once.jobs());
+        prop_assert_eq!(state.jobs_changed(), once.jobs_changed());
+        prop_assert_eq!(state.ended, once.ended);
     }
 
     #[test]
@@ -260,4 +368,221 @@ fn unfinished_jobs_are_limited_by_their_size() {
     assert!(matches!(full, Err(Failure::Unavailable { .. })), "{full:?}");
     apply(&mut state, [end(1, JobPhase::Cancelled)]);
     assert_eq!(outcome(&apply(&mut state, [big(3)])), Ok(()));
+}
+
+#[test]
+fn a_job_of_another_era_goes_on_under_its_id() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis()]);
+    let events = apply(&mut state, [adopt([(4, running_job()), (5, succeeded_job()), (6, cancelled_job())])]);
+    let work = |job: Job| job.work.unwrap();
+    let expected = [
+        Event::JobAdopted { job: JobId(4), work: work(running_job()), succeeded: false },
+        Event::JobAdopted { job: JobId(5), work: work(succeeded_job()), succeeded: true },
+        Event::JobEnded { job: JobId(6), phase: JobPhase::Cancelled },
+    ];
+    assert_eq!(events[..3], expected);
+    assert_eq!(outcome(&events), Ok(()));
+    assert_eq!(state.ended_eras().collect::<Vec<_>>(), [LOSER]);
+    // It goes on where it was.
+    let events = apply(&mut state, [done(4, 1, 1, 2)]);
+    assert!(events.contains(&Event::JobEnded { job: JobId(4), phase: JobPhase::Succeeded }));
+}
+
+#[test]
+fn of_a_job_that_both_know_the_one_that_ended_is_right() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1), submit(2), submit(3), submit(4)]);
+    apply(&mut state, [end(3, JobPhase::Cancelled), done(4, 0, 2, 1)]);
+    let events = apply(
+        &mut state,
+        [adopt([(1, succeeded_job()), (2, cancelled_job()), (3, succeeded_job()), (4, running_job())])],
+    );
+    assert_eq!(
+        events[..4],
+        [
+            Event::JobEnded { job: JobId(1), phase: JobPhase::Succeeded },
+            Event::JobAdopted { job: JobId(1), work: succeeded_job().work.unwrap(), succeeded: true },
+            Event::JobEnded { job: JobId(2), phase: JobPhase::Cancelled },
+            Event::JobsFreed { jobs: vec![JobId(2)] },
+        ]
+    );
+    assert_eq!(events.len(), 5, "of jobs 3 and 4 nothing is new: {events:?}");
+    assert_eq!(state.job(JobId(3)).unwrap().phase, JobPhase::Cancelled);
+    let kept = state.job(JobId(4)).unwrap().work.as_ref().unwrap();
+    assert_eq!(kept.outputs[0].as_ref().unwrap()[0].nodes, [NodeId(1)], "this era's own outputs stay");
+}
+
+#[test]
+fn one_malformed_job_refuses_them_all() {
+    type Flaw = fn(&mut Job);
+    let flaws: [Flaw; 9] = [
+        |job| job.work.as_mut().unwrap().outputs.clear(),
+        |job| job.work.as_mut().unwrap().outputs[0].as_mut().unwrap().truncate(1),
+        |job| job.work.as_mut().unwrap().outputs[0].as_mut().unwrap()[0].meta.buckets.clear(),
+        |job| job.work = None,
+        // What follows would make whoever applies it look for what is not there, for good.
+        |job| job.stages.truncate(1),
+        |job| job.phase = JobPhase::Succeeded,
+        |job| job.phase = JobPhase::Cancelled,
+        |job| job.work.as_mut().unwrap().outputs[1] = succeeded_job().work.unwrap().outputs[1].clone(),
+        |job| job.timeline = vec![run(0, 0); MAX_TIMELINE + 1],
+    ];
+    for (n, flaw) in flaws.into_iter().enumerate() {
+        let mut state = StateMachine::default();
+        apply(&mut state, [genesis(), submit(1)]);
+        let mut job = running_job();
+        flaw(&mut job);
+        let before = state.clone();
+        let outcome = outcome(&apply(&mut state, [adopt([(1, succeeded_job()), (7, job)])]));
+        assert!(matches!(outcome, Err(Failure::Refused { .. })), "flaw {n}: {outcome:?}");
+        assert_eq!(state.jobs, before.jobs, "flaw {n}");
+        assert_eq!(state.ended_eras().count(), 0, "flaw {n}");
+        assert_eq!(state.jobs_changed(), before.jobs_changed(), "flaw {n}");
+    }
+}
+
+#[test]
+fn what_a_job_weighs_is_not_the_other_s_word() {
+    let mut state = StateMachine::default();
+    let claim = |weight_bytes| Job { weight_bytes, ..running_job() };
+    apply(&mut state, [genesis(), adopt([(4, claim(usize::MAX)), (5, claim(0)), (6, running_job())])]);
+    let weights: BTreeSet<_> = state.jobs().values().map(Job::weight_bytes).collect();
+    assert_eq!(weights, [running_job().weight_bytes].into());
+    let ended = |weight_bytes| Job { weight_bytes, ..released_job() };
+    apply(&mut state, [adopt([(7, ended(usize::MAX)), (8, ended(usize::MAX))])]);
+    assert_eq!(state.job(JobId(7)).unwrap().weight_bytes(), released_job().weight_bytes);
+}
+
+#[test]
+fn a_full_mesh_takes_another_s_jobs_later() {
+    let mut state = StateMachine::default();
+    let mut graph = graph(1);
+    graph.stages[0].work = Work::Fragment(vec![0; MAX_RUNNING_BYTES * 3 / 5].into());
+    let big = |id: u64| Command::Submit {
+        job: JobId(id),
+        label: "big".to_owned(),
+        graph: graph.clone(),
+        submitted_unix_ms: 0,
+    };
+    let mut other = StateMachine::default();
+    apply(&mut other, [big(2)]);
+    let theirs = adopt([(2, other.job(JobId(2)).unwrap().clone()), (3, cancelled_job())]);
+    apply(&mut state, [genesis(), big(1)]);
+    let full = outcome(&apply(&mut state, [theirs.clone()]));
+    assert!(matches!(full, Err(Failure::Unavailable { .. })), "{full:?}");
+    assert_eq!(state.jobs().len(), 1);
+    apply(&mut state, [end(1, JobPhase::Cancelled)]);
+    assert_eq!(outcome(&apply(&mut state, [theirs])), Ok(()));
+}
+
+#[test]
+fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
+    // As large as a job may be, with all its stages done.
+    let submit = |bytes: usize| {
+        let mut graph = graph(MAX_TIMELINE);
+        graph.stages[0].work = Work::Fragment(vec![0; bytes].into());
+        Command::Submit { job: JobId(1), label: "q".to_owned(), graph, submitted_unix_ms: 0 }
+    };
+    let weight = |bytes| {
+        let mut state = StateMachine::default();
+        apply(&mut state, [submit(bytes)]);
+        state.job(JobId(1)).unwrap().weight_bytes()
+    };
+    let most = MAX_RUNNING_BYTES - weight(1 << 20) + (1 << 20);
+    let mut state = StateMachine::default();
+    apply(&mut state, [submit(most), done(1, 0, MAX_TIMELINE, u64::MAX), done(1, 1, 1, u64::MAX)]);
+    let job = state.job(JobId(1)).expect("it is accepted").clone();
+    assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_RUNNING_BYTES, MAX_TIMELINE));
+    let eras = vec![LOSER; MAX_ENDED_ERAS + 1];
+    let entry =
+        Entry { request: RequestId(1), command: Command::Adopt { eras, jobs: vec![(JobId(1), job)] } };
+    assert!(entry.encode().unwrap().len() <= crate::replica::MAX_ENTRY_BYTES);
+}
+
+#[test]
+fn eras_that_ended_are_remembered_within_limits() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis()]);
+    let era = |n: usize| Era { mesh: MeshId(100 + n as u128), ..LOSER };
+    let adopt = |eras: Vec<Era>| Command::Adopt { eras, jobs: vec![] };
+    // Its own, and one that would win, have not ended with one that loses.
+    apply(&mut state, [adopt(vec![era(0), OWN, WINNER]), adopt(vec![era(0)])]);
+    assert_eq!(state.ended_eras().collect::<Vec<_>>(), [era(0)]);
+    for n in 1..=MAX_ENDED_ERAS {
+        apply(&mut state, [adopt(vec![era(n)])]);
+    }
+    assert_eq!(state.ended_eras().collect::<Vec<_>>(), (1..=MAX_ENDED_ERAS).map(era).collect::<Vec<_>>());
+    apply(&mut state, [adopt((500..9_000).map(era).collect())]);
+    assert_eq!(state.ended_eras().count(), MAX_ENDED_ERAS);
+}
+
+#[test]
+fn an_era_ends_only_if_no_job_changed_since_it_was_handed_over() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1)]);
+    let too_early = hand_over(&state);
+    apply(&mut state, [submit(2)]);
+    let refused = outcome(&apply(&mut state, [too_early]));
+    assert!(matches!(refused, Err(Failure::Refused { .. })), "{refused:?}");
+    assert_eq!(state.yielded(), None);
+    // What changes no job does not matter.
+    let in_time = hand_over(&state);
+    let events =
+        apply(&mut state, [Command::Join { member: member(2) }, end(99, JobPhase::Cancelled), in_time]);
+    assert_eq!(events[0], Event::Yielded { to: WINNER, members: vec![member(7)] });
+    assert_eq!(state.yielded().map(|yielded| yielded.to), Some(WINNER));
+}
+
+#[test]
+fn nothing_applies_after_the_end_of_an_era() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1)]);
+    let end_of_era = hand_over(&state);
+    apply(&mut state, [end_of_era.clone()]);
+    let before = StateMachine { applied: 0, ..state.clone() };
+    let commands = [
+        submit(2),
+        end(1, JobPhase::Cancelled),
+        Command::Join { member: member(3) },
+        adopt([(9, running_job())]),
+        end_of_era,
+    ];
+    for command in commands {
+        let events = apply(&mut state, [command]);
+        assert!(matches!(outcome(&events), Err(Failure::Unavailable { .. })), "{events:?}");
+        assert_eq!(events.len(), 1);
+    }
+    assert_eq!(StateMachine { applied: 0, ..state.clone() }, before);
+    let restored = StateMachine::restore(&state.snapshot().unwrap()).unwrap();
+    assert_eq!(restored, state);
+}
+
+#[test]
+fn the_next_era_begins_with_all_that_was_known() {
+    let mut state = StateMachine::default();
+    apply(
+        &mut state,
+        [genesis(), Command::Join { member: member(2) }, submit(1), adopt([(4, running_job())])],
+    );
+    let before = state.clone();
+    state.carry_on(NodeId(2), 40).unwrap();
+    assert_eq!(state.era(), Some(Era { epoch: 2, founder: NodeId(2), ..OWN }));
+    assert!(state.era() > before.era() && state.era().unwrap().supersedes(&OWN));
+    assert_eq!(state.applied(), 40);
+    assert_eq!(StateMachine { era: before.era, applied: before.applied, ..state.clone() }, before);
+    // A request that was answered before is not obeyed again after.
+    let again = Entry { request: RequestId(3), command: end(1, JobPhase::Cancelled) };
+    assert_eq!(outcome(&state.apply(41, &again)), Ok(()));
+    assert_eq!(state.job(JobId(1)).unwrap().phase, JobPhase::Running);
+}
+
+#[test]
+fn no_era_follows_the_last_one() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis()]);
+    state.era = Some(Era { epoch: u64::MAX, ..OWN });
+    let before = state.clone();
+    assert!(state.carry_on(NodeId(2), 40).is_err());
+    assert_eq!(state, before);
 }

@@ -7,12 +7,15 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use floe_consensus::replica::Config;
 use floe_consensus::{Command, Entry, Event, MemoryLog, ProposeError, Replica};
-use floe_protocol::{JobId, Member, MeshId, NodeId, RequestId};
+use floe_protocol::{Era, JobId, Member, MeshId, NodeId, RequestId};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry as RaftEntry, EntryType, Message, MessageType};
 
 /// The mesh of every test.
 pub(crate) const MESH: MeshId = MeshId(0xf10e);
+
+/// Its first era, where node 1 founds it.
+pub(crate) const ERA: Era = Era { mesh: MESH, epoch: 1, founder: NodeId(1) };
 
 /// Replicas by number, and what is on its way between them.
 #[derive(Default)]
@@ -85,6 +88,21 @@ impl Cluster {
             replica.tick();
             self.drain(id);
         }
+    }
+
+    /// A node begins the mesh's next era, with what is in its log.
+    pub(crate) fn carry_on(&mut self, id: u64) -> Result<(), ProposeError> {
+        let result = self.running.get_mut(&id).unwrap().carry_on();
+        self.drain(id);
+        result
+    }
+
+    /// A node leaves its era with an empty log.
+    pub(crate) fn leave_era(&mut self, id: u64) {
+        let replica = self.running.get_mut(&id).unwrap();
+        let era = replica.state().era().unwrap();
+        replica.restart(era).unwrap();
+        self.drain(id);
     }
 
     /// Proposes under a fresh request id, or the given one.
@@ -221,6 +239,7 @@ fn describe_event(event: &Event) -> Option<String> {
         Event::MemberJoined { member } => format!("member {} joined", member.name),
         Event::MemberLeft { node } => format!("member n{} left", node.0),
         Event::Restored { index } => format!("state restored at {index}"),
+        Event::CarriedOn { era } => format!("carries on in epoch {}", era.epoch),
         Event::Reconfigured => "reconfigured".to_owned(),
         Event::Elected { term } => format!("elected in term {term}"),
         Event::Deposed { term } => format!("deposed from term {term}"),

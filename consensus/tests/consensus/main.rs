@@ -7,6 +7,8 @@
 
 mod cluster;
 mod membership;
+mod mesh;
+mod participant;
 mod raft;
 mod scheduler;
 mod world;

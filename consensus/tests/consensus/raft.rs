@@ -5,8 +5,8 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use floe_consensus::membership::Change;
-use floe_consensus::{Command, MemoryLog, ProposeError};
-use floe_protocol::{NodeId, RequestId};
+use floe_consensus::{Command, LogStore, MemoryLog, ProposeError};
+use floe_protocol::{Era, NodeId, RequestId};
 use goldenscript::Context;
 use proptest::prelude::*;
 use protobuf::Message as _;
@@ -77,6 +77,12 @@ enum ScriptCommand {
     /// Loses all messages between a node and all others.
     Isolate(u64),
     Heal,
+    /// A node begins the mesh's next era without the others.
+    CarryOn(u64),
+    /// A node leaves its era.
+    LeaveEra(u64),
+    /// Which era a node is of, who its members are, and which eras it has left.
+    Era(u64),
     /// Hands over the leadership.
     Transfer {
         from: u64,
@@ -144,6 +150,20 @@ impl goldenscript::Runner for Runner {
                 cluster.cut.extend(all.iter().flat_map(|other| [(*id, *other), (*other, *id)]));
             }
             ScriptCommand::Heal => cluster.cut.clear(),
+            ScriptCommand::CarryOn(id) => {
+                let result = cluster.carry_on(*id);
+                taken(cluster, *id, result)?;
+            }
+            ScriptCommand::LeaveEra(id) => cluster.leave_era(*id),
+            ScriptCommand::Era(id) => {
+                let replica = cluster.running.get(id).ok_or("not running")?;
+                let name = |era: Era| format!("epoch {} begun by n{}", era.epoch, era.founder.0);
+                let era = replica.state().era().map_or("no era".to_owned(), name);
+                let members: Vec<_> = replica.state().members().values().map(|m| m.name.clone()).collect();
+                let left: Vec<_> = replica.log().left().iter().map(|era| name(*era)).collect();
+                let (members, left) = (members.join(" "), left.join(", "));
+                writeln!(cluster.story, "n{id}: {era}, members=[{members}] left=[{left}]")?;
+            }
             ScriptCommand::Transfer { from, to } => {
                 cluster.running.get_mut(from).ok_or("not running")?.transfer_leader(NodeId(*to))?;
                 cluster.drain(*from);

@@ -10,7 +10,7 @@ use goldenscript::Context;
 use proptest::prelude::*;
 
 use crate::cluster::cancel;
-use crate::world::{World, graph, job, meta};
+use crate::world::{World, graph, job, made};
 
 #[test]
 fn scripts() {
@@ -115,8 +115,9 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Done { tasks, on, mib } => {
                 for text in tasks {
                     let Some((node, attempt)) = self.attempt(text, *on) else { continue };
-                    let buckets = self.0.workers[&node].running[&attempt].buckets;
-                    self.0.report(node, attempt, Ok(meta(buckets, mib.map_or(100, |mib| mib << 20))));
+                    let assignment = &self.0.workers[&node].running[&attempt];
+                    let meta = made(assignment, mib.map_or(100, |mib| mib << 20));
+                    self.0.report(node, attempt, Ok(meta));
                 }
             }
             ScriptCommand::Fail { task: text, kind, partition, node: holder, on } => {

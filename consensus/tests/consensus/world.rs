@@ -14,7 +14,7 @@ use floe_protocol::{
     Read, RequestId, Stage, StageGraph, StageId, StageInput, TaskId, TaskSpec, Work,
 };
 
-use crate::cluster::{MESH, member};
+use crate::cluster::{ERA, MESH, member};
 
 /// A mesh as the scheduler sees it.
 pub(crate) struct World {
@@ -48,7 +48,7 @@ impl World {
         let mut state = StateMachine::default();
         let genesis = Command::Genesis { mesh: MESH, member: member(1) };
         state.apply(1, &Entry { request: RequestId(1), command: genesis });
-        let scheduler = Scheduler::new(Fence { epoch: 1, term: 1 }, 0, &state);
+        let scheduler = Scheduler::new(Fence { era: ERA, term: 1 }, 0, &state);
         Self {
             now_ms: 0,
             term: 1,
@@ -99,7 +99,7 @@ impl World {
     /// Another node is elected and starts from the replicated state.
     pub(crate) fn elect(&mut self) {
         self.term += 1;
-        self.scheduler = Scheduler::new(Fence { epoch: 1, term: self.term }, self.now_ms, &self.state);
+        self.scheduler = Scheduler::new(Fence { era: ERA, term: self.term }, self.now_ms, &self.state);
         let ids: Vec<_> = self.workers.iter().map(|(id, worker)| (*id, worker.connected)).collect();
         for (id, connected) in ids {
             if connected {
@@ -151,7 +151,7 @@ impl World {
             .find(|segment| !segment.nodes.iter().any(|node| reachable(node, &segment.partition)));
         let outcome = match lost {
             Some(segment) => Err(Failure::InputLost { partition: segment.partition, node: segment.nodes[0] }),
-            None => Ok(meta(assignment.buckets, 100)),
+            None => Ok(made(assignment, 100)),
         };
         self.report(id, attempt, outcome);
     }
@@ -268,7 +268,12 @@ impl World {
 
 /// Every bucket with this many bytes, and a row for each.
 pub(crate) fn meta(buckets: u32, bytes: u64) -> OutputMeta {
-    OutputMeta { buckets: vec![BucketMeta { rows: bytes, bytes }; buckets as usize] }
+    OutputMeta { buckets: vec![BucketMeta { rows: bytes, bytes }; buckets as usize], mark: 0 }
+}
+
+/// What a task makes.
+pub(crate) fn made(assignment: &Assignment, bytes: u64) -> OutputMeta {
+    OutputMeta { mark: assignment.mark, ..meta(assignment.buckets, bytes) }
 }
 
 /// A graph from one line a stage:

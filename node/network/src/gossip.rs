@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use floe_protocol::{Fence, Load, NodeId, frame};
+use floe_protocol::{Load, NodeId, frame};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, gossipsub};
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,8 @@ pub struct Hint {
     pub version: String,
     /// The leader it hears from.
     pub leader: Option<NodeId>,
-    /// The highest fence it has seen.
-    pub fence: Fence,
+    /// The Raft term it is in.
+    pub term: u64,
 }
 
 /// What travels: the hint, and where its node can be reached, so that large meshes close too.
@@ -101,7 +101,7 @@ mod tests {
             slots: 4,
             version: "0.1.0".into(),
             leader: None,
-            fence: Fence::default(),
+            term: 0,
         }
     }
 

@@ -121,7 +121,6 @@ impl Caller {
 
 /// What happens on the network.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "events are moved twice and never kept")]
 pub enum Event {
     /// The node can be reached here.
     Listening(Multiaddr),
@@ -228,8 +227,8 @@ impl Network {
 
     /// Sends a message to a node. It never waits; false means that the message is dropped: the node is not
     /// connected, or does not keep up. True does not mean that it arrives.
-    pub fn send(&self, to: NodeId, message: PeerMessage) -> bool {
-        match frame::encode_frame(&message) {
+    pub fn send(&self, to: NodeId, message: &PeerMessage) -> bool {
+        match frame::encode_frame(message) {
             Ok(frame) => self.0.peers.send(to, frame),
             Err(error) => {
                 tracing::error!(%to, %error, "a message cannot be sent");

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_network::{Caller, Config, Error, Event, Hint, Network, start};
-use floe_protocol::{Failure, Fence, JobId, Load, NodeId, PeerMessage, Request, Response};
+use floe_protocol::{Era, Failure, Fence, JobId, Load, MeshId, NodeId, PeerMessage, Request, Response};
 use floe_transport::{
     Body, CALL, CONTROL, Connection, Credentials, DialError, MeshKey, OpenError, Refusal, Role, Stream, call,
     node_id, read_frame, send_body, write_frame,
@@ -105,7 +105,7 @@ async fn driver(key: &MeshKey, address: Multiaddr) -> Result<Connection, DialErr
 }
 
 fn lease(term: u64) -> PeerMessage {
-    PeerMessage::Lease { fence: Fence { epoch: 0, term } }
+    PeerMessage::Lease { fence: Fence { era: Era { mesh: MeshId(1), epoch: 1, founder: NodeId(1) }, term } }
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn messages_arrive_in_order_in_both_directions() {
         tokio::spawn(async move {
             for term in 0..count {
                 // The queue is bounded: a full one says so.
-                while !network.send(to, lease(term)) {
+                while !network.send(to, &lease(term)) {
                     tokio::task::yield_now().await;
                 }
             }
@@ -179,7 +179,7 @@ async fn messages_arrive_in_order_in_both_directions() {
             assert_eq!(message.await, lease(term));
         }
     }
-    assert!(!one.network.send(NodeId(1), lease(0)));
+    assert!(!one.network.send(NodeId(1), &lease(0)));
 }
 
 #[tokio::test]
@@ -439,7 +439,7 @@ async fn hints_spread() {
         slots: 4,
         version: "0.1.0".into(),
         leader: None,
-        fence: Fence { epoch: 1, term: 2 },
+        term: 2,
     };
     // Said before anyone can hear it: it waits until someone does.
     one.network.publish(hint.clone());

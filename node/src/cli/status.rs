@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::connect::ConnectArgs;
 use super::format::ListFormat;
 use super::{End, output, table};
+use crate::recovery::leaderless;
 
 /// Show the mesh: its nodes, their roles and load, the leader
 #[derive(Args, Debug)]
@@ -38,12 +39,14 @@ fn as_table(status: &Status) -> String {
         Some(leader) => {
             let named = status.nodes.iter().find(|node| node.member.id == leader);
             let name = named.map_or(String::new(), |node| format!(" ({})", node.member.name));
-            format!("leader {leader}{name}, epoch.term {}", status.fence)
+            format!("leader {leader}{name}, term {}", status.term)
         }
-        None => "no leader: an election is under way, or too few voters are alive".to_owned(),
+        None => leaderless(status),
     };
-    let mesh = status.mesh.map_or_else(|| "none yet".to_owned(), |mesh| mesh.to_string());
-    format!("{nodes}\nmesh {mesh}, {leader}\n")
+    match status.era {
+        Some(era) => format!("{nodes}\nmesh {}, epoch {}: {leader}\n", era.mesh, era.epoch),
+        None => "this node has no mesh yet: it is still looking for others\n".to_owned(),
+    }
 }
 
 fn row(node: &NodeInfo) -> [String; 9] {
@@ -83,11 +86,11 @@ fn as_json(status: &Status) -> Value {
         })
         .collect();
     json!({
-        "mesh": status.mesh.map(|mesh| mesh.to_string()),
+        "mesh": status.era.map(|era| era.mesh.to_string()),
         "leader": status.leader.map(|leader| leader.to_string()),
         "answered_by": status.node.to_string(),
-        "epoch": status.fence.epoch,
-        "term": status.fence.term,
+        "epoch": status.era.map(|era| era.epoch),
+        "term": status.term,
         "nodes": nodes,
     })
 }

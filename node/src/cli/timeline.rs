@@ -80,7 +80,7 @@ fn ended(run: &TaskRun) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use floe_protocol::{Fence, JobId, JobPhase, StageId};
+    use floe_protocol::{JobId, JobPhase, StageId};
 
     use super::*;
 
@@ -102,14 +102,8 @@ mod tests {
 
     #[test]
     fn tasks_are_drawn_to_scale_and_summed_by_node() {
-        let mesh = Status {
-            node: NodeId(1),
-            mesh: None,
-            leader: None,
-            fence: Fence::default(),
-            nodes: vec![],
-            voters: vec![],
-        };
+        let mesh =
+            Status { node: NodeId(1), era: None, leader: None, term: 0, nodes: vec![], voters: vec![] };
         let drawn = draw(&job(vec![run(1, 2, 1_050, 50), run(0, 1, 1_000, 50), run(2, 2, 1_100, 0)]), &mesh);
         let lines: Vec<_> = drawn.lines().collect();
         let half = WIDTH as usize / 2;

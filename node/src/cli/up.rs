@@ -12,6 +12,7 @@ use super::interrupt::Interrupt;
 use super::{End, output};
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
+use crate::fault;
 use crate::node::Node;
 use crate::ticket::Ticket;
 
@@ -53,6 +54,7 @@ pub(super) struct UpArgs {
 }
 
 pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
+    fault::allow();
     let mut interrupt = Interrupt::listen()?;
     let home = local::home()?;
     let (data_dir, number) = match &args.data_dir {

@@ -11,6 +11,7 @@ use futures::future::try_join_all;
 use tempfile::TempDir;
 
 use super::process::{ANY_PORT, Finished, Floe, Node};
+use super::small_disk::SmallDisk;
 use super::{DEADLINE, wait_until};
 
 /// How a cluster is to be.
@@ -22,6 +23,8 @@ pub struct Builder {
     memory: Option<String>,
     env: Vec<(String, String)>,
     discover: bool,
+    key: Option<String>,
+    small_disk_bytes: Option<u64>,
 }
 
 /// Nodes of one mesh, each a process with a data directory of its own. Dropping it kills them; their files go
@@ -31,6 +34,11 @@ pub struct Cluster {
     floe: Floe,
     key_file: PathBuf,
     nodes: Vec<Node>,
+    /// How further nodes are started.
+    builder: Builder,
+    /// How many nodes were ever started, so that each has a name and a directory of its own.
+    started: usize,
+    small_disks: Vec<SmallDisk>,
     /// Emptied only when the files are kept.
     home: Option<TempDir>,
 }
@@ -67,6 +75,18 @@ impl Builder {
         self
     }
 
+    /// Gives each node's data directory a disk of its own of this size. See [`SmallDisk`].
+    pub fn small_disks(mut self, size_bytes: u64) -> Self {
+        self.small_disk_bytes = Some(size_bytes);
+        self
+    }
+
+    /// Gives it the mesh key of another cluster, that it does not know of.
+    pub fn key_of(mut self, other: &Cluster) -> Result<Self> {
+        self.key = Some(fs::read_to_string(&other.key_file)?);
+        Ok(self)
+    }
+
     /// Starts the nodes and waits until they are one mesh: one leader, everyone alive, and as many voters as
     /// a mesh of that size should have.
     pub async fn start(self) -> Result<Cluster> {
@@ -93,9 +113,21 @@ impl Builder {
             .iter()
             .fold(Floe::new(&self.binary, home.path()), |floe, (name, value)| floe.env(name, value));
         let key_file = home.path().join("key");
-        fs::write(&key_file, floe.run(["key"]).await?.success()?)?;
-        let mut cluster = Cluster { floe, key_file, nodes: Vec::new(), home: Some(home) };
-        if let Err(error) = cluster.bring_up(&self).await {
+        let key = match &self.key {
+            Some(key) => key.clone(),
+            None => floe.run(["key"]).await?.success()?,
+        };
+        fs::write(&key_file, key)?;
+        let mut cluster = Cluster {
+            floe,
+            key_file,
+            nodes: Vec::new(),
+            builder: self,
+            started: 0,
+            small_disks: Vec::new(),
+            home: Some(home),
+        };
+        if let Err(error) = cluster.bring_up().await {
             cluster.keep_files();
             return Err(error);
         }
@@ -106,45 +138,90 @@ impl Builder {
 impl Cluster {
     /// A cluster of three nodes with one slot each, unless told otherwise, of this `floe` binary.
     pub fn builder(binary: impl Into<PathBuf>) -> Builder {
-        Builder { binary: binary.into(), nodes: 3, slots: 1, memory: None, env: Vec::new(), discover: false }
+        Builder {
+            binary: binary.into(),
+            nodes: 3,
+            slots: 1,
+            memory: None,
+            env: Vec::new(),
+            discover: false,
+            key: None,
+            small_disk_bytes: None,
+        }
     }
 
-    async fn bring_up(&mut self, builder: &Builder) -> Result<()> {
-        let home = self.floe.home().to_owned();
-        for number in 0..builder.nodes {
-            let dir = home.join(format!("node-{number}"));
-            let mut args = vec![
-                "--name".to_owned(),
-                format!("node-{number}"),
-                "--data-dir".to_owned(),
-                dir.join("data").display().to_string(),
-                "--key-file".to_owned(),
-                self.key_file.display().to_string(),
-                "--slots".to_owned(),
-                builder.slots.to_string(),
-            ];
-            if let Some(memory) = &builder.memory {
-                args.extend(["--memory".to_owned(), memory.clone()]);
+    async fn bring_up(&mut self) -> Result<()> {
+        for number in 0..self.builder.nodes {
+            self.spawn().await?;
+            if number == 0 && !self.builder.discover {
+                self.nodes[0].ready().await?;
             }
-            if !builder.discover {
-                args.extend(["--listen".to_owned(), ANY_PORT.to_owned()]);
-                // The first need not look around for others, since they come to it.
-                args.extend(match self.nodes.first() {
-                    None => ["--expect".to_owned(), "1".to_owned()],
-                    Some(first) => ["--join".to_owned(), first.address().to_owned()],
-                });
-            }
-            let mut node = Node::spawn(self.floe.clone(), &dir, args)?;
-            if number == 0 && !builder.discover {
-                node.ready().await?;
-            }
-            self.nodes.push(node);
         }
         try_join_all(self.nodes.iter_mut().map(Node::ready)).await?;
         Ok(())
     }
 
-    /// How many nodes it was started with.
+    /// Starts one more node that joins a running one, and waits until it is ready; yields its number.
+    pub async fn add(&mut self) -> Result<usize> {
+        self.spawn().await?;
+        let number = self.nodes.len() - 1;
+        self.nodes[number].ready().await?;
+        Ok(number)
+    }
+
+    /// Forgets the last node, which must have ended; its files stay.
+    pub fn remove_last(&mut self) -> Result<()> {
+        let ended = self.nodes.pop_if(|node| !node.runs());
+        ended.map(drop).context("only a node that has ended can be removed")
+    }
+
+    async fn spawn(&mut self) -> Result<()> {
+        let (number, builder) = (self.started, &self.builder);
+        let dir = self.floe.home().join(format!("node-{number}"));
+        let data = dir.join("data");
+        let mut args = vec![
+            "--name".to_owned(),
+            format!("node-{number}"),
+            "--data-dir".to_owned(),
+            data.display().to_string(),
+            "--key-file".to_owned(),
+            self.key_file.display().to_string(),
+            "--slots".to_owned(),
+            builder.slots.to_string(),
+        ];
+        if let Some(memory) = &builder.memory {
+            args.extend(["--memory".to_owned(), memory.clone()]);
+        }
+        if !builder.discover {
+            args.extend(["--listen".to_owned(), ANY_PORT.to_owned()]);
+            // The first need not look around for others, since they come to it.
+            args.extend(match self.nodes.iter().find(|node| node.runs()) {
+                None => ["--expect".to_owned(), "1".to_owned()],
+                Some(running) => ["--join".to_owned(), running.address().to_owned()],
+            });
+        }
+        let mut floe = self.floe.clone();
+        if let Some(size_bytes) = builder.small_disk_bytes {
+            let disk = SmallDisk::new(&data, size_bytes).await?;
+            floe = disk.floe(floe);
+            self.small_disks.push(disk);
+        }
+        self.nodes.push(Node::spawn(floe, &dir, args)?);
+        self.started += 1;
+        Ok(())
+    }
+
+    /// Node `i`'s small disk, if it has one.
+    pub fn small_disk(&self, i: usize) -> Option<&SmallDisk> {
+        self.small_disks.get(i)
+    }
+
+    /// Where node `i` keeps its identity, log and partitions.
+    pub fn data_dir(&self, i: usize) -> PathBuf {
+        self.nodes[i].dir().join("data")
+    }
+
+    /// How many nodes it has, running or not.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -157,6 +234,11 @@ impl Cluster {
     /// Node number `i`, from 0.
     pub fn node(&mut self, i: usize) -> &mut Node {
         &mut self.nodes[i]
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 
     /// All nodes, for what is done to several at once.
@@ -285,7 +367,7 @@ impl Cluster {
 
     /// Leaves the files where they are and says where, with the end of every node's log.
     #[expect(clippy::print_stderr, reason = "a failing test's output is what people look at")]
-    fn keep_files(&mut self) {
+    pub fn keep_files(&mut self) {
         if let Some(home) = self.home.take() {
             for (i, node) in self.nodes.iter().enumerate() {
                 eprintln!("--- the end of node {i}'s log\n{}", node.log_tail());
@@ -312,7 +394,8 @@ fn alive(status: &Status) -> impl Iterator<Item = &NodeInfo> {
 /// How many voters a mesh of this many living nodes has.
 fn voters(nodes: usize) -> usize {
     match nodes {
-        0..=2 => 1,
+        0..=1 => 1,
+        2 => 2,
         3..=6 => 3,
         _ => 5,
     }

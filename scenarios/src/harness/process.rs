@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::log::LogLine;
 use super::{DEADLINE, wait_until};
 
 /// The listen address that asks for any free port.
@@ -85,9 +86,8 @@ impl Floe {
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        die_with_parent(&mut command);
+            .stderr(Stdio::piped());
+        tied(&mut command);
         command
     }
 
@@ -186,6 +186,11 @@ impl Node {
         &self.address
     }
 
+    /// What it is called: the name of the directory in which its output lies.
+    pub fn name(&self) -> String {
+        self.dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
     /// Its libp2p peer id.
     pub fn peer(&self) -> &str {
         self.address.rsplit('/').next().unwrap_or_default()
@@ -196,6 +201,11 @@ impl Node {
         let mut parts = self.address.split('/').skip_while(|part| *part != "tcp");
         let port = parts.nth(1).ok_or_else(|| anyhow!("no TCP port in `{}`", self.address))?;
         Ok(port.parse()?)
+    }
+
+    /// Where its output and its log lie.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Its process id, while it runs.
@@ -211,6 +221,15 @@ impl Node {
     /// All it has logged, over all its starts.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// What it has logged since then, in milliseconds since the Unix epoch.
+    pub fn log_since(&self, unix_ms: f64) -> Vec<LogLine> {
+        let log = self.log();
+        let lines = log.lines().rev().filter_map(LogLine::parse);
+        let mut lines: Vec<_> = lines.take_while(|line| line.unix_ms >= unix_ms).collect();
+        lines.reverse();
+        lines
     }
 
     /// The last lines of its log.
@@ -262,6 +281,16 @@ impl Node {
         self.wait().await
     }
 
+    /// Whether it has ended by itself; then it no longer counts as running.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(true) };
+        let ended = child.try_wait()?.is_some();
+        if ended {
+            self.child = None;
+        }
+        Ok(ended)
+    }
+
     /// Waits until it ends by itself.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         let child = self.child.as_mut().context("the node does not run")?;
@@ -284,6 +313,13 @@ impl Node {
         self.launch()?;
         self.ready().await
     }
+}
+
+/// A command whose process ends with its handle, and on Linux with this process, however that ends.
+pub(super) fn tied(command: &mut Command) -> &mut Command {
+    command.kill_on_drop(true);
+    die_with_parent(command);
+    command
 }
 
 /// Asks the kernel to kill the child when the thread that started it ends, so that nothing outlives a test

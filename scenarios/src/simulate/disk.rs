@@ -6,12 +6,15 @@
 //!                └────────crash: lost───────┘
 //! ```
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use floe_consensus::{LogError, LogStore, MemoryLog, Persist};
+use floe_protocol::Era;
 use raft::eraftpb::{Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage};
+
+use super::node::Bug;
 
 /// What becomes of the next write that is to be synced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,46 +38,47 @@ pub(super) struct Disk {
     /// What the running node reads.
     cached: MemoryLog,
     /// What a crash leaves.
-    durable: MemoryLog,
+    durable: Rc<RefCell<MemoryLog>>,
     /// Written after the last sync.
     unsynced: Vec<Persist>,
     next: Rc<Cell<Fate>>,
-    /// It says that it synced and did not.
-    lies: bool,
+    bug: Option<Bug>,
 }
 
 impl Disk {
     /// A disk as the last crash left it. `next` decides on writes from outside.
-    pub(super) fn new(durable: MemoryLog, next: Rc<Cell<Fate>>, lies: bool) -> Self {
-        Self { cached: durable.clone(), durable, unsynced: Vec::new(), next, lies }
+    pub(super) fn new(durable: MemoryLog, next: Rc<Cell<Fate>>, bug: Option<Bug>) -> Self {
+        let cached = durable.clone();
+        Self { cached, durable: Rc::new(RefCell::new(durable)), unsynced: Vec::new(), next, bug }
     }
 
     /// What is on disk after a crash now.
     pub(super) fn after_crash(&self) -> MemoryLog {
-        self.durable.clone()
+        self.durable.borrow().clone()
     }
 
     fn sync(&mut self, persist: &Persist) -> Result<(), LogError> {
-        if self.lies {
+        if self.bug == Some(Bug::LyingDisk) {
             return Ok(());
         }
+        let mut durable = self.durable.borrow_mut();
         for earlier in std::mem::take(&mut self.unsynced) {
-            self.durable.write(&earlier)?;
+            durable.write(&earlier)?;
         }
-        self.durable.write(persist)
+        durable.write(persist)
     }
 }
 
 impl LogStore for Disk {
     fn write(&mut self, persist: &Persist) -> Result<(), LogError> {
         let fate = if persist.must_sync { self.next.replace(Fate::Written) } else { Fate::Written };
-        let stopped = || Err(LogError::Io("the machine stopped".to_owned()));
         match fate {
             Fate::Written => {}
-            Fate::Full => return Err(LogError::Io("no space left on the disk".to_owned())),
+            Fate::Full => return full(),
             Fate::Lost => return stopped(),
             Fate::Torn(entries) => {
-                self.sync(&torn(persist, entries as usize, &self.durable)?)?;
+                let torn = torn(persist, entries as usize, &self.durable.borrow())?;
+                self.sync(&torn)?;
                 return stopped();
             }
             Fate::Kept => {
@@ -90,6 +94,39 @@ impl LogStore for Disk {
             Ok(())
         }
     }
+
+    fn restart(&self, era: Era) -> Result<Self, LogError> {
+        let fate = self.next.replace(Fate::Written);
+        match fate {
+            Fate::Written | Fate::Kept => {}
+            Fate::Full => return full(),
+            Fate::Lost | Fate::Torn(_) => return stopped(),
+        }
+        let mut emptied = self.cached.restart(era)?;
+        if self.bug == Some(Bug::ForgottenEras) {
+            emptied = MemoryLog::new();
+        }
+        if self.bug != Some(Bug::LyingDisk) {
+            *self.durable.borrow_mut() = emptied.clone();
+        }
+        if fate == Fate::Kept {
+            return stopped();
+        }
+        let (durable, next) = (Rc::clone(&self.durable), Rc::clone(&self.next));
+        Ok(Self { cached: emptied, durable, unsynced: Vec::new(), next, bug: self.bug })
+    }
+
+    fn left(&self) -> &[Era] {
+        self.cached.left()
+    }
+}
+
+fn full<T>() -> Result<T, LogError> {
+    Err(LogError::Io("no space left on the disk".to_owned()))
+}
+
+fn stopped<T>() -> Result<T, LogError> {
+    Err(LogError::Io("the machine stopped".to_owned()))
 }
 
 /// What is left of a write after `entries` of its entries. A snapshot is one piece: it is not there yet.

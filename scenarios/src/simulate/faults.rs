@@ -28,6 +28,10 @@ pub(super) enum Fault {
     Weather { weather: Weather, ms: u64 },
     /// A node's clock jumps.
     Clock { node: NodeId, by_ms: i64 },
+    /// So many voters that the rest cannot decide are killed, and somebody has the mesh recovered meanwhile.
+    LostQuorum { nodes: Vec<NodeId>, down_ms: u64, recover_after_ms: u64 },
+    /// Somebody has the mesh recovered through a node that has lost its leader, whatever the others do.
+    Recover { node: NodeId },
     /// Another node starts and joins.
     Join,
     /// A node leaves for good.
@@ -50,21 +54,37 @@ impl fmt::Display for Fault {
             }
             Self::Weather { weather, ms } => write!(f, "{weather:?} for {ms} ms"),
             Self::Clock { node, by_ms } => write!(f, "n{}'s clock jumps by {by_ms} ms", node.0),
+            Self::LostQuorum { nodes, down_ms, recover_after_ms } => {
+                let nodes: Vec<_> = nodes.iter().map(|node| format!("n{}", node.0)).collect();
+                write!(f, "kill {} for {down_ms} ms, recover after {recover_after_ms} ms", nodes.join(" "))
+            }
+            Self::Recover { node } => write!(f, "recover through n{}", node.0),
             Self::Join => write!(f, "a node joins"),
             Self::Leave { node } => write!(f, "n{} leaves", node.0),
         }
     }
 }
 
-/// Draws a fault for one of `nodes`, of which `leader` is hit more often than others.
-pub(super) fn draw(dice: &mut Dice, nodes: &[NodeId], leader: Option<NodeId>) -> Option<Fault> {
+/// What there is to be hit.
+#[derive(Debug)]
+pub(super) struct Targets {
+    pub(super) running: Vec<NodeId>,
+    /// Hit more often than others.
+    pub(super) leader: Option<NodeId>,
+    pub(super) voters: Vec<NodeId>,
+}
+
+/// Draws a fault.
+pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
+    let nodes = &targets.running;
     let any = dice.pick(nodes)?;
-    let node = leader.filter(|_| dice.chance(350)).unwrap_or(any);
-    let while_ms = dice.between(200..=6_000);
-    Some(match dice.between(0..=99) {
+    let node = targets.leader.filter(|_| dice.chance(350)).unwrap_or(any);
+    // Some last long enough for the others to go on without the node, and it without them.
+    let while_ms = if dice.chance(200) { dice.between(4_000..=14_000) } else { dice.between(200..=6_000) };
+    Some(match dice.between(0..=107) {
         0 => Fault::PowerCut { down_ms: dice.between(20..=2_000) },
         1..=2 => Fault::Lose { node },
-        3..=19 => Fault::Kill { node, down_ms: dice.between(20..=5_000) },
+        3..=19 => Fault::Kill { node, down_ms: while_ms },
         20..=39 => {
             let torn = Fate::Torn(dice.between(0..=3));
             let fate = dice.pick(&[Fate::Full, Fate::Lost, torn, torn, Fate::Kept])?;
@@ -92,12 +112,21 @@ pub(super) fn draw(dice: &mut Dice, nodes: &[NodeId], leader: Option<NodeId>) ->
         }
         88..=92 => Fault::Clock { node, by_ms: dice.between(0..=13_000) as i64 - 3_000 },
         93..=96 => Fault::Join,
-        _ => Fault::Leave { node },
+        97..=99 => Fault::Leave { node },
+        100..=102 => {
+            let mut nodes = targets.voters.clone();
+            while nodes.len() > targets.voters.len() / 2 + 1 {
+                nodes.swap_remove(dice.between(0..=nodes.len() as u64 - 1) as usize);
+            }
+            let recover_after_ms = dice.between(500..=5_000);
+            Fault::LostQuorum { nodes, down_ms: dice.between(4_000..=14_000), recover_after_ms }
+        }
+        _ => Fault::Recover { node: any },
     })
 }
 
 /// All links between two halves, both ways.
-fn halves(dice: &mut Dice, nodes: &[NodeId]) -> BTreeSet<(NodeId, NodeId)> {
+pub(super) fn halves(dice: &mut Dice, nodes: &[NodeId]) -> BTreeSet<(NodeId, NodeId)> {
     let (one, other): (Vec<NodeId>, Vec<NodeId>) = nodes.iter().partition(|_| dice.chance(500));
     one.iter().flat_map(|a| other.iter().flat_map(move |b| [(*a, *b), (*b, *a)])).collect()
 }

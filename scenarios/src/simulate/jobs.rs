@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use floe_consensus::{Command, Entry};
 use floe_protocol::graph::BucketMeta;
+use floe_protocol::message::Assignment;
 use floe_protocol::{
     Exchange, JobId, JobPhase, NodeId, OutputMeta, Placed, Read, RequestId, Stage, StageGraph, StageId,
     StageInput, TaskId, TaskSpec, Work,
@@ -55,7 +56,12 @@ impl Order {
 
 /// Every bucket with some rows.
 pub(super) fn meta(buckets: u32) -> OutputMeta {
-    OutputMeta { buckets: vec![BucketMeta { rows: 100, bytes: 4_096 }; buckets as usize] }
+    OutputMeta { buckets: vec![BucketMeta { rows: 100, bytes: 4_096 }; buckets as usize], mark: 0 }
+}
+
+/// What a task makes.
+pub(super) fn made(assignment: &Assignment) -> OutputMeta {
+    OutputMeta { mark: assignment.mark, ..meta(assignment.buckets) }
 }
 
 /// Two or three stages of a few tasks: scans or frames, perhaps an exchange, and one or more last tasks.

@@ -52,6 +52,8 @@ pub(super) struct Network {
     connected: BTreeSet<(NodeId, NodeId)>,
     /// Connections whose end is not seen yet.
     broken: Vec<(NodeId, NodeId)>,
+    /// Pairs, each in order, that have not found each other yet, and when they will.
+    strangers: BTreeMap<(NodeId, NodeId), u64>,
     /// When the last message of a link arrives.
     arrivals: BTreeMap<(NodeId, NodeId), u64>,
 }
@@ -81,6 +83,16 @@ impl Network {
     /// Whether two nodes are connected, and data flows both ways.
     pub(super) fn serves(&self, a: NodeId, b: NodeId) -> bool {
         a == b || (self.connected.contains(&pair(a, b)) && self.passes(a, b) && self.passes(b, a))
+    }
+
+    /// Two nodes find each other only at this time, unless one of them is told of the other.
+    pub(super) fn hide(&mut self, a: NodeId, b: NodeId, until_ms: u64) {
+        self.strangers.insert(pair(a, b), until_ms);
+    }
+
+    /// A node is told where another one is.
+    pub(super) fn dial(&mut self, a: NodeId, b: NodeId) {
+        self.strangers.remove(&pair(a, b));
     }
 
     /// Cuts links, until [`Network::heal`] is called with the same number.
@@ -137,7 +149,8 @@ impl Network {
         for a in awake {
             for b in awake.range((std::ops::Bound::Excluded(*a), std::ops::Bound::Unbounded)) {
                 let open = self.passes(*a, *b) && self.passes(*b, *a);
-                if open && self.connected.insert((*a, *b)) {
+                let known = self.strangers.get(&(*a, *b)).is_none_or(|until_ms| now_ms >= *until_ms);
+                if open && known && self.connected.insert((*a, *b)) {
                     changes.extend(both(*a, *b, true));
                 }
             }

@@ -1,26 +1,27 @@
-//! One simulated node: replica, scheduler and worker, driven as the real node's loop drives them.
+//! One simulated node: its part in the mesh, its worker, and how it becomes a member and leaves, driven as the
+//! real node's loop drives them.
 //!
 //! ```text
 //!   messages, connections, ends of tasks, asks, ticks ──> Node ──settle──> Out: messages, tasks, answers, notes
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 
-use bytes::Bytes;
-use floe_consensus::membership::{Configuration, DEAD_MS, Decision, genesis, heir, next_change};
+use floe_consensus::membership::{Configuration, Decision, genesis};
+use floe_consensus::participant::Error;
 use floe_consensus::replica::{Config, OpenError, TICK_MS};
-use floe_consensus::{Command, Effect, Entry, Event, Input, LogError, ProposeError, Replica, Scheduler};
+use floe_consensus::{
+    Action, Command, Entry, Event, LogStore, Order, Participant, ProposeError, Replica, StateMachine,
+};
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, MeshView, Report};
 use floe_protocol::{
-    AttemptId, Failure, Fence, JobId, Load, Member, MeshId, NodeId, OutputMeta, PeerMessage, RequestId,
+    AttemptId, Era, Failure, Fence, JobId, Load, Member, MeshId, NodeId, OutputMeta, PeerMessage, RequestId,
     TaskId,
 };
 
 use super::disk::Disk;
-
-/// How often a leader looks at its voters, as the real node does.
-const MEMBERSHIP_INTERVAL_MS: u64 = 250;
 
 /// How often a node without a mesh looks around, and one that is not listed yet says so again.
 const LOOK_INTERVAL_MS: u64 = 100;
@@ -40,8 +41,8 @@ const MAX_FORWARDED: usize = 1_024;
 /// How often a proposal is passed on to the node that is named as leader.
 const MAX_HOPS: u32 = 2;
 
-/// Reports kept for a leader that cannot be reached.
-const MAX_UNSENT: usize = 1_024;
+/// How often a node ticks.
+pub(super) const NODE_TICK_MS: u64 = TICK_MS;
 
 /// Clocks show the year 2023 when a run begins.
 pub(super) const EPOCH_MS: u64 = 1_700_000_000_000;
@@ -54,7 +55,7 @@ pub(super) enum Wire {
     /// What mesh are you of?
     AskView,
     /// This one.
-    View(MeshView),
+    View(Box<MeshView>),
     /// May I go, now that I have left?
     AskNeeded,
     /// The leader's answer: whether the vote still counts.
@@ -68,7 +69,8 @@ pub(super) enum Wire {
 /// What became of a proposal.
 #[derive(Clone, Debug)]
 pub(super) enum Proposed {
-    Applied(Result<(), Failure>),
+    /// It applied, under this fence.
+    Applied(Result<(), Failure>, Option<Fence>),
     /// Another node must be asked: this one, as far as is known.
     NotLeader(Option<NodeId>),
 }
@@ -92,6 +94,8 @@ pub(super) enum Out {
     Run(Assignment),
     Answer(usize, Proposed),
     Note(Note),
+    /// Makes sure of a connection.
+    Dial(NodeId),
     /// Breaks a connection that only seems to stand.
     Disconnect(NodeId),
     /// It is needed no more, or will wait no longer.
@@ -103,31 +107,30 @@ pub(super) enum Out {
 /// What the checker must know.
 #[derive(Debug)]
 pub(super) enum Note {
-    Event(Event),
-    /// The worker follows orders of this fence.
+    /// Something was agreed on, under this fence as the node knows it.
+    Event(Option<Fence>, Event),
+    /// The worker answers a leader.
     Obeyed(Fence),
     /// The worker takes a task.
-    Accepted {
-        attempt: AttemptId,
-        fence: Fence,
-    },
+    Accepted { attempt: AttemptId, fence: Fence },
     /// The leader gives a task.
-    Assigned {
-        attempt: AttemptId,
-        fence: Fence,
-        to: NodeId,
-    },
+    Assigned { attempt: AttemptId, fence: Fence, to: NodeId },
+    /// The node has left its era.
+    Left(Era),
 }
 
 /// What is wrong with a node on purpose, to show that the checker notices.
+#[cfg_attr(not(test), allow(dead_code, reason = "only tests are wrong on purpose"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bug {
     /// Workers follow leaders that were replaced.
-    #[cfg_attr(not(test), allow(dead_code, reason = "only tests are wrong on purpose"))]
     IgnoredFence,
     /// Disks say that they synced and did not.
-    #[cfg_attr(not(test), allow(dead_code, reason = "only tests are wrong on purpose"))]
     LyingDisk,
+    /// Nodes forget which eras they have left.
+    ForgottenEras,
+    /// Leaders end their eras without handing the jobs over.
+    EmptyHands,
 }
 
 /// How a node is started.
@@ -154,32 +157,25 @@ struct Forwarded {
 
 /// A running node.
 pub(super) struct Node {
-    pub(super) member: Member,
-    pub(super) replica: Replica<Disk>,
+    pub(super) participant: Participant<Disk>,
     pub(super) out: Vec<Out>,
     /// The node's own clock.
     pub(super) now_ms: u64,
     pub(super) held: BTreeMap<TaskId, OutputMeta>,
-    scheduler: Option<Scheduler>,
-    mesh: Option<MeshId>,
-    fence: Fence,
-    leader: Option<NodeId>,
+    peers: BTreeSet<NodeId>,
     pending: BTreeMap<RequestId, Vec<Asker>>,
     forwarded: BTreeMap<u64, Forwarded>,
     calls: u64,
-    requests: u64,
+    next_request: RequestId,
     runs: BTreeMap<TaskId, TaskRun>,
-    unsent: VecDeque<Report>,
-    to_self: VecDeque<PeerMessage>,
-    peers: BTreeSet<NodeId>,
     views: BTreeMap<NodeId, (MeshView, u64)>,
     /// Attempts in the order they came; those in front have the slots.
     attempts: Vec<Assignment>,
     started: BTreeMap<AttemptId, u64>,
-    born_ms: u64,
+    /// Since when it has looked for a mesh, if it has none.
+    looking_since_ms: u64,
     look_due_ms: u64,
     ask_due_ms: u64,
-    membership_due_ms: u64,
     leaving_since_ms: Option<u64>,
     joins: bool,
     bug: Option<Bug>,
@@ -193,32 +189,25 @@ impl Node {
         config.election_ticks = election_ticks..election_ticks + 1;
         (config.checkpoint_entries, config.kept_entries) = (checkpoint_entries, kept_entries);
         let replica = Replica::open(config, disk)?;
-        let mesh = replica.state().mesh();
+        // Ids that nobody else chooses: the participant's, and those of what is asked here.
+        let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation) << 40;
         Ok(Self {
-            member,
-            replica,
+            participant: Participant::new(member, replica, RequestId(request), now_ms),
             out: Vec::new(),
             now_ms,
             held: BTreeMap::new(),
-            scheduler: None,
-            mesh,
-            fence: Fence::default(),
-            leader: None,
+            peers: BTreeSet::new(),
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             calls: 0,
-            requests: 0,
+            next_request: RequestId(request | 1 << 39),
             runs: BTreeMap::new(),
-            unsent: VecDeque::new(),
-            to_self: VecDeque::new(),
-            peers: BTreeSet::new(),
             views: BTreeMap::new(),
             attempts: Vec::new(),
             started: BTreeMap::new(),
-            born_ms: now_ms,
+            looking_since_ms: now_ms,
             look_due_ms: 0,
             ask_due_ms: 0,
-            membership_due_ms: 0,
             leaving_since_ms: None,
             joins,
             bug,
@@ -226,17 +215,34 @@ impl Node {
     }
 
     pub(super) fn id(&self) -> NodeId {
-        self.member.id
+        self.member().id
+    }
+
+    pub(super) fn member(&self) -> &Member {
+        self.participant.member()
+    }
+
+    pub(super) fn state(&self) -> &StateMachine {
+        self.participant.state()
+    }
+
+    pub(super) fn era(&self) -> Option<Era> {
+        self.state().era()
+    }
+
+    /// Under which fence it leads or would lead.
+    pub(super) fn fence(&self) -> Option<Fence> {
+        self.participant.replica().fence()
     }
 
     /// Whether it leads with its state current.
     pub(super) fn schedules(&self) -> bool {
-        self.scheduler.is_some()
+        self.participant.scheduler().is_some()
     }
 
     /// Whether its state lists it as it is now.
     pub(super) fn is_listed(&self) -> bool {
-        self.replica.state().members().get(&self.id()) == Some(&self.member)
+        self.state().members().get(&self.id()) == Some(self.member())
     }
 
     pub(super) fn leave(&mut self) {
@@ -249,15 +255,7 @@ impl Node {
 
     /// [`TICK_MS`] passed.
     pub(super) fn tick(&mut self) {
-        self.replica.tick();
-        self.schedule(Input::Tick);
-        for report in std::mem::take(&mut self.unsent) {
-            self.report(report);
-        }
-        if self.now_ms >= self.membership_due_ms {
-            self.membership_due_ms = self.now_ms + MEMBERSHIP_INTERVAL_MS;
-            self.keep_membership();
-        }
+        self.participant.tick(self.now_ms);
         if self.now_ms >= self.look_due_ms {
             self.look_due_ms = self.now_ms + LOOK_INTERVAL_MS;
             self.keep_place();
@@ -266,26 +264,26 @@ impl Node {
 
     pub(super) fn peer_up(&mut self, peer: NodeId) {
         self.peers.insert(peer);
-        self.node_up(peer);
+        self.participant.connected(self.now_ms, peer);
     }
 
     pub(super) fn peer_down(&mut self, peer: NodeId) {
         self.peers.remove(&peer);
         self.views.remove(&peer);
-        self.replica.report_unreachable(peer);
-        self.schedule(Input::NodeDown { node: peer });
+        self.participant.disconnected(self.now_ms, peer);
     }
 
     pub(super) fn receive(&mut self, from: NodeId, wire: Wire) {
         match wire {
-            Wire::Peer(message) => self.handle(from, message),
+            Wire::Peer(message) => {
+                self.go_wrong(&message);
+                self.participant.receive(self.now_ms, from, message);
+            }
             Wire::AskView => {
-                let view = self.view();
-                self.send(from, Wire::View(view));
+                let view = self.participant.view();
+                self.send(from, Wire::View(Box::new(view)));
             }
-            Wire::View(view) => {
-                self.views.insert(from, (view, self.now_ms));
-            }
+            Wire::View(view) => drop(self.views.insert(from, (*view, self.now_ms))),
             Wire::Propose { call, entry } => self.propose(entry, Asker::Peer(from, call)),
             Wire::Answer { call, proposed } => {
                 let Some(Forwarded { entry, asker, hops }) = self.forwarded.remove(&call) else { return };
@@ -298,7 +296,7 @@ impl Node {
                 }
             }
             Wire::AskNeeded => {
-                let standing = self.replica.standing();
+                let standing = self.participant.replica().standing();
                 let Configuration { voters, outgoing, .. } = standing.configuration;
                 let needed = !standing.leads || voters.contains(&from) || outgoing.contains(&from);
                 self.send(from, Wire::Needed(needed));
@@ -313,7 +311,7 @@ impl Node {
 
     /// Takes an entry of a driver connected to this node, and passes it on if another one leads.
     pub(super) fn ask(&mut self, entry: Entry, asker: Asker) {
-        match self.replica.standing().leader {
+        match self.participant.leader() {
             Some(leader) if leader != self.id() => self.forward(leader, entry, asker, MAX_HOPS),
             _ => self.propose(entry, asker),
         }
@@ -331,7 +329,13 @@ impl Node {
         let since_ms = self.started.get(&attempt).copied().unwrap_or(self.now_ms);
         self.attempts.retain(|assignment| assignment.attempt != attempt);
         self.started.remove(&attempt);
-        let outcome = outcome.map(|meta| self.held.entry(attempt.task).or_insert(meta).clone());
+        let outcome = outcome.map(|meta| match self.held.get(&attempt.task) {
+            Some(there) if there.mark == meta.mark => there.clone(),
+            _ => {
+                self.held.insert(attempt.task, meta.clone());
+                meta
+            }
+        });
         let run = TaskRun {
             stage: attempt.task.stage,
             partition: attempt.task.partition,
@@ -339,97 +343,63 @@ impl Node {
             started_unix_ms: since_ms,
             elapsed_ms: self.now_ms.saturating_sub(since_ms),
         };
-        self.report(Report { fence, attempt, outcome, run });
+        if outcome.is_ok() {
+            self.runs.insert(attempt.task, run.clone());
+        }
+        self.participant.report(Report { fence, attempt, outcome, run });
         self.fill_slots();
     }
 
     /// Carries out what the last event caused, until nothing more comes of it.
-    pub(super) fn settle(&mut self) -> Result<(), LogError> {
-        loop {
-            if let Some(mut output) = self.replica.take_output() {
-                let mut unreachable = self.send_raft(&mut output.send);
-                self.replica.persist(&mut output)?;
-                unreachable.extend(self.send_raft(&mut output.send_after_persist));
-                for node in unreachable {
-                    self.replica.report_unreachable(node);
-                }
-                for event in output.events {
-                    self.out.push(Out::Note(Note::Event(event.clone())));
-                    self.applied(event);
-                }
-            } else if let Some(message) = self.to_self.pop_front() {
-                self.handle(self.id(), message);
-            } else {
-                return Ok(());
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        while let Some(action) = self.participant.poll() {
+            match action {
+                Action::Persist => self.participant.persist()?,
+                Action::Send(to, message) => self.send_peer(to, message),
+                Action::Order(order) => self.order(order),
+                Action::Event(event) => self.applied(event),
+                Action::Dial(member) => self.out.push(Out::Dial(member.id)),
+                Action::Disconnect(node) => self.out.push(Out::Disconnect(node)),
+                Action::Refused { .. } => {}
+                Action::Left { era, .. } => self.left(era),
             }
         }
+        Ok(())
     }
 
-    fn handle(&mut self, from: NodeId, message: PeerMessage) {
-        match message {
-            PeerMessage::Raft { mesh, message } => {
-                if *self.mesh.get_or_insert(mesh) == mesh {
-                    // What it refuses counts as lost.
-                    let _ = self.replica.step(&message);
-                }
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Assign(assignment) => self.assign(*assignment),
+            Order::Abort(attempts) => self.stop_tasks(|attempt| attempts.contains(attempt)),
+            Order::Free(jobs) => {
+                self.stop_tasks(|attempt| jobs.contains(&attempt.task.job));
+                self.free(&jobs);
+                self.runs.retain(|task, _| !jobs.contains(&task.job));
             }
-            PeerMessage::Assign(assignment) => {
-                if self.obeys(from, assignment.fence) {
-                    let Assignment { attempt, fence, .. } = *assignment;
-                    self.out.push(Out::Note(Note::Accepted { attempt, fence }));
-                    self.assign(*assignment);
-                }
+            Order::Inventory { to, fence } => {
+                self.out.push(Out::Note(Note::Obeyed(fence)));
+                let inventory = self.inventory(fence);
+                self.participant.send(to, PeerMessage::Inventory(inventory));
             }
-            PeerMessage::Abort { fence, attempts } => {
-                if self.obeys(from, fence) {
-                    self.stop_tasks(|attempt| attempts.contains(attempt));
-                }
+            Order::Alive { to, fence } => {
+                self.out.push(Out::Note(Note::Obeyed(fence)));
+                let load = self.load();
+                self.participant.send(to, PeerMessage::Alive { fence, load });
             }
-            PeerMessage::Free { fence, jobs } => {
-                if self.obeys(from, fence) {
-                    self.stop_tasks(|attempt| jobs.contains(&attempt.task.job));
-                    self.free(&jobs);
-                    self.runs.retain(|task, _| !jobs.contains(&task.job));
-                }
-            }
-            PeerMessage::AskInventory { fence } => {
-                if self.obeys(from, fence) {
-                    let inventory = self.inventory(fence);
-                    self.send_peer(from, PeerMessage::Inventory(inventory));
-                }
-            }
-            PeerMessage::Lease { fence } => {
-                if self.obeys(from, fence) {
-                    let load = self.load();
-                    self.send_peer(from, PeerMessage::Alive { fence, load });
-                }
-            }
-            PeerMessage::Inventory(inventory) => self.schedule(Input::Inventory { node: from, inventory }),
-            PeerMessage::Alive { fence, load } => self.schedule(Input::Alive { node: from, fence, load }),
-            PeerMessage::Lost { partition, node } => self.schedule(Input::PartitionLost { partition, node }),
-            PeerMessage::Report(report) => self.schedule(Input::Report { node: from, report }),
         }
-    }
-
-    fn obeys(&mut self, from: NodeId, fence: Fence) -> bool {
-        if fence < self.fence {
-            return self.bug == Some(Bug::IgnoredFence);
-        }
-        self.fence = fence;
-        self.leader = Some(from);
-        self.out.push(Out::Note(Note::Obeyed(fence)));
-        true
     }
 
     fn assign(&mut self, assignment: Assignment) {
-        if self.running(assignment.attempt).is_none() {
+        let Assignment { attempt, fence, .. } = assignment;
+        self.out.push(Out::Note(Note::Accepted { attempt, fence }));
+        if self.running(attempt).is_none() {
             self.attempts.push(assignment);
             self.fill_slots();
         }
     }
 
     fn fill_slots(&mut self) {
-        for assignment in self.attempts.iter().take(self.member.slots as usize) {
+        for assignment in self.attempts.iter().take(self.participant.member().slots as usize) {
             if !self.started.contains_key(&assignment.attempt) {
                 self.started.insert(assignment.attempt, self.now_ms);
                 self.out.push(Out::Run(assignment.clone()));
@@ -461,16 +431,6 @@ impl Node {
         }
     }
 
-    fn report(&mut self, report: Report) {
-        if report.outcome.is_ok() {
-            self.runs.insert(report.attempt.task, report.run.clone());
-        }
-        let Some(leader) = self.leader else { return };
-        if !self.send_peer(leader, PeerMessage::Report(report.clone())) && self.unsent.len() < MAX_UNSENT {
-            self.unsent.push_back(report);
-        }
-    }
-
     fn send(&mut self, to: NodeId, wire: Wire) -> bool {
         let connected = self.peers.contains(&to);
         if connected {
@@ -479,62 +439,28 @@ impl Node {
         connected
     }
 
-    fn send_peer(&mut self, to: NodeId, message: PeerMessage) -> bool {
-        if to == self.id() {
-            self.to_self.push_back(message);
-            return true;
+    fn send_peer(&mut self, to: NodeId, message: PeerMessage) {
+        if !self.peers.contains(&to) {
+            return self.participant.not_sent(to, message);
         }
-        self.send(to, Wire::Peer(message))
+        if let PeerMessage::Assign(assignment) = &message {
+            let Assignment { attempt, fence, .. } = **assignment;
+            self.out.push(Out::Note(Note::Assigned { attempt, fence, to }));
+        }
+        self.out.push(Out::Send(to, Wire::Peer(message)));
     }
 
-    /// Sends what can be sent, and returns who could not be reached.
-    fn send_raft(&mut self, messages: &mut [(NodeId, Bytes)]) -> Vec<NodeId> {
-        let Some(mesh) = self.mesh else { return Vec::new() };
-        // raft-rs walks its peers in no particular order.
-        messages.sort_by_key(|(to, _)| *to);
-        let mut unreachable = Vec::new();
-        for (to, message) in messages {
-            if !self.send(*to, Wire::Peer(PeerMessage::Raft { mesh, message: message.clone() })) {
-                unreachable.push(*to);
-            }
-        }
-        unreachable
-    }
-
-    fn schedule(&mut self, input: Input) {
-        let Some(scheduler) = &mut self.scheduler else { return };
-        for effect in scheduler.step(self.now_ms, input) {
-            match effect {
-                Effect::Send(to, message) => {
-                    if let PeerMessage::Assign(assignment) = &message {
-                        let Assignment { attempt, fence, .. } = **assignment;
-                        self.out.push(Out::Note(Note::Assigned { attempt, fence, to }));
-                    }
-                    self.send_peer(to, message);
-                }
-                Effect::Propose(command) => {
-                    let entry = self.entry(command);
-                    // The scheduler proposes again what did not come through.
-                    let _ = self.replica.propose(&entry);
-                }
-                Effect::NodeLost(node) => self.out.push(Out::Disconnect(node)),
-            }
-        }
-    }
-
-    /// An entry under an id that nobody else chooses.
     fn entry(&mut self, command: Command) -> Entry {
-        self.requests += 1;
-        let parts = [self.id().0, self.member.incarnation, self.requests];
-        let request = parts.iter().fold(1, |id: u128, part| id << 40 | u128::from(*part));
-        Entry { request: RequestId(request), command }
+        let request = self.next_request;
+        self.next_request = RequestId(request.0 + 1);
+        Entry { request, command }
     }
 
     fn propose(&mut self, entry: Entry, asker: Asker) {
-        match self.replica.propose(&entry) {
+        match self.participant.propose(&entry) {
             Ok(()) => self.pending.entry(entry.request).or_default().push(asker),
             Err(ProposeError::NotLeader { leader }) => self.answer(asker, Proposed::NotLeader(leader)),
-            Err(error) => self.answer(asker, Proposed::Applied(Err(error.into()))),
+            Err(error) => self.answer(asker, Proposed::Applied(Err(error.into()), None)),
         }
     }
 
@@ -560,97 +486,41 @@ impl Node {
     }
 
     fn applied(&mut self, event: Event) {
-        if let Some(input) = Input::from_event(&event) {
-            self.schedule(input);
-        }
-        match event {
+        match &event {
             Event::Applied { request, outcome } => {
-                for asker in self.pending.remove(&request).into_iter().flatten() {
-                    self.answer(asker, Proposed::Applied(outcome.clone()));
+                let fence = self.fence();
+                for asker in self.pending.remove(request).into_iter().flatten() {
+                    self.answer(asker, Proposed::Applied(outcome.clone(), fence));
                 }
             }
-            Event::MeshFounded { mesh } => self.mesh = Some(mesh),
-            Event::MemberJoined { member } => {
-                if self.is_connected(member.id) {
-                    self.node_up(member.id);
-                }
-                self.keep_membership();
-            }
-            Event::MemberLeft { node } => {
-                self.schedule(Input::NodeDown { node });
-                self.keep_membership();
-            }
-            Event::JobsFreed { jobs } => self.free(&jobs),
-            Event::Restored { .. } | Event::Reconfigured => {
-                self.mesh = self.replica.state().mesh().or(self.mesh);
-            }
-            Event::Elected { term } => self.elected(term),
-            Event::Deposed { .. } => self.scheduler = None,
-            Event::LeaderChanged { leader, .. } => {
-                for asker in std::mem::take(&mut self.pending).into_values().flatten() {
-                    self.answer(asker, Proposed::NotLeader(leader));
-                }
-            }
-            Event::JobAccepted { .. }
-            | Event::StageDone { .. }
-            | Event::JobEnded { .. }
-            | Event::ReadReady { .. } => {}
+            Event::JobsFreed { jobs } => self.free(jobs),
+            Event::LeaderChanged { leader, .. } => self.answer_all(Proposed::NotLeader(*leader)),
+            _ => {}
+        }
+        self.out.push(Out::Note(Note::Event(self.fence(), event)));
+    }
+
+    fn answer_all(&mut self, proposed: Proposed) {
+        for asker in mem::take(&mut self.pending).into_values().flatten() {
+            self.answer(asker, proposed.clone());
         }
     }
 
-    fn elected(&mut self, term: u64) {
-        let state = self.replica.state();
-        let fence = Fence { epoch: state.epoch(), term };
-        let members: Vec<NodeId> = state.members().keys().copied().collect();
-        self.scheduler = Some(Scheduler::new(fence, self.now_ms, state));
-        for node in members {
-            if self.is_connected(node) {
-                self.node_up(node);
-            } else {
-                self.schedule(Input::NodeDown { node });
-            }
-        }
-        self.keep_membership();
-    }
-
-    fn is_connected(&self, node: NodeId) -> bool {
-        node == self.id() || self.peers.contains(&node)
-    }
-
-    fn node_up(&mut self, node: NodeId) {
-        let Some(member) = self.replica.state().members().get(&node) else { return };
-        let (slots, memory_bytes) = (member.slots, member.memory_bytes);
-        self.schedule(Input::NodeUp { node, slots, memory_bytes });
-    }
-
-    fn keep_membership(&mut self) {
-        let Some(scheduler) = &self.scheduler else { return };
-        let me = self.id();
-        let members: BTreeSet<NodeId> = self.replica.state().members().keys().copied().collect();
-        let connected: BTreeSet<NodeId> =
-            members.iter().copied().filter(|node| self.is_connected(*node)).collect();
-        // A seat is kept for a while for a voter that is away, and given only to who is here.
-        let heard = &scheduler.heard_within(DEAD_MS) | &connected;
-        let caught_up = &self.replica.caught_up() & &connected;
-        let configuration = self.replica.standing().configuration;
-        // What does not come about now is tried again soon.
-        let _ = match next_change(&members, &configuration, &heard, &caught_up, me) {
-            Some(change) => self.replica.change(&change),
-            None if !members.contains(&me) => heir(&members, &configuration, &connected, me)
-                .map_or(Ok(()), |heir| self.replica.transfer_leader(heir)),
-            None => Ok(()),
-        };
+    /// Its era goes on in another, which it has to join. What it ran was for leaders that are no more.
+    fn left(&mut self, era: Era) {
+        self.stop_tasks(|_| true);
+        self.answer_all(Proposed::NotLeader(None));
+        self.looking_since_ms = self.now_ms;
+        self.out.push(Out::Note(Note::Left(era)));
     }
 
     /// Becomes a member, says so when it was restarted, or leaves.
     fn keep_place(&mut self) {
         if let Some(since_ms) = self.leaving_since_ms {
-            return self.go(since_ms);
-        }
-        if self.replica.state().mesh().is_none() {
-            return self.look_around();
-        }
-        if !self.is_listed() {
+            self.go(since_ms);
+        } else if self.era().is_none() {
+            self.look_around();
+        } else if !self.is_listed() {
             self.come_back();
         }
     }
@@ -662,11 +532,11 @@ impl Node {
             return self.ask_for_views();
         }
         self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
-        let entry = self.entry(Command::Join { member: self.member.clone() });
-        let same = self.views.values().filter(|(view, _)| view.mesh == self.mesh);
+        let entry = self.entry(Command::Join { member: self.member().clone() });
+        let own = self.era();
+        let same = self.views.values().filter(|(view, _)| view.era == own);
         let named = same.filter_map(|(view, _)| view.leader).find(|leader| self.peers.contains(leader));
-        // A node without a vote never forgets its leader, be it gone for good.
-        let known = self.replica.standing().leader.filter(|leader| self.is_connected(*leader));
+        let known = self.participant.leader().filter(|leader| self.participant.is_connected(*leader));
         match (known, named) {
             (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),
             _ => self.ask(entry, Asker::Nobody),
@@ -682,12 +552,11 @@ impl Node {
     }
 
     fn go(&mut self, since_ms: u64) {
-        let left = self.has_left();
-        if self.now_ms >= since_ms + LEAVE_PATIENCE_MS {
+        if self.era().is_none() || self.now_ms >= since_ms + LEAVE_PATIENCE_MS {
             self.out.push(Out::Stop { clean: false });
-        } else if left {
+        } else if self.has_left() {
             // Only the leader knows whether the vote still counts.
-            if let Some(leader) = self.replica.standing().leader {
+            if let Some(leader) = self.participant.leader() {
                 self.send(leader, Wire::AskNeeded);
             }
         } else if self.now_ms >= self.ask_due_ms {
@@ -698,7 +567,7 @@ impl Node {
     }
 
     fn has_left(&self) -> bool {
-        self.is_leaving() && !self.replica.state().members().contains_key(&self.id())
+        self.is_leaving() && self.era().is_some() && !self.state().members().contains_key(&self.id())
     }
 
     fn look_around(&mut self) {
@@ -707,33 +576,36 @@ impl Node {
             return;
         }
         let views = self.views.iter().map(|(node, (view, _))| (*node, view.clone())).collect();
-        match genesis(self.id(), &views, self.now_ms.saturating_sub(self.born_ms), None) {
+        let left = self.participant.replica().log().left();
+        let elapsed_ms = self.now_ms.saturating_sub(self.looking_since_ms);
+        match genesis(self.id(), &views, left, elapsed_ms, None) {
             Decision::Join { through, .. } if self.now_ms >= self.ask_due_ms => {
                 self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
                 let target = views.get(&through).and_then(|view| view.leader).unwrap_or(through);
-                let entry = self.entry(Command::Join { member: self.member.clone() });
+                let entry = self.entry(Command::Join { member: self.member().clone() });
                 self.forward(target, entry, Asker::Nobody, MAX_HOPS);
             }
             Decision::Found => {
-                let mesh = MeshId(u128::from(self.id().0) << 64 | u128::from(self.now_ms));
+                let mesh = MeshId(u128::from(self.now_ms) << 80 | u128::from(self.id().0));
                 // It can only fail on a log that was used, and then there is a mesh.
-                let _ = self.replica.found(RequestId(mesh.0), mesh, self.member.clone());
+                let _ = self.participant.found(mesh);
             }
             Decision::Join { .. } | Decision::Wait => {}
         }
     }
 
-    fn view(&self) -> MeshView {
-        let mut peers: Vec<_> = self.peers.iter().copied().chain([self.id()]).collect();
-        peers.sort_unstable();
-        MeshView {
-            node: self.id(),
-            mesh: self.replica.state().mesh(),
-            leader: self.replica.standing().leader,
-            peers,
+    /// What it does because of what is wrong with it, before it does the right thing.
+    fn go_wrong(&mut self, message: &PeerMessage) {
+        match (self.bug, message) {
+            (Some(Bug::IgnoredFence), PeerMessage::Assign(assignment)) => self.assign((**assignment).clone()),
+            (Some(Bug::EmptyHands), PeerMessage::View(view)) if self.schedules() && view.era > self.era() => {
+                let Some(to) = view.era else { return };
+                let (members, jobs_changed) = (view.members.clone(), self.state().jobs_changed());
+                let entry = self.entry(Command::Yield { to, members, jobs_changed });
+                // If it cannot be, it will be with the next message.
+                let _ = self.participant.propose(&entry);
+            }
+            _ => {}
         }
     }
 }
-
-/// How often a node ticks.
-pub(super) const NODE_TICK_MS: u64 = TICK_MS;

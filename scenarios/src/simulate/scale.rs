@@ -11,11 +11,11 @@ use floe_consensus::{Command, Effect, Entry, Event, Input, Scheduler, StateMachi
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
-    Exchange, Fence, JobId, Load, Member, MeshId, NodeId, PeerMessage, RequestId, Stage, StageGraph, StageId,
-    TaskSpec, Work,
+    Era, Exchange, Fence, JobId, Load, Member, MeshId, NodeId, PeerMessage, RequestId, Stage, StageGraph,
+    StageId, TaskSpec, Work,
 };
 
-use super::jobs::meta;
+use super::jobs::made;
 
 /// Nodes in the meshes compared.
 const MESHES: [u64; 3] = [10, 100, 1_000];
@@ -108,12 +108,13 @@ struct Leader {
 }
 
 fn measure(nodes: u64) -> Result<Cost> {
-    let fence = Fence { epoch: 1, term: 1 };
+    let era = Era { mesh: MeshId(1), epoch: 1, founder: NodeId(1) };
+    let fence = Fence { era, term: 1 };
     let mut state = StateMachine::default();
     for id in 1..=nodes {
         let member = member(id);
         let command = match id {
-            1 => Command::Genesis { mesh: MeshId(1), member },
+            1 => Command::Genesis { mesh: era.mesh, member },
             _ => Command::Join { member },
         };
         state.apply(id, &Entry { request: RequestId(u128::from(id)), command });
@@ -206,7 +207,7 @@ fn report(node: NodeId, assignment: &Assignment, now_ms: u64) -> Input {
         started_unix_ms: now_ms,
         elapsed_ms: 50,
     };
-    let report = Report { fence, attempt, outcome: Ok(meta(assignment.buckets)), run };
+    let report = Report { fence, attempt, outcome: Ok(made(assignment)), run };
     Input::Report { node, report }
 }
 

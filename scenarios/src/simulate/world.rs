@@ -2,46 +2,55 @@
 //!
 //! ```text
 //!   boot, genesis          jobs and faults                       calm: everything heals
-//!   0 s ──────────── 4 s ──────────────────── 20 s ──────────────────────────── all jobs ended
+//!   0 s ──────────── 5 s ──────────────────── 21 s ──────────────────── one mesh, all jobs ended
 //! ```
+//!
+//! A boot is the first part alone, of nodes that do not find each other at once.
 //!
 //! Everything that happens is an event at a time; the one that is due next happens next, and one thread does
 //! it all. Chance comes from the seed alone, so that a seed is a run.
 
 use std::cell::Cell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
-use floe_consensus::MemoryLog;
-use floe_protocol::message::Assignment;
-use floe_protocol::{AttemptId, Failure, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId};
+use floe_consensus::{Command, MemoryLog};
+use floe_protocol::message::{Assignment, MeshView};
+use floe_protocol::{AttemptId, Era, Failure, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-use super::check::{Checker, Promise};
+use super::check::Checker;
 use super::dice::Dice;
 use super::disk::{Disk, Fate};
-use super::faults::{Fault, draw};
-use super::jobs::{Order, meta};
-use super::network::{Change, Network};
-use super::node::{Asker, Bug, EPOCH_MS, NODE_TICK_MS, Node, Out, Proposed, Start, Wire};
+use super::faults::{Fault, Targets, draw, halves};
+use super::jobs::{Order, made};
+use super::network::{Change, Network, Weather};
+use super::node::{Asker, Bug, EPOCH_MS, NODE_TICK_MS, Node, Note, Out, Proposed, Start, Wire};
 
-/// When jobs and faults begin: the mesh is founded by then.
+/// When jobs and faults begin: the mesh is founded by then, unless its nodes do not see each other.
 const BEGIN_MS: u64 = 5_000;
 
 /// When faults stop.
 const CALM_MS: u64 = 21_000;
 
-/// Within this time after faults stop every job ends.
+/// Within this time after faults stop all nodes are one mesh, and every job ends.
 const PATIENCE_MS: u64 = 30_000;
 
 /// How often connections are looked at.
 const LOOK_MS: u64 = 50;
 
+/// Within this time after it begins, the nodes of a boot are one mesh.
+const BOOT_PATIENCE_MS: u64 = 60_000;
+
 /// Nodes that always stay.
-const MIN_NODES: usize = 3;
+const MIN_NODES: usize = 2;
+
+/// Nodes that stay when a machine is lost for good: what was agreed on has to be on another disk.
+const MIN_NODES_AFTER_LOSS: usize = 3;
 
 /// Nodes that ever take part in one run.
 const MAX_NODES: usize = 16;
@@ -58,6 +67,8 @@ enum Event {
     Submit,
     Drive(usize),
     Fault,
+    Recover(NodeId),
+    CarryOn(NodeId, u64, Era),
     Resume(NodeId, u64),
     Heal(u64),
     Brighten,
@@ -96,7 +107,11 @@ pub(super) struct Tally {
     pub(super) jobs: u64,
     pub(super) succeeded: u64,
     pub(super) failed: u64,
-    pub(super) terms: u64,
+    pub(super) eras: u64,
+    /// Nodes that were told to carry on alone, and did.
+    pub(super) recovered: u64,
+    /// Nodes that left their era for another.
+    pub(super) left: u64,
     /// Of everything that happened, in order.
     pub(super) hash: u64,
 }
@@ -125,11 +140,57 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, nodes: RangeInclusive<u64>, lines: usize, bug: Option<Bug>) -> Self {
-        let mut dice = Dice::new(seed);
-        let nodes = dice.between(nodes);
-        let mut world = Self {
+        let mut world = Self::empty(seed, lines, bug);
+        let nodes = world.dice.between(nodes);
+        for _ in 0..nodes {
+            let wait_ms = world.dice.between(0..=500);
+            world.add_machine(wait_ms);
+        }
+        // Two groups that do not see each other found two meshes.
+        if world.dice.chance(150) {
+            let ids: Vec<_> = world.machines.keys().copied().collect();
+            let links = halves(&mut world.dice, &ids);
+            let ms = world.dice.between(1_000..=14_000);
+            world.cut(links, ms);
+        }
+        world.at(0, Event::Look);
+        world.at(BEGIN_MS, Event::Submit);
+        world.at(BEGIN_MS, Event::Fault);
+        world.at(CALM_MS, Event::Calm);
+        world
+    }
+
+    /// Nodes that start within a second, and find each other sooner or later over a network that loses some of what
+    /// they say.
+    pub(super) fn boot_of(seed: u64, nodes: RangeInclusive<u64>, lines: usize) -> Self {
+        let mut world = Self::empty(seed, lines, None);
+        let nodes = world.dice.between(nodes);
+        for _ in 0..nodes {
+            let wait_ms = world.dice.between(0..=1_000);
+            world.add_machine(wait_ms);
+        }
+        let slowest_ms = world.dice.pick(&[100, 1_000, 3_000, 6_000]).unwrap_or(100);
+        let ids: Vec<_> = world.machines.keys().copied().collect();
+        for (position, a) in ids.iter().enumerate() {
+            for b in &ids[..position] {
+                let until_ms = world.dice.between(0..=slowest_ms);
+                world.network.hide(*a, *b, until_ms);
+            }
+        }
+        world.network.weather = Weather {
+            // A connection loses nothing while it lasts, but a node that cannot keep up does.
+            lost_permille: world.dice.between(0..=20),
+            delay_ms: world.dice.between(0..=200),
+            ..Weather::default()
+        };
+        world.at(0, Event::Look);
+        world
+    }
+
+    fn empty(seed: u64, lines: usize, bug: Option<Bug>) -> Self {
+        Self {
             now_ms: 0,
-            dice,
+            dice: Dice::new(seed),
             due: BTreeMap::new(),
             scheduled: 0,
             machines: BTreeMap::new(),
@@ -144,15 +205,7 @@ impl World {
             told: VecDeque::new(),
             lines,
             tally: Tally::default(),
-        };
-        for _ in 0..nodes {
-            world.add_machine();
         }
-        world.at(0, Event::Look);
-        world.at(BEGIN_MS, Event::Submit);
-        world.at(BEGIN_MS, Event::Fault);
-        world.at(CALM_MS, Event::Calm);
-        world
     }
 
     /// Plays the run to its end, or to the first violation.
@@ -178,6 +231,26 @@ impl World {
         Ok(())
     }
 
+    /// Plays a boot: when its nodes were one mesh with one leader, which lists all of them; else what they are.
+    pub(super) fn boot_all(&mut self) -> Result<u64, String> {
+        while let Some(((at_ms, _), event)) = self.due.pop_first() {
+            self.now_ms = at_ms;
+            self.tally.steps += 1;
+            let looks = matches!(event, Event::Look);
+            self.handle(event)?;
+            if looks {
+                match self.divided() {
+                    None => break,
+                    Some(what) if self.now_ms >= BOOT_PATIENCE_MS => {
+                        return Err(format!("after {} s {what}", BOOT_PATIENCE_MS / 1_000));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(self.now_ms)
+    }
+
     /// The last things that happened.
     pub(super) fn story(&self) -> impl Iterator<Item = &str> {
         self.told.iter().map(String::as_str)
@@ -201,7 +274,7 @@ impl World {
         self.told.push_back(line);
     }
 
-    fn add_machine(&mut self) {
+    fn add_machine(&mut self, wait_ms: u64) {
         let id = NodeId(self.machines.len() as u64 + 1);
         let machine = Machine {
             id,
@@ -218,7 +291,6 @@ impl World {
             joins: self.now_ms > 0,
         };
         self.machines.insert(id, machine);
-        let wait_ms = self.dice.between(0..=500);
         self.after(wait_ms, Event::Boot(id));
     }
 
@@ -249,6 +321,11 @@ impl World {
                 }
                 Ok(())
             }
+            Event::Recover(id) => {
+                self.recover(id);
+                Ok(())
+            }
+            Event::CarryOn(id, life, era) => self.carry_on(id, life, era),
             Event::Resume(id, life) => self.resume(id, life),
             Event::Heal(number) => {
                 self.network.heal(number);
@@ -303,10 +380,9 @@ impl World {
             joins: machine.joins,
             bug,
         };
-        let lies = bug == Some(Bug::LyingDisk);
         let log = MemoryLog::from_parts(machine.log.parts().clone())
             .map_err(|error| format!("n{} finds its log unreadable: {error}", id.0))?;
-        let disk = Disk::new(log, Rc::clone(&machine.fate), lies);
+        let disk = Disk::new(log, Rc::clone(&machine.fate), bug);
         let node = Node::start(start, disk).map_err(|error| format!("n{} cannot start: {error}", id.0))?;
         machine.node = Some(Box::new(node));
         self.tell(format!("n{} starts for the {life}. time, {election_ticks} ticks patient", id.0));
@@ -338,8 +414,15 @@ impl World {
                 Out::Send(to, wire) => self.send(id, to, wire),
                 Out::Run(assignment) => self.start_task(&node, life, &assignment),
                 Out::Answer(number, proposed) => self.answered(&node, number, &proposed),
+                Out::Dial(peer) => self.network.dial(id, peer),
                 Out::Disconnect(peer) => self.network.disconnect(id, peer),
-                Out::Note(note) => self.checker.note(&node, &note)?,
+                Out::Note(note) => {
+                    if let Note::Left(era) = &note {
+                        self.tell(format!("n{} leaves {era}", id.0));
+                        self.tally.left += 1;
+                    }
+                    self.checker.note(&node, &note)?;
+                }
                 Out::Stop { clean } => {
                     self.tell(format!("n{} has left, in good order: {clean}", id.0));
                     stops = true;
@@ -368,7 +451,7 @@ impl World {
     fn stop(&mut self, id: NodeId, down_ms: u64) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let Some(node) = machine.node.take() else { return };
-        machine.log = node.replica.log().after_crash();
+        machine.log = node.participant.replica().log().after_crash();
         machine.paused = false;
         machine.backlog.clear();
         self.network.stopped(id);
@@ -452,9 +535,9 @@ impl World {
             outcome = Err(Failure::Exhausted { what: "memory".to_owned(), message });
         }
         let ended = match &outcome {
-            Ok(_) => "done",
-            Err(Failure::InputLost { .. }) => "lacks an input",
-            Err(_) => "fails",
+            Ok(_) => "done".to_owned(),
+            Err(Failure::InputLost { partition, node }) => format!("lacks {partition} of n{}", node.0),
+            Err(_) => "fails".to_owned(),
         };
         self.tell(format!("n{} {} {ended}", id.0, name(attempt)));
         self.with_node(id, life, |node| node.end_task(attempt, outcome))
@@ -473,7 +556,7 @@ impl World {
                 return Err(Failure::InputLost { partition: segment.partition, node });
             }
         }
-        Ok(meta(assignment.buckets))
+        Ok(made(assignment))
     }
 
     fn look(&mut self) -> Result<(), String> {
@@ -505,7 +588,7 @@ impl World {
     }
 
     fn leader(&self) -> Option<&Node> {
-        self.nodes().filter(|node| node.schedules()).max_by_key(|node| node.replica.fence())
+        self.nodes().filter(|node| node.schedules()).max_by_key(|node| node.fence())
     }
 
     fn submit(&mut self) {
@@ -516,8 +599,12 @@ impl World {
         self.after(wait_ms, Event::Submit);
         let number = self.orders.len();
         let now_ms = EPOCH_MS + self.now_ms;
-        let promised: Vec<_> = self.checker.promises().iter().map(|promise| promise.job).collect();
+        let promised: Vec<_> = self.checker.promised_jobs().into_iter().collect();
         let running = self.running();
+        if running.is_empty() {
+            // A driver has nobody to connect to.
+            return;
+        }
         let order = match (self.dice.between(0..=9), self.dice.pick(&promised)) {
             (0, Some(job)) => Order::cancel(number, job, now_ms),
             (1, Some(job)) => Order::release(number, job),
@@ -549,23 +636,30 @@ impl World {
 
     fn answered(&mut self, node: &Node, number: usize, proposed: &Proposed) {
         let Some(order) = self.orders.get_mut(number) else { return };
-        let Proposed::Applied(outcome) = proposed else { return };
+        let Proposed::Applied(outcome, fence) = proposed else { return };
         if order.answered || matches!(outcome, Err(Failure::Unavailable { .. })) {
             return;
         }
         order.answered = true;
-        let job = order.job;
-        let ended = matches!(order.entry.command, floe_consensus::Command::EndJob { .. });
-        if outcome.is_ok() {
-            self.checker.promised(Promise { job, ended, term: node.replica.fence().term });
+        let ended = match &order.entry.command {
+            Command::Submit { .. } => Some(false),
+            Command::EndJob { .. } => Some(true),
+            // Released is also what nobody knows.
+            _ => None,
+        };
+        if let (Ok(()), Some(ended), Some(fence)) = (outcome, ended, fence) {
+            self.checker.promised(order.job, ended, *fence);
         }
         self.tell(format!("order {number} is answered by n{}: {}", node.id().0, outcome.is_ok()));
     }
 
     fn fault(&mut self) -> Result<(), String> {
-        let leader = self.leader().map(Node::id);
-        let running = self.running();
-        let Some(fault) = draw(&mut self.dice, &running, leader) else { return Ok(()) };
+        let leader = self.leader();
+        let voters = leader.map(|leader| leader.participant.replica().standing().configuration.voters);
+        let leader = leader.map(Node::id);
+        let voters = voters.unwrap_or_default().into_iter().collect();
+        let targets = Targets { running: self.running(), leader, voters };
+        let Some(fault) = draw(&mut self.dice, &targets) else { return Ok(()) };
         self.tell(format!("FAULT {fault}"));
         self.tally.faults += 1;
         match fault {
@@ -590,12 +684,7 @@ impl World {
                     self.after(ms, Event::Resume(node, life));
                 }
             }
-            Fault::Cut { links, ms } => {
-                self.cuts += 1;
-                let noticed_ms = self.now_ms + self.dice.between(100..=4_000);
-                self.network.cut(self.cuts, links, noticed_ms);
-                self.after(ms, Event::Heal(self.cuts));
-            }
+            Fault::Cut { links, ms } => self.cut(links, ms),
             Fault::Weather { weather, ms } => {
                 self.network.weather = weather;
                 self.after(ms, Event::Brighten);
@@ -605,9 +694,20 @@ impl World {
                     machine.clock_ms += by_ms;
                 }
             }
+            Fault::LostQuorum { nodes, down_ms, recover_after_ms } => {
+                for node in &nodes {
+                    let wait_ms = self.dice.between(0..=3_000);
+                    self.stop(*node, down_ms + wait_ms);
+                }
+                if let Some(node) = self.dice.pick(&self.running()) {
+                    self.after(recover_after_ms, Event::Recover(node));
+                }
+            }
+            Fault::Recover { node } => self.recover(node),
             Fault::Join => {
                 if self.machines.len() < MAX_NODES && self.machines.values().all(Machine::has_mesh) {
-                    self.add_machine();
+                    let wait_ms = self.dice.between(0..=500);
+                    self.add_machine(wait_ms);
                 }
             }
             Fault::Leave { node } => return self.leave(node),
@@ -615,13 +715,59 @@ impl World {
         Ok(())
     }
 
-    /// A machine never comes back. Three voters bear the loss of one, so that one is all a run loses.
+    fn cut(&mut self, links: BTreeSet<(NodeId, NodeId)>, ms: u64) {
+        self.cuts += 1;
+        let noticed_ms = self.now_ms + self.dice.between(100..=4_000);
+        self.network.cut(self.cuts, links, noticed_ms);
+        self.after(ms, Event::Heal(self.cuts));
+    }
+
+    /// Somebody types `floe recover` at a node: of its era, as far as the node reaches, whoever has the longest log
+    /// is told to carry on, unless somebody hears from a leader.
+    fn recover(&mut self, id: NodeId) {
+        let reached = |machine: &&Machine| !machine.paused && self.network.serves(id, machine.id);
+        let reached = self.machines.values().filter(reached).filter_map(|machine| machine.node.as_deref());
+        let survivors: Vec<_> = reached.map(|node| node.participant.survivor()).collect();
+        let Some(era) = survivors.iter().find(|survivor| survivor.node == id).and_then(|s| s.era) else {
+            return;
+        };
+        let of_era = survivors.into_iter().filter(|survivor| survivor.era == Some(era));
+        let Some(longest) = of_era.clone().max_by_key(|survivor| (survivor.log, Reverse(survivor.node)))
+        else {
+            return;
+        };
+        if self.calm || of_era.into_iter().any(|survivor| survivor.leader.is_some()) {
+            return;
+        }
+        let chosen = longest.node;
+        self.tell(format!("n{} is to carry on alone from {era}", chosen.0));
+        let life = self.machines[&chosen].life;
+        let wait_ms =
+            if self.dice.chance(800) { self.dice.between(1..=50) } else { self.dice.between(50..=3_000) };
+        self.after(wait_ms, Event::CarryOn(chosen, life, era));
+    }
+
+    fn carry_on(&mut self, id: NodeId, life: u64, era: Era) -> Result<(), String> {
+        let event = Event::CarryOn(id, life, era);
+        if self.unless_paused(id, life, event).is_none() || !self.is_awake(id, life) {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        self.with_node(id, life, |node| outcome = node.participant.recover(era))?;
+        self.tally.recovered += u64::from(outcome.is_ok());
+        self.tell(format!("n{} carries on: {outcome:?}", id.0));
+        Ok(())
+    }
+
+    /// A machine never comes back. Three voters bear the loss of one, so that one is all a run loses; and what an
+    /// era agreed on is lost with a machine that was alone in it.
     fn lose(&mut self, id: NodeId) {
+        let era = self.machines.get(&id).and_then(|machine| machine.node.as_ref()?.era());
         let bears = self.leader().is_some_and(|leader| {
-            let configuration = leader.replica.standing().configuration;
-            configuration.voters.len() >= 3 && configuration.outgoing.is_empty()
+            let configuration = leader.participant.replica().standing().configuration;
+            leader.era() == era && configuration.voters.len() >= 3 && configuration.outgoing.is_empty()
         });
-        if self.lost || !bears || self.staying() <= MIN_NODES {
+        if self.lost || !bears || self.staying() <= MIN_NODES_AFTER_LOSS {
             return;
         }
         self.lost = true;
@@ -670,11 +816,13 @@ impl World {
         if let Some(order) = self.orders.iter().find(|order| !order.answered) {
             return Some(format!("nobody has answered a driver about job {}", order.job));
         }
-        let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
-        let state = leader.replica.state();
-        for promise in self.checker.promises() {
-            if state.job(promise.job).is_none() {
-                return Some(format!("job {} is not known to the leader", promise.job));
+        if let Some(what) = self.divided() {
+            return Some(what);
+        }
+        let state = self.leader()?.state();
+        for job in self.checker.promised_jobs() {
+            if state.job(job).is_none() {
+                return Some(format!("job {job} is not known to the mesh"));
             }
         }
         for (id, job) in state.jobs() {
@@ -685,12 +833,35 @@ impl World {
                 return Some(format!("the result of job {id} is not where the mesh says"));
             }
         }
-        for node in self.nodes() {
-            if node.replica.state().applied() < state.applied() {
-                return Some(format!("n{} has not caught up", node.id().0));
+        None
+    }
+
+    /// In what way the nodes that run are not one mesh, if any.
+    fn divided(&self) -> Option<String> {
+        if let Some(machine) = self.machines.values().find(|machine| machine.node.is_none() && !machine.gone)
+        {
+            return Some(format!("n{} does not run", machine.id.0));
+        }
+        let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
+        for node in self.nodes().filter(|node| !node.is_leaving()) {
+            let id = node.id().0;
+            if node.era() != leader.era() {
+                let eras =
+                    [node.era(), leader.era()].map(|era| era.map_or("none".to_owned(), |e| e.to_string()));
+                return Some(format!("n{id} is of {}, and n{} leads in {}", eras[0], leader.id().0, eras[1]));
             }
-            if !node.is_leaving() && !node.is_listed() {
-                return Some(format!("n{} is not listed as it is", node.id().0));
+            if node.state().applied() < leader.state().applied() {
+                return Some(format!("n{id} has not caught up"));
+            }
+            if !node.is_listed() {
+                return Some(format!("n{id} is not listed as it is"));
+            }
+            if node.participant.leader() != Some(leader.id()) {
+                return Some(format!(
+                    "n{id} follows {:?}, not n{}",
+                    node.participant.leader(),
+                    leader.id().0
+                ));
             }
         }
         None
@@ -700,7 +871,7 @@ impl World {
     /// it, but for nothing else that happens here.
     fn check_failures(&self) -> Result<(), String> {
         let Some(leader) = self.leader() else { return Ok(()) };
-        for (id, job) in leader.replica.state().jobs() {
+        for (id, job) in leader.state().jobs() {
             let JobPhase::Failed(failure) = &job.phase else { continue };
             let excused = match failure {
                 Failure::InputLost { partition, .. } => {
@@ -733,21 +904,21 @@ impl World {
 
     fn count_jobs(&mut self) {
         let Some(leader) = self.leader() else { return };
-        let jobs = leader.replica.state().jobs().values();
+        let jobs = leader.state().jobs().values();
         let (mut all, mut succeeded, mut failed) = (0, 0, 0);
         for job in jobs {
             all += 1;
             succeeded += u64::from(job.phase == JobPhase::Succeeded);
             failed += u64::from(matches!(job.phase, JobPhase::Failed(_)));
         }
-        self.tally.terms = leader.replica.fence().term;
         (self.tally.jobs, self.tally.succeeded, self.tally.failed) = (all, succeeded, failed);
+        self.tally.eras = self.checker.eras() as u64;
     }
 
     /// Why jobs failed.
     pub(super) fn failures(&self) -> Vec<String> {
         let Some(leader) = self.leader() else { return Vec::new() };
-        let failures = leader.replica.state().jobs().values().filter_map(|job| match &job.phase {
+        let failures = leader.state().jobs().values().filter_map(|job| match &job.phase {
             JobPhase::Failed(failure) => Some(failure.to_string()),
             _ => None,
         });
@@ -759,7 +930,7 @@ impl Machine {
     /// Whether it belongs to a mesh, so that it will never found one.
     fn has_mesh(&self) -> bool {
         match &self.node {
-            Some(node) => node.replica.state().mesh().is_some(),
+            Some(node) => node.era().is_some(),
             None => self.life > 0 && !self.log.is_empty(),
         }
     }
@@ -776,9 +947,10 @@ fn name(attempt: AttemptId) -> String {
 
 fn describe(wire: &Wire) -> String {
     match wire {
-        Wire::Peer(PeerMessage::Raft { message, .. }) => match Message::parse_from_bytes(message) {
+        Wire::Peer(PeerMessage::Raft { era, message }) => match Message::parse_from_bytes(message) {
             Ok(m) => format!(
-                "{:?} {}/{} +{} commit {} term {}{}",
+                "{}: {:?} {}/{} +{} commit {} term {}{}",
+                era.epoch,
                 m.msg_type,
                 m.index,
                 m.log_term,
@@ -811,11 +983,23 @@ fn describe(wire: &Wire) -> String {
             format!("reports {}, well: {}", name(report.attempt), report.outcome.is_ok())
         }
         Wire::Peer(PeerMessage::Lost { partition, node }) => format!("{partition} is not on n{}", node.0),
+        Wire::Peer(PeerMessage::View(view)) => format!("is told {}", of_mesh(view)),
+        Wire::Peer(PeerMessage::Adopt { eras, jobs_changed, jobs }) => {
+            format!("hands over {} bytes of jobs as of {jobs_changed}, of {}", jobs.len(), eras[0])
+        }
+        Wire::Peer(PeerMessage::Adopted { era, jobs_changed, jobs }) => {
+            format!("has adopted {} jobs as of {jobs_changed} of {era}", jobs.len())
+        }
         Wire::AskView => "what mesh?".to_owned(),
-        Wire::View(view) => format!("of mesh {:?}, led by {:?}", view.mesh.map(|mesh| mesh.0), view.leader),
+        Wire::View(view) => of_mesh(view),
         Wire::AskNeeded => "am I needed?".to_owned(),
         Wire::Needed(needed) => format!("needed: {needed}"),
         Wire::Propose { entry, .. } => format!("proposes {:x}", entry.request.0),
         Wire::Answer { proposed, .. } => format!("answers {proposed:?}"),
     }
+}
+
+fn of_mesh(view: &MeshView) -> String {
+    let era = view.era.map_or("no era".to_owned(), |era| era.to_string());
+    format!("n{} is of {era}, led by {:?}", view.node.0, view.leader.map(|leader| leader.0))
 }

@@ -1,0 +1,716 @@
+//! One node's part in the mesh: its replica, the scheduler while it leads, its place among the voters, and what
+//! becomes of it when eras meet.
+//!
+//! ```text
+//!   messages, connections, reports, ticks ──> Participant ──poll──> Action: messages, orders, events, Persist
+//!                                                  ▲                                                    │
+//!                                                  └───────────────────── persist ──────────────────────┘
+//! ```
+//!
+//! The caller gives it what happens and carries out what comes of it, in order:
+//!
+//! ```text
+//!   while let Some(action) = participant.poll() {
+//!       match action {
+//!           Action::Persist => participant.persist()?,    // the one blocking call
+//!           ...
+//!       }
+//!   }
+//! ```
+//!
+//! What a node sends to itself takes the same way as what a peer sends, without the network.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
+
+use bytes::Bytes;
+use floe_protocol::message::{Assignment, MeshView, Report, Survivor};
+use floe_protocol::{
+    AttemptId, Era, Failure, Fence, JobId, JobPhase, Member, MeshId, NodeId, PeerMessage, RequestId, TaskId,
+};
+
+use crate::command::{Command, Entry};
+use crate::event::Event;
+use crate::log::{LogError, LogStore};
+use crate::membership::{DEAD_MS, has_left, heir, next_change, survives};
+use crate::replica::{Output, ProposeError, Replica, RestartError};
+use crate::scheduler::{Effect, Input, Scheduler};
+use crate::state_machine::StateMachine;
+
+mod healing;
+
+use healing::Healing;
+
+/// How often a leader looks at its voters.
+const MEMBERSHIP_INTERVAL_MS: u64 = 250;
+
+/// A leader that said nothing for this long counts as gone: a node without a vote holds no election, so it would
+/// believe in it for ever.
+const LEADER_SILENCE_MS: u64 = 3_000;
+
+/// A tick this late means that this node was stalled: the others' silence proves nothing.
+const STALL_MS: u64 = 1_000;
+
+/// Reports that are kept for a leader that cannot be reached. It finds the rest in the inventory.
+const MAX_UNSENT: usize = 1_024;
+
+/// Members that a node names to one of another era, so that it finds its leader and, should that die, another.
+const MAX_VIEW_MEMBERS: usize = 8;
+
+/// Something the node must do.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a message to another node. If it cannot be, say so: [`Participant::not_sent`].
+    Send(NodeId, PeerMessage),
+    /// The leader's orders to this node's worker.
+    Order(Order),
+    /// Something was agreed on, or the leadership changed.
+    Event(Event),
+    /// Be reachable for a member: these are its addresses.
+    Dial(Member),
+    /// An order was refused: its leader has been replaced.
+    Refused {
+        /// Who gave it.
+        from: NodeId,
+        /// Under which fence.
+        fence: Fence,
+    },
+    /// Break a connection that only seems to stand.
+    Disconnect(NodeId),
+    /// This node has left its era, and with it its mesh, and must join the one that goes on. Its partitions stay,
+    /// what it ran is of no use, and nobody answers its proposals.
+    Left {
+        /// What it left.
+        era: Era,
+        /// What goes on.
+        to: Era,
+    },
+    /// Call [`Participant::persist`]. All that came before may be on its way already.
+    Persist,
+}
+
+/// What a leader asks of a node's worker and store.
+#[derive(Debug)]
+pub enum Order {
+    /// Run this.
+    Assign(Box<Assignment>),
+    /// Stop these attempts.
+    Abort(Vec<AttemptId>),
+    /// Stop all of these jobs, and drop their partitions.
+    Free(Vec<JobId>),
+    /// Answer with an inventory under this fence: [`Participant::send`].
+    Inventory {
+        /// Who asks.
+        to: NodeId,
+        /// Its fence.
+        fence: Fence,
+    },
+    /// Answer with [`PeerMessage::Alive`].
+    Alive {
+        /// Who asks.
+        to: NodeId,
+        /// Its fence.
+        fence: Fence,
+    },
+}
+
+/// Why a participant cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log cannot be written: the node must not go on as if it could.
+    #[error(transparent)]
+    Write(#[from] LogError),
+    /// The log cannot be emptied to join another era.
+    #[error("this node's mesh has merged into another, and it cannot follow: {0}")]
+    Restart(#[from] RestartError),
+}
+
+/// Why a node does not carry on by itself.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CarryOnError {
+    /// It never had a mesh.
+    #[error("this node has no mesh to recover")]
+    NoMesh,
+    /// It hears from a leader.
+    #[error("the mesh has a leader")]
+    Led(NodeId),
+    /// The mesh went on without it, or it is of another.
+    #[error("this node's era is another")]
+    OtherEra,
+    /// The log takes nothing at present.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+}
+
+/// One node's part in the mesh.
+pub struct Participant<L: LogStore> {
+    member: Member,
+    replica: Replica<L>,
+    /// While this node leads with its state current.
+    scheduler: Option<Scheduler>,
+    /// Whose messages count: the state's, or before it is here that of whoever took this node in.
+    era: Option<Era>,
+    /// The highest term of this era that orders came under, and who gave them.
+    obeyed_term: u64,
+    obeyed: Option<NodeId>,
+    connected: BTreeSet<NodeId>,
+    /// When anything was last heard of a node, be it of another era.
+    heard_ms: BTreeMap<NodeId, u64>,
+    /// When a node last spoke as one of this era. A leader that left for another one does not.
+    spoke_ms: BTreeMap<NodeId, u64>,
+    healing: Healing,
+    /// The id of the next proposal of this node's own.
+    next_request: RequestId,
+    unsent: VecDeque<Report>,
+    to_self: VecDeque<PeerMessage>,
+    actions: VecDeque<Action>,
+    /// Taken from the replica and not yet persisted.
+    output: Option<Output>,
+    /// Messages that could not be sent while that waits.
+    unreachable: BTreeSet<NodeId>,
+    /// The era to leave for, once that is on disk.
+    leaving_for: Option<Era>,
+    now_ms: u64,
+    ticked_ms: u64,
+    born_ms: u64,
+    membership_due_ms: u64,
+}
+
+impl<L: LogStore> Participant<L> {
+    /// The part of `member`, as it is now, with the replica on its log. `now_ms` is in milliseconds since the Unix
+    /// epoch, by a clock that never goes back. This node's own proposals are named from `first_request` on, which
+    /// must be far from any other node's, and from this one's at any other start.
+    pub fn new(member: Member, replica: Replica<L>, first_request: RequestId, now_ms: u64) -> Self {
+        let era = replica.state().era();
+        let mut participant = Self {
+            member,
+            replica,
+            scheduler: None,
+            era,
+            obeyed_term: 0,
+            obeyed: None,
+            connected: BTreeSet::new(),
+            heard_ms: BTreeMap::new(),
+            spoke_ms: BTreeMap::new(),
+            healing: Healing::default(),
+            next_request: first_request,
+            unsent: VecDeque::new(),
+            to_self: VecDeque::new(),
+            actions: VecDeque::new(),
+            output: None,
+            unreachable: BTreeSet::new(),
+            leaving_for: None,
+            now_ms,
+            ticked_ms: now_ms,
+            born_ms: now_ms,
+            membership_due_ms: 0,
+        };
+        participant.dial_members();
+        participant.follow_yield();
+        participant
+    }
+
+    /// [`crate::replica::TICK_MS`] passed. After a stall call it once.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+        let late_ms = self.now_ms.saturating_sub(self.ticked_ms);
+        self.ticked_ms = self.now_ms;
+        if late_ms >= STALL_MS {
+            let times = self.heard_ms.values_mut().chain(self.spoke_ms.values_mut());
+            for at_ms in times.chain([&mut self.born_ms]) {
+                // What waited meanwhile may have been received already.
+                *at_ms = at_ms.saturating_add(late_ms).min(self.now_ms);
+            }
+        }
+        self.replica.tick();
+        self.schedule(Input::Tick);
+        for report in mem::take(&mut self.unsent) {
+            self.report(report);
+        }
+        if self.now_ms >= self.membership_due_ms {
+            self.membership_due_ms = self.now_ms + MEMBERSHIP_INTERVAL_MS;
+            self.keep_membership();
+            self.forget_strangers();
+        }
+        self.carry_on_if_left_over();
+        self.heal();
+    }
+
+    /// A node is connected.
+    pub fn connected(&mut self, now_ms: u64, node: NodeId) {
+        self.now_ms = self.now_ms.max(now_ms);
+        self.connected.insert(node);
+        self.node_up(node);
+    }
+
+    /// A node is not connected any more.
+    pub fn disconnected(&mut self, now_ms: u64, node: NodeId) {
+        self.now_ms = self.now_ms.max(now_ms);
+        self.connected.remove(&node);
+        self.healing.forget(node);
+        self.replica.report_unreachable(node);
+        self.schedule(Input::NodeDown { node });
+    }
+
+    /// A message came.
+    pub fn receive(&mut self, now_ms: u64, from: NodeId, message: PeerMessage) {
+        self.now_ms = self.now_ms.max(now_ms);
+        self.heard_ms.insert(from, self.now_ms);
+        self.handle(from, message);
+    }
+
+    /// A message could not be sent: the peer is away, or does not keep up.
+    pub fn not_sent(&mut self, to: NodeId, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft { .. } if self.output.is_some() => drop(self.unreachable.insert(to)),
+            PeerMessage::Raft { .. } => self.replica.report_unreachable(to),
+            PeerMessage::Report(report) if self.unsent.len() < MAX_UNSENT => self.unsent.push_back(report),
+            // Whoever sends anything else says again what matters.
+            _ => {}
+        }
+    }
+
+    /// Sends a message, to this node itself too.
+    pub fn send(&mut self, to: NodeId, message: PeerMessage) {
+        if to == self.member.id {
+            self.to_self.push_back(message);
+        } else {
+            self.actions.push_back(Action::Send(to, message));
+        }
+    }
+
+    /// Tells the leader of an attempt's end. What it cannot be told now is told with a later tick; without a
+    /// leader the next one finds the outcome in this node's inventory.
+    pub fn report(&mut self, report: Report) {
+        let Some(leader) = self.obeyed else { return };
+        if self.is_connected(leader) {
+            self.send(leader, PeerMessage::Report(report));
+        } else if self.unsent.len() < MAX_UNSENT {
+            self.unsent.push_back(report);
+        }
+    }
+
+    /// A result partition could not be had from a node that should hold it.
+    pub fn lost(&mut self, partition: TaskId, node: NodeId) {
+        if let Some(leader) = self.leader() {
+            self.send(leader, PeerMessage::Lost { partition, node });
+        }
+    }
+
+    /// Proposes an entry, if this node leads and is not about to hand over to another era.
+    pub fn propose(&mut self, entry: &Entry) -> Result<(), ProposeError> {
+        if self.healing.is_frozen() { Err(ProposeError::Busy) } else { self.replica.propose(entry) }
+    }
+
+    /// Founds a mesh with this node as its only member. Only a node that never had one can, or has left it.
+    pub fn found(&mut self, mesh: MeshId) -> Result<(), ProposeError> {
+        let request = self.next_request();
+        self.replica.found(request, mesh, self.member.clone())
+    }
+
+    /// See [`Replica::read_index`]. The outcome is [`Event::ReadReady`].
+    pub fn read_index(&mut self, request: RequestId) -> bool {
+        self.replica.read_index(request)
+    }
+
+    /// Begins the mesh's next era with this node alone, because its owner says that the others are gone: from
+    /// `era`, and not if that has a leader.
+    pub fn recover(&mut self, era: Era) -> Result<(), CarryOnError> {
+        let own = self.replica.state().era().ok_or(CarryOnError::NoMesh)?;
+        if own != era {
+            return Err(CarryOnError::OtherEra);
+        }
+        if let Some(leader) = self.leader() {
+            return Err(CarryOnError::Led(leader));
+        }
+        Ok(self.carry_on()?)
+    }
+
+    /// What there is to do next, if anything.
+    pub fn poll(&mut self) -> Option<Action> {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Some(action);
+            }
+            if self.output.is_some() || self.leaving_for.is_some() {
+                return Some(Action::Persist);
+            }
+            if let Some(output) = self.replica.take_output() {
+                // A leader replicates while its own disk is still writing.
+                self.send_raft(&output.send);
+                self.output = Some(output);
+            } else {
+                let message = self.to_self.pop_front()?;
+                self.handle(self.member.id, message);
+            }
+        }
+    }
+
+    /// Writes what must be on disk before anything else happens, and applies what is agreed on. After an error the
+    /// participant is not to be used any more.
+    pub fn persist(&mut self) -> Result<(), Error> {
+        if let Some(mut output) = self.output.take() {
+            self.replica.persist(&mut output)?;
+            for node in mem::take(&mut self.unreachable) {
+                self.replica.report_unreachable(node);
+            }
+            self.send_raft(&output.send_after_persist);
+            for event in output.events {
+                self.applied(event);
+            }
+        } else if let (Some(to), Some(era)) = (self.leaving_for.take(), self.era) {
+            self.replica.restart(era)?;
+            self.scheduler = None;
+            self.era = None;
+            (self.obeyed_term, self.obeyed) = (0, None);
+            self.unsent.clear();
+            self.to_self.clear();
+            self.spoke_ms.clear();
+            self.healing = Healing::default();
+            self.actions.push_back(Action::Left { era, to });
+        }
+        Ok(())
+    }
+
+    /// The node as it is now.
+    pub fn member(&self) -> &Member {
+        &self.member
+    }
+
+    /// Its copy of the log.
+    pub fn replica(&self) -> &Replica<L> {
+        &self.replica
+    }
+
+    /// Its copy of the replicated state.
+    pub fn state(&self) -> &StateMachine {
+        self.replica.state()
+    }
+
+    /// The scheduler, while this node leads with its state current.
+    pub fn scheduler(&self) -> Option<&Scheduler> {
+        self.scheduler.as_ref()
+    }
+
+    /// The leader that this node hears from, itself if it leads.
+    pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.replica.leader()?;
+        let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
+        let speaks = |spoke_ms: &u64| *spoke_ms >= since_ms;
+        let heard = self.born_ms >= since_ms || self.spoke_ms.get(&leader).is_some_and(speaks);
+        (leader == self.member.id || heard).then_some(leader)
+    }
+
+    /// Whether a node is connected, this one included.
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        node == self.member.id || self.connected.contains(&node)
+    }
+
+    /// Whether a node is there as far as this one can tell: the leader waits for answers, others see connections.
+    pub fn answers(&self, node: NodeId) -> bool {
+        self.is_connected(node) && self.scheduler.as_ref().is_none_or(|scheduler| scheduler.is_alive(node))
+    }
+
+    /// What this node tells one of another era, or of none.
+    pub fn view(&self) -> MeshView {
+        let leader = self.leader();
+        let members = self.state().members();
+        let rank = |node: &&Member| (Some(node.id) != leader, !self.is_connected(node.id));
+        let mut named: Vec<_> = members.values().collect();
+        named.sort_by_key(rank);
+        named.truncate(MAX_VIEW_MEMBERS);
+        let mut peers: Vec<_> = self.connected.iter().copied().chain([self.member.id]).collect();
+        peers.sort_unstable();
+        MeshView {
+            node: self.member.id,
+            era: self.state().era(),
+            leader,
+            peers,
+            ended: self.state().ended_eras().chain(self.replica.log().left().iter().copied()).collect(),
+            members: named.into_iter().cloned().collect(),
+        }
+    }
+
+    /// How much of the mesh's log is here.
+    pub fn survivor(&self) -> Survivor {
+        Survivor {
+            node: self.member.id,
+            era: self.state().era(),
+            leader: self.leader(),
+            log: self.replica.last_entry(),
+        }
+    }
+
+    fn handle(&mut self, from: NodeId, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft { era, message } => {
+                if self.is_of(from, era) {
+                    self.spoke_ms.insert(from, self.now_ms);
+                    // What it refuses counts as lost.
+                    let _ = self.replica.step(&message);
+                }
+            }
+            PeerMessage::Assign(assignment) => {
+                if self.obeys(from, assignment.fence) {
+                    self.actions.push_back(Action::Order(Order::Assign(assignment)));
+                }
+            }
+            PeerMessage::Abort { fence, attempts } => {
+                if self.obeys(from, fence) {
+                    self.actions.push_back(Action::Order(Order::Abort(attempts)));
+                }
+            }
+            PeerMessage::Free { fence, jobs } => {
+                if self.obeys(from, fence) {
+                    self.actions.push_back(Action::Order(Order::Free(jobs)));
+                }
+            }
+            PeerMessage::AskInventory { fence } => {
+                if self.obeys(from, fence) {
+                    self.actions.push_back(Action::Order(Order::Inventory { to: from, fence }));
+                }
+            }
+            PeerMessage::Lease { fence } => {
+                if self.obeys(from, fence) {
+                    self.actions.push_back(Action::Order(Order::Alive { to: from, fence }));
+                }
+            }
+            PeerMessage::Inventory(inventory) => self.schedule(Input::Inventory { node: from, inventory }),
+            PeerMessage::Alive { fence, load } => self.schedule(Input::Alive { node: from, fence, load }),
+            PeerMessage::Lost { partition, node } => self.schedule(Input::PartitionLost { partition, node }),
+            PeerMessage::Report(report) => self.schedule(Input::Report { node: from, report }),
+            PeerMessage::View(view) => self.viewed(from, *view),
+            PeerMessage::Adopt { eras, jobs_changed, jobs } => self.adopt(from, eras, jobs_changed, &jobs),
+            PeerMessage::Adopted { era, jobs_changed, jobs } => {
+                self.handed_over(from, era, jobs_changed, jobs);
+            }
+        }
+    }
+
+    /// Whether a message is of this node's era. A mesh that this node asked to join speaks first: until anything of
+    /// its log is here, its messages say which it is; of several that do so it follows the one that will win, while
+    /// anybody of that speaks.
+    fn is_of(&mut self, from: NodeId, era: Era) -> bool {
+        if self.era == Some(era) {
+            return true;
+        }
+        let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
+        let gone = self.spoke_ms.values().all(|spoke_ms| *spoke_ms < since_ms);
+        let blank = self.replica.last_entry() == (0, 0);
+        // What this node promised in an era that it left is forgotten, so it must not promise anything there again.
+        if blank && (self.era < Some(era) || gone) && !has_left(self.replica.log().left(), era) {
+            self.spoke_ms.clear();
+            self.era = Some(era);
+            (self.obeyed_term, self.obeyed) = (0, None);
+            return true;
+        }
+        self.tell(from);
+        false
+    }
+
+    /// Whether an order is to be followed: not of a leader that has been replaced.
+    fn obeys(&mut self, from: NodeId, fence: Fence) -> bool {
+        if !self.is_of(from, fence.era) || fence.term < self.obeyed_term {
+            self.actions.push_back(Action::Refused { from, fence });
+            return false;
+        }
+        self.obeyed_term = fence.term;
+        self.obeyed = Some(from);
+        true
+    }
+
+    fn send_raft(&mut self, messages: &[(NodeId, Bytes)]) {
+        let Some(era) = self.era else { return };
+        // raft-rs walks its peers in no particular order.
+        let mut messages: Vec<_> = messages.iter().collect();
+        messages.sort_by_key(|(to, _)| *to);
+        for (to, message) in messages {
+            let message = PeerMessage::Raft { era, message: message.clone() };
+            self.actions.push_back(Action::Send(*to, message));
+        }
+    }
+
+    fn schedule(&mut self, input: Input) {
+        let Some(scheduler) = &mut self.scheduler else { return };
+        for effect in scheduler.step(self.now_ms, input) {
+            match effect {
+                // The scheduler says again what matters, and proposes again what did not come through.
+                Effect::Send(to, message) => self.send(to, message),
+                Effect::Propose(command) => self.decide(command),
+                Effect::NodeLost(node) => self.actions.push_back(Action::Disconnect(node)),
+            }
+        }
+    }
+
+    /// Proposes a command of the leader's own, which it proposes again if nothing comes of it. One that is too long
+    /// can never be agreed on: its job fails.
+    pub fn decide(&mut self, command: Command) {
+        let request = self.next_request();
+        let entry = Entry { request, command };
+        let Err(ProposeError::TooLong { bytes }) = self.propose(&entry) else { return };
+        if let Command::StageDone { job, ended_unix_ms, .. } = entry.command {
+            let message = format!(
+                "the outcome of a stage takes {bytes} bytes, which is too much to agree on: use fewer partitions"
+            );
+            let phase = JobPhase::Failed(Failure::Refused { message });
+            let command = Command::EndJob { job, phase, ended_unix_ms };
+            let request = self.next_request();
+            let _ = self.propose(&Entry { request, command });
+        }
+    }
+
+    fn next_request(&mut self) -> RequestId {
+        let request = self.next_request;
+        self.next_request = RequestId(request.0.wrapping_add(1));
+        request
+    }
+
+    /// Follows what the mesh has agreed on.
+    fn applied(&mut self, event: Event) {
+        if let Some(input) = Input::from_event(&event) {
+            self.schedule(input);
+        }
+        match &event {
+            Event::MeshFounded { .. }
+            | Event::CarriedOn { .. }
+            | Event::Restored { .. }
+            | Event::Reconfigured => {
+                self.era = self.state().era().or(self.era);
+                self.dial_members();
+            }
+            Event::MemberJoined { member } => {
+                let member = member.clone();
+                let node = member.id;
+                self.dial(member);
+                if self.is_connected(node) {
+                    self.node_up(node);
+                }
+                self.keep_membership();
+            }
+            Event::MemberLeft { node } => {
+                self.schedule(Input::NodeDown { node: *node });
+                self.keep_membership();
+            }
+            Event::Elected { term } => self.elected(*term),
+            Event::Deposed { .. } => {
+                self.scheduler = None;
+                self.healing.deposed();
+            }
+            Event::Applied { request, outcome } => self.adoption_applied(*request, outcome.is_ok()),
+            Event::Yielded { .. }
+            | Event::JobsFreed { .. }
+            | Event::JobAccepted { .. }
+            | Event::JobAdopted { .. }
+            | Event::StageDone { .. }
+            | Event::JobEnded { .. }
+            | Event::LeaderChanged { .. }
+            | Event::ReadReady { .. } => {}
+        }
+        self.actions.push_back(Action::Event(event));
+        self.follow_yield();
+    }
+
+    /// If this node's era has ended, the node leaves it too. That may have come with a snapshot, or before its
+    /// last stop.
+    fn follow_yield(&mut self) {
+        let Some(yielded) = self.state().yielded().cloned() else { return };
+        self.leave_for(yielded.to, yielded.members);
+    }
+
+    fn leave_for(&mut self, to: Era, members: Vec<Member>) {
+        if self.leaving_for.is_none() {
+            self.leaving_for = Some(to);
+            for member in members {
+                self.dial(member);
+            }
+        }
+    }
+
+    fn dial_members(&mut self) {
+        let members: Vec<_> = self.state().members().values().cloned().collect();
+        for member in members {
+            self.dial(member);
+        }
+    }
+
+    fn dial(&mut self, member: Member) {
+        if member.id != self.member.id {
+            self.actions.push_back(Action::Dial(member));
+        }
+    }
+
+    fn elected(&mut self, term: u64) {
+        let Some(era) = self.state().era() else { return };
+        let members: Vec<NodeId> = self.state().members().keys().copied().collect();
+        self.scheduler = Some(Scheduler::new(Fence { era, term }, self.now_ms, self.replica.state()));
+        for node in members {
+            if self.is_connected(node) {
+                self.node_up(node);
+            } else {
+                self.schedule(Input::NodeDown { node });
+            }
+        }
+        self.keep_membership();
+    }
+
+    /// Tells the scheduler of a node that can take work: a member, and connected.
+    fn node_up(&mut self, node: NodeId) {
+        let Some(member) = self.state().members().get(&node) else { return };
+        let (slots, memory_bytes) = (member.slots, member.memory_bytes);
+        self.schedule(Input::NodeUp { node, slots, memory_bytes });
+    }
+
+    /// On the leader: brings voters and learners closer to what the mesh wants, one change at a time, and hands
+    /// over once it is a member no more.
+    fn keep_membership(&mut self) {
+        let Some(scheduler) = &self.scheduler else { return };
+        let me = self.member.id;
+        let members: BTreeSet<NodeId> = self.state().members().keys().copied().collect();
+        let connected: BTreeSet<NodeId> =
+            members.iter().copied().filter(|node| self.is_connected(*node)).collect();
+        // A seat is kept for a while for a voter that is away, and given only to who is here.
+        let heard = &scheduler.heard_within(DEAD_MS) | &connected;
+        let caught_up = &self.replica.caught_up() & &connected;
+        let configuration = self.replica.standing().configuration;
+        // What does not come about now is tried again soon.
+        let _ = match next_change(&members, &configuration, &heard, &caught_up, me) {
+            Some(change) => self.replica.change(&change),
+            None if !members.contains(&me) => heir(&members, &configuration, &connected, me)
+                .map_or(Ok(()), |heir| self.replica.transfer_leader(heir)),
+            None => Ok(()),
+        };
+    }
+
+    /// Nodes come and go: of those that are neither members nor connected nothing is remembered.
+    fn forget_strangers(&mut self) {
+        let (connected, members) = (&self.connected, self.replica.state().members());
+        let known = |node: &NodeId| connected.contains(node) || members.contains_key(node);
+        self.heard_ms.retain(|node, _| known(node));
+        self.spoke_ms.retain(|node, _| known(node));
+    }
+
+    /// The one of a pair of voters that is left when the other falls silent goes on.
+    fn carry_on_if_left_over(&mut self) {
+        let leads = self.scheduler.is_some() || self.leader().is_some();
+        if leads || !self.state().members().contains_key(&self.member.id) || self.leaving_for.is_some() {
+            return;
+        }
+        let ago = |heard_ms: &u64| self.now_ms.saturating_sub(*heard_ms);
+        let heard = self.heard_ms.iter().map(|(node, heard_ms)| (*node, ago(heard_ms))).collect();
+        let up_ms = self.now_ms.saturating_sub(self.born_ms);
+        let configuration = self.replica.standing().configuration;
+        if survives(self.member.id, &configuration, &heard, up_ms) {
+            // While an output waits to be persisted it cannot be; the next tick finds it the same.
+            let _ = self.carry_on();
+        }
+    }
+
+    fn carry_on(&mut self) -> Result<(), ProposeError> {
+        // The era may have ended without this node's knowledge: then there is nothing to carry on.
+        match self.replica.outlook().yielded().cloned() {
+            Some(yielded) => self.leave_for(yielded.to, yielded.members),
+            None => self.replica.carry_on()?,
+        }
+        Ok(())
+    }
+}

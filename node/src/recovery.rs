@@ -1,0 +1,186 @@
+//! When too few voters are left to elect a leader: saying what is lost, and going on without them.
+//!
+//! ```text
+//!   floe recover ──> any node: asks all it is connected with ──> the one with the longest log: carries on alone,
+//!                                                                in the mesh's next era; the others join it
+//! ```
+//!
+//! What was accepted lies on a majority of the voters. If that majority is gone for good, the longest log that is
+//! left is the best there is; should they come back after all, they hand over what only they knew.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use floe_protocol::message::{Status, Survivor};
+use floe_protocol::{Failure, NodeId, Request, Response};
+use futures::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use crate::config;
+use crate::mailbox::{Ask, Mailbox};
+
+/// How long the node that carries on may take to lead.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a leader whose connection is gone may still be believed in.
+const DISBELIEF: Duration = Duration::from_secs(5);
+
+/// How often either is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a mesh without a leader waits for, and what its owner can do about it.
+pub fn leaderless(status: &Status) -> String {
+    let silent: Vec<_> = status
+        .nodes
+        .iter()
+        .filter(|info| status.voters.contains(&info.member.id) && !info.alive)
+        .map(|info| info.member.name.as_str())
+        .collect();
+    let (lost, voters) = (silent.len(), status.voters.len());
+    let names = silent.join(", ");
+    if silent.is_empty() {
+        "no leader at the moment: the voters are electing one".to_owned()
+    } else if voters == 2 {
+        format!(
+            "no leader at the moment: {names} does not answer, and this node goes on alone in a few seconds"
+        )
+    } else if lost * 2 < voters {
+        format!("no leader at the moment: {names} does not answer, and the other voters are electing one")
+    } else {
+        format!(
+            "no leader, and nothing is accepted: {lost} of the {voters} voters do not answer ({names}). \
+             Start them again; only if they are lost for good, type `floe recover`"
+        )
+    }
+}
+
+/// Goes on without the voters that are gone: refused while the mesh can still agree by itself. Returns the node
+/// whose log the mesh goes on with.
+pub async fn recover(mailbox: &Mailbox) -> Result<NodeId, Failure> {
+    let own = disbelieving(mailbox).await?;
+    let status = mailbox.ask(Ask::Status).await?;
+    let Some(era) = own.era else {
+        return Err(refused("this node has no mesh yet, so there is nothing to recover".to_owned()));
+    };
+    let mut survivors = others(mailbox).await;
+    survivors.insert(own.node, own);
+    if let Some(message) = needless(&status, &survivors) {
+        return Err(refused(message));
+    }
+    let same = survivors.values().filter(|survivor| survivor.era == Some(era));
+    let chosen =
+        same.max_by_key(|survivor| (survivor.log, Reverse(survivor.node))).map(|survivor| survivor.node);
+    let chosen = chosen.unwrap_or(status.node);
+    tracing::warn!(node = %chosen, "recovering the mesh with the longest log that is left");
+    if chosen == status.node {
+        mailbox.ask(|reply| Ask::CarryOn(era, reply)).await??;
+    } else {
+        let asked = mailbox.network().call(chosen, &Request::CarryOn { era }, config::CALL_TIMEOUT).await;
+        match asked {
+            Ok(Response::Done) => {}
+            Ok(Response::Failed(failure)) => return Err(failure),
+            Ok(other) => {
+                return Err(Failure::internal(format!("{chosen} answered a recovery with {other:?}")));
+            }
+            Err(error) => {
+                let message =
+                    format!("{chosen}, which has the longest log, cannot be asked: {error}; try again");
+                return Err(Failure::Unavailable { message });
+            }
+        }
+    }
+    led(mailbox, chosen).await?;
+    Ok(chosen)
+}
+
+/// What this node has, once it does not believe in a leader any more whose connection is gone.
+async fn disbelieving(mailbox: &Mailbox) -> Result<Survivor, Failure> {
+    let until = Instant::now() + DISBELIEF;
+    loop {
+        let own = mailbox.ask(Ask::Survivor).await?;
+        let gone =
+            own.leader.is_some_and(|leader| leader != own.node && !mailbox.network().is_connected(leader));
+        if !gone || Instant::now() > until {
+            return Ok(own);
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn others(mailbox: &Mailbox) -> BTreeMap<NodeId, Survivor> {
+    let network = mailbox.network();
+    let peers = network.peers().into_iter().filter(|peer| peer.connected);
+    let calls = peers.map(|peer| async move {
+        match network.call(peer.node, &Request::Survivor, config::CALL_TIMEOUT).await {
+            Ok(Response::Survivor(survivor)) => Some((peer.node, survivor)),
+            Ok(_) | Err(_) => None,
+        }
+    });
+    join_all(calls).await.into_iter().flatten().collect()
+}
+
+/// Why a mesh must not be recovered by force, if so.
+fn needless(status: &Status, survivors: &BTreeMap<NodeId, Survivor>) -> Option<String> {
+    let era = status.era?;
+    let name_of = |node: NodeId| {
+        let member = status.nodes.iter().find(|info| info.member.id == node);
+        member.map_or_else(|| node.to_string(), |info| info.member.name.clone())
+    };
+    for survivor in survivors.values() {
+        let (Some(other), Some(leader)) = (survivor.era, survivor.leader) else { continue };
+        let node = name_of(survivor.node);
+        if other == era {
+            let leader = name_of(leader);
+            return Some(format!(
+                "the mesh is well: {leader} leads it, as {node} says; there is nothing to recover"
+            ));
+        }
+        if other.mesh == era.mesh {
+            return Some(format!(
+                "the mesh has been recovered already, and {node} is in its epoch {}; this node will join it by itself",
+                other.epoch
+            ));
+        }
+        return Some(format!(
+            "this node holds the data of mesh {}, and {node}, which it is connected with, is of mesh {}, which is \
+             well. To join that one as a new node, start with an empty data directory; to go on with the other, start \
+             the rest of its nodes",
+            era.mesh, other.mesh
+        ));
+    }
+    let here = |node: &&NodeId| survivors.get(node).is_some_and(|survivor| survivor.era == Some(era));
+    let voters: Vec<_> = status.voters.iter().filter(here).map(|node| name_of(*node)).collect();
+    (voters.len() * 2 > status.voters.len()).then(|| {
+        format!(
+            "a majority of the voters is here ({}) and elects a leader by itself; look at `floe status` in a few seconds",
+            voters.join(", ")
+        )
+    })
+}
+
+/// Waits until the node that carries on leads.
+async fn led(mailbox: &Mailbox, chosen: NodeId) -> Result<(), Failure> {
+    let until = Instant::now() + ELECTION_PATIENCE;
+    while Instant::now() < until {
+        let own = mailbox.ask(Ask::Survivor).await?;
+        let leader = if own.node == chosen {
+            own.leader
+        } else {
+            match mailbox.network().call(chosen, &Request::Survivor, config::CALL_TIMEOUT).await {
+                Ok(Response::Survivor(survivor)) => survivor.leader,
+                Ok(_) | Err(_) => None,
+            }
+        };
+        if leader == Some(chosen) {
+            return Ok(());
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    let message = format!("{chosen} carries on, but does not lead yet: look at `floe status`");
+    Err(Failure::Unavailable { message })
+}
+
+fn refused(message: String) -> Failure {
+    Failure::Refused { message }
+}

@@ -1,0 +1,178 @@
+//! A mesh of two, a mesh that lost its majority, and two meshes that meet.
+
+use floe_client::Mesh;
+use floe_protocol::{JobPhase, NodeRole};
+use floe_scenarios::harness::{Cluster, DEADLINE, Node, wait_until};
+use floe_scenarios::reference::same_rows;
+use futures::future::join_all;
+
+use crate::cluster;
+use crate::workload::{ended, flights, half_done, slow_query};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_of_two_has_two_voters_and_either_goes_on_alone() {
+    let mut cluster = cluster().nodes(2).start().await.unwrap();
+    let tables = flights(cluster.dir(), "parquet");
+    let mesh = cluster.status(0).await.unwrap().era.unwrap().mesh;
+    for (round, gone) in [0, 1].into_iter().enumerate() {
+        let status = cluster.status(1 - gone).await.unwrap();
+        assert!(status.nodes.iter().all(|node| node.role != NodeRole::Learner), "{status:?}");
+        let left = cluster.client(1 - gone).await.unwrap();
+        let job = half_done(&left, &tables).await;
+        cluster.node(gone).kill().await.unwrap();
+        let found = job.collect().await.unwrap();
+        same_rows(&found, &tables.run(&slow_query()).unwrap(), false).unwrap();
+        assert_eq!(cluster.leader().await.unwrap(), 1 - gone);
+        cluster.node(gone).restart().await.unwrap();
+        cluster.settled().await.unwrap();
+        // One more era of the same mesh each time, and the one that was away knows the job too.
+        let era = cluster.status(gone).await.unwrap().era.unwrap();
+        assert_eq!((era.mesh, era.epoch), (mesh, round as u64 + 2));
+        let known = cluster.client(gone).await.unwrap().job(job.id()).status().await.unwrap();
+        assert_eq!(known.phase, JobPhase::Succeeded);
+    }
+}
+
+/// Each of the two is started alone while the other is off, and accepts a job: neither is lost when they meet.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_went_on_without_each_other_become_one_again() {
+    let mut cluster = cluster().nodes(2).start().await.unwrap();
+    let mut jobs = Vec::new();
+    for alone in [0, 1] {
+        for node in cluster.nodes_mut().iter_mut().filter(|node| node.runs()) {
+            node.kill().await.unwrap();
+        }
+        cluster.node(alone).restart().await.unwrap();
+        jobs.push(one_row(&cluster.client(alone).await.unwrap(), alone).await);
+    }
+    cluster.node(0).restart().await.unwrap();
+    cluster.settled().await.unwrap();
+    for i in [0, 1] {
+        let mesh = cluster.client(i).await.unwrap();
+        for job in &jobs {
+            assert_eq!(mesh.job(*job).status().await.unwrap().phase, JobPhase::Succeeded);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_majority_is_told_and_recovered_and_its_return_loses_nothing() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let refused = cluster.run(0, &["recover", "--yes"]).await.unwrap().failure().unwrap();
+    assert!(refused.contains("the mesh is well") && refused.contains("nothing to recover"), "{refused}");
+
+    let tables = flights(cluster.dir(), "parquet");
+    let leader = cluster.leader().await.unwrap();
+    let left = (leader + 1) % 3;
+    let mesh = cluster.client(left).await.unwrap();
+    let job = half_done(&mesh, &tables).await;
+    for gone in (0..3).filter(|i| *i != left) {
+        cluster.node(gone).kill().await.unwrap();
+    }
+    let told = wait_until("the status says what is lost and what to type", DEADLINE, async || {
+        let text = cluster.run(left, &["status"]).await.unwrap().success().unwrap();
+        text.contains("floe recover").then_some(text)
+    })
+    .await
+    .unwrap();
+    assert!(told.contains("2 of the 3 voters do not answer"), "{told}");
+    for gone in (0..3).filter(|i| *i != left) {
+        assert!(told.lines().last().unwrap().contains(&format!("node-{gone}")), "{told}");
+    }
+
+    // There is no terminal to ask at.
+    let unasked = cluster.run(left, &["recover"]).await.unwrap().failure().unwrap();
+    assert!(unasked.contains("--yes"), "{unasked}");
+    let status = cluster.status(left).await.unwrap();
+    assert_eq!((status.leader, status.era.unwrap().epoch), (None, 1), "nothing was changed");
+
+    let done = cluster.run(left, &["recover", "--yes"]).await.unwrap();
+    assert!(done.stderr.contains("recovered"), "{}", done.stderr);
+    let again = cluster.run(left, &["recover", "--yes"]).await.unwrap().failure().unwrap();
+    assert!(again.contains("nothing to recover"), "{again}");
+    let found = job.collect().await.unwrap();
+    same_rows(&found, &tables.run(&slow_query()).unwrap(), false).unwrap();
+
+    for gone in (0..3).filter(|i| *i != left) {
+        cluster.node(gone).restart().await.unwrap();
+    }
+    cluster.settled().await.unwrap();
+    for i in 0..3 {
+        let status = cluster.status(i).await.unwrap();
+        assert_eq!((status.nodes.len(), status.era.unwrap().epoch), (3, 2), "{status:?}");
+    }
+}
+
+/// Two groups with one key that did not see each other founded a mesh each.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_meshes_with_one_key_become_one_and_keep_their_jobs() {
+    let mut older = cluster().nodes(1).start().await.unwrap();
+    let mut younger = cluster().nodes(2).key_of(&older).unwrap().start().await.unwrap();
+    let meshes = [older.status(0).await.unwrap().era, younger.status(0).await.unwrap().era];
+    assert_ne!(meshes[0], meshes[1]);
+    let jobs = [
+        one_row(&older.client(0).await.unwrap(), 0).await,
+        one_row(&younger.client(0).await.unwrap(), 1).await,
+    ];
+    let _bridge = bridge(&mut older, younger.node(1).address()).await;
+    let clients = join_all([older.client(0), younger.client(0), younger.client(1)]).await;
+    for mesh in clients.into_iter().map(Result::unwrap) {
+        wait_until("all nodes are of the older mesh", DEADLINE, async || {
+            let status = mesh.status().await.unwrap();
+            let alive = status.nodes.iter().filter(|node| node.alive).count();
+            (status.era == meshes[0] && status.leader.is_some() && alive == 4).then_some(())
+        })
+        .await
+        .unwrap();
+        for job in &jobs {
+            assert_eq!(mesh.job(*job).status().await.unwrap().phase, JobPhase::Succeeded);
+        }
+    }
+}
+
+/// A node with the data of a mesh that lost its majority is not made to overrule another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_of_another_mesh_is_not_recovered_beside_one_that_is_well() {
+    let mut well = cluster().nodes(1).start().await.unwrap();
+    let mut other = cluster().nodes(3).key_of(&well).unwrap().start().await.unwrap();
+    for i in 1..3 {
+        other.node(i).kill().await.unwrap();
+    }
+    let _bridge = bridge(&mut well, other.node(0).address()).await;
+    let refused = wait_until("recover is refused for the mesh that is well", DEADLINE, async || {
+        let text = other.run(0, &["recover", "--yes"]).await.unwrap().failure().unwrap();
+        text.contains("holds the data of mesh").then_some(text)
+    })
+    .await
+    .unwrap();
+    assert!(refused.contains("empty data directory"), "{refused}");
+    let status = other.status(0).await.unwrap();
+    assert_eq!((status.era.unwrap().epoch, status.nodes.len()), (1, 3), "nothing was changed");
+}
+
+/// A new node that knows of this cluster and of another one, and joins this one.
+async fn bridge(cluster: &mut Cluster, other: &str) -> Node {
+    let dir = cluster.dir().join("bridge");
+    let first = cluster.node(0).address().to_owned();
+    let args = [
+        "--join",
+        &first,
+        "--join",
+        other,
+        "--data-dir",
+        &dir.join("data").to_string_lossy(),
+        "--key-file",
+        &cluster.key_file().to_string_lossy(),
+    ]
+    .map(str::to_owned);
+    let mut node = Node::spawn(cluster.floe().clone(), &dir, args).unwrap();
+    node.ready().await.unwrap();
+    node
+}
+
+/// Runs a query of one row to its end and yields the job's id.
+async fn one_row(mesh: &Mesh, number: usize) -> floe_protocol::JobId {
+    let job = mesh.sql(format!("SELECT {number} AS number")).await.unwrap();
+    assert_eq!(ended(&job).await.phase, JobPhase::Succeeded);
+    job.id()
+}
