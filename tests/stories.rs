@@ -45,6 +45,8 @@ stories! {
     driver_killed_and_back: "driver-killed-and-back", None;
     three_boot_at_once: "simultaneous-boot", Some(3);
     five_boot_at_once: "simultaneous-boot", Some(5);
+    quorum_lost: "quorum-lost", None;
+    mesh_of_two: "mesh-of-two", None;
 }
 
 #[tokio::test]

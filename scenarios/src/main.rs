@@ -6,6 +6,7 @@ mod run;
 mod simulate;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -40,14 +41,25 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+#[expect(clippy::print_stderr, reason = "an error's sentence is for whoever ran this")]
+async fn main() -> ExitCode {
     // About queries of ours that we know.
     polars::error::set_warning_function(|_, _| {});
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("FLOE_LOG"))
         .with_writer(std::io::stderr)
         .init();
-    match Arguments::parse().command {
+    match run(Arguments::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    match command {
         Command::Chaos(options) => floe_scenarios::chaos::run(&options, &floe_binary()?).await,
         Command::List(options) => {
             run::list(&options);

@@ -121,6 +121,9 @@ impl Checker {
         let id = node.id();
         let Some(fence) = node.fence() else { return Ok(()) };
         let Fence { era, term } = fence;
+        if self.left.contains(&(id, era)) {
+            return Err(format!("n{} is back in {era}, which it has left", id.0));
+        }
         if node.participant.replica().leads() {
             let leader = *self.leaders.entry((era, term)).or_insert(id);
             if leader != id {
@@ -135,9 +138,6 @@ impl Checker {
         }
         if applied == before || applied == 0 {
             return Ok(());
-        }
-        if self.left.contains(&(id, era)) {
-            return Err(format!("n{} is back in {era}, which it has left", id.0));
         }
         let snapshot = state.snapshot().map_err(|error| format!("n{} has no snapshot: {error}", id.0))?;
         let mut hasher = DefaultHasher::new();
