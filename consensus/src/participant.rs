@@ -396,8 +396,7 @@ impl<L: LogStore> Participant<L> {
     pub fn leader(&self) -> Option<NodeId> {
         let leader = self.replica.leader()?;
         let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
-        let speaks = |spoke_ms: &u64| *spoke_ms >= since_ms;
-        let heard = self.born_ms >= since_ms || self.spoke_ms.get(&leader).is_some_and(speaks);
+        let heard = self.born_ms >= since_ms || self.speaks(leader);
         (leader == self.member.id || heard).then_some(leader)
     }
 
@@ -660,6 +659,12 @@ impl<L: LogStore> Participant<L> {
         self.schedule(Input::NodeUp { node, slots, memory_bytes });
     }
 
+    /// Whether a node has spoken lately as one of this era.
+    fn speaks(&self, node: NodeId) -> bool {
+        let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
+        self.spoke_ms.get(&node).is_some_and(|spoke_ms| *spoke_ms >= since_ms)
+    }
+
     /// On the leader: brings voters and learners closer to what the mesh wants, one change at a time, and hands
     /// over once it is a member no more.
     fn keep_membership(&mut self) {
@@ -675,8 +680,12 @@ impl<L: LogStore> Participant<L> {
         // What does not come about now is tried again soon.
         let _ = match next_change(&members, &configuration, &heard, &caught_up, me) {
             Some(change) => self.replica.change(&change),
-            None if !members.contains(&me) => heir(&members, &configuration, &connected, me)
-                .map_or(Ok(()), |heir| self.replica.transfer_leader(heir)),
+            None if !members.contains(&me) => {
+                // One that has left this era would never take over, and meanwhile nothing could be agreed on.
+                let here = connected.into_iter().filter(|node| self.speaks(*node)).collect();
+                heir(&members, &configuration, &here, me)
+                    .map_or(Ok(()), |heir| self.replica.transfer_leader(heir))
+            }
             None => Ok(()),
         };
     }

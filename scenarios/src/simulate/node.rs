@@ -189,6 +189,7 @@ impl Node {
         config.election_ticks = election_ticks..election_ticks + 1;
         (config.checkpoint_entries, config.kept_entries) = (checkpoint_entries, kept_entries);
         let replica = Replica::open(config, disk)?;
+        let first_call = member.incarnation << 32;
         // Ids that nobody else chooses: the participant's, and those of what is asked here.
         let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation) << 40;
         Ok(Self {
@@ -199,7 +200,8 @@ impl Node {
             peers: BTreeSet::new(),
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
-            calls: 0,
+            // An answer to what an earlier start asked is none to what this one asks.
+            calls: first_call,
             next_request: RequestId(request | 1 << 39),
             runs: BTreeMap::new(),
             views: BTreeMap::new(),
