@@ -1,5 +1,8 @@
 //! A mesh of two, a mesh that lost its majority, and two meshes that meet.
 
+use std::fs;
+use std::path::Path;
+
 use floe_client::Mesh;
 use floe_protocol::{JobPhase, NodeRole};
 use floe_scenarios::harness::{Cluster, DEADLINE, Node, wait_until};
@@ -55,6 +58,70 @@ async fn two_that_went_on_without_each_other_become_one_again() {
     }
 }
 
+/// The node that alone accepted a job dies, and the other one, which knows nothing of it, is all that is left: the
+/// driver goes on there all the same, and it is one job again when both are back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_goes_on_where_nobody_knows_its_job() {
+    let mut cluster = cluster().nodes(2).start().await.unwrap();
+    let tables = flights(cluster.dir(), "parquet");
+    let mesh = cluster.client(0).await.unwrap();
+    cluster.node(1).kill().await.unwrap();
+    let job = half_done(&mesh, &tables).await;
+    cluster.node(0).kill().await.unwrap();
+    cluster.node(1).restart().await.unwrap();
+    let found = job.collect().await.unwrap();
+    same_rows(&found, &tables.run(&slow_query()).unwrap(), false).unwrap();
+    cluster.node(0).restart().await.unwrap();
+    cluster.settled().await.unwrap();
+    for i in [0, 1] {
+        let jobs = cluster.client(i).await.unwrap().jobs().await.unwrap();
+        let phases: Vec<_> = jobs.iter().map(|job| (job.id, job.phase.clone())).collect();
+        assert_eq!(phases, [(job.id(), JobPhase::Succeeded)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_data_directory_and_a_foreign_log_are_refused() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let (home, first) = (cluster.dir().to_owned(), cluster.node(0).address().to_owned());
+    let args = |data: &Path| {
+        let data = data.to_string_lossy().into_owned();
+        let key = cluster.key_file().to_string_lossy().into_owned();
+        ["--listen".into(), "/ip4/127.0.0.1/tcp/0".into(), "--join".into(), first.clone()]
+            .into_iter()
+            .chain(["--data-dir".to_owned(), data, "--key-file".to_owned(), key])
+            .collect::<Vec<String>>()
+    };
+    let copy = home.join("copy");
+    copy_files(&cluster.data_dir(2), &copy);
+    let (floe, args_of_copy) = (cluster.floe().clone(), args(&copy));
+    let foreign = home.join("foreign");
+    copy_files(&cluster.data_dir(2), &foreign);
+    fs::copy(cluster.data_dir(1).join("log.redb"), foreign.join("log.redb")).unwrap();
+    let refused = floe.run(["up".to_owned()].into_iter().chain(args(&foreign))).await.unwrap();
+    let refused = refused.failure().unwrap();
+    assert!(refused.contains("log.redb is that of node") && refused.contains("data directory"), "{refused}");
+
+    // The copy counts one start more, so the original gives way to it, and says why.
+    let mut twin = Node::spawn(floe, &home.join("twin"), args_of_copy).unwrap();
+    let status = cluster.node(2).wait().await.unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(cluster.node(2).log().contains("is a copy of this one"), "{}", cluster.node(2).log());
+    twin.ready().await.unwrap();
+    let one = cluster.run(0, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
+    assert_eq!(one.success().unwrap(), "one\n1\n");
+}
+
+/// Copies a directory's own files.
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_majority_is_told_and_recovered_and_its_return_loses_nothing() {
     let mut cluster = cluster().nodes(3).start().await.unwrap();
@@ -69,20 +136,20 @@ async fn a_lost_majority_is_told_and_recovered_and_its_return_loses_nothing() {
     for gone in (0..3).filter(|i| *i != left) {
         cluster.node(gone).kill().await.unwrap();
     }
+    // There is no terminal to ask at, whatever the one that is left still believes of its leader.
+    let unasked = cluster.run(left, &["recover"]).await.unwrap().failure().unwrap();
+    assert!(unasked.contains("--yes"), "{unasked}");
     let told = wait_until("the status says what is lost and what to type", DEADLINE, async || {
         let text = cluster.run(left, &["status"]).await.unwrap().success().unwrap();
         text.contains("floe recover").then_some(text)
     })
     .await
     .unwrap();
-    assert!(told.contains("2 of the 3 voters do not answer"), "{told}");
+    assert!(told.contains("2 of the 3 nodes with a vote do not answer"), "{told}");
     for gone in (0..3).filter(|i| *i != left) {
         assert!(told.lines().last().unwrap().contains(&format!("node-{gone}")), "{told}");
     }
 
-    // There is no terminal to ask at.
-    let unasked = cluster.run(left, &["recover"]).await.unwrap().failure().unwrap();
-    assert!(unasked.contains("--yes"), "{unasked}");
     let status = cluster.status(left).await.unwrap();
     assert_eq!((status.leader, status.era.unwrap().epoch), (None, 1), "nothing was changed");
 

@@ -1,5 +1,7 @@
 //! A job's handle.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +19,10 @@ use crate::watch::Watch;
 /// How long a node may not know a job that this handle saw accepted. A majority holds it, but the node that the
 /// driver went over to may have yet to hear of it.
 const HEARSAY: Duration = Duration::from_secs(5);
+
+/// Specifications up to this size are kept with their handle, to be submitted again should that be needed: more would
+/// double what a driver needs for its frames.
+const MAX_KEPT_SPEC_BYTES: usize = 16 << 20;
 
 /// One submission. Dropping the handle leaves the job alone: [`Mesh::job`] finds it again by its id, from any
 /// process and through any node.
@@ -43,13 +49,29 @@ const HEARSAY: Duration = Duration::from_secs(5);
 pub struct Job {
     mesh: Mesh,
     id: JobId,
-    /// Whether this handle saw the mesh accept the job, so that it must exist.
-    accepted: bool,
+    /// Set if this handle saw the mesh accept the job, so that it must exist.
+    submission: Option<Submission>,
+}
+
+/// What a handle knows of the job that it submitted.
+#[derive(Clone, Debug)]
+struct Submission {
+    /// What was submitted, unless that is too large to be kept.
+    spec: Option<Bytes>,
+    /// Whether the job was seen to have ended.
+    ended: Arc<AtomicBool>,
 }
 
 impl Job {
-    pub(crate) fn new(mesh: Mesh, id: JobId, accepted: bool) -> Self {
-        Self { mesh, id, accepted }
+    /// A job that the mesh has just accepted.
+    pub(crate) fn accepted(mesh: Mesh, id: JobId, spec: Bytes) -> Self {
+        let spec = (spec.len() <= MAX_KEPT_SPEC_BYTES).then_some(spec);
+        Self { mesh, id, submission: Some(Submission { spec, ended: Arc::default() }) }
+    }
+
+    /// A job that somebody submitted, perhaps.
+    pub(crate) fn named(mesh: Mesh, id: JobId) -> Self {
+        Self { mesh, id, submission: None }
     }
 
     /// Its id, in text 16 hexadecimal digits.
@@ -61,7 +83,10 @@ impl Job {
     pub async fn status(&self) -> Result<JobStatus> {
         let (answer, exchange) = self.ask(&Request::Job { id: self.id }).await?;
         match answer {
-            Response::Job(status) => Ok(status),
+            Response::Job(status) => {
+                self.saw(&status);
+                Ok(status)
+            }
             other => Err(exchange.unexpected(&other)),
         }
     }
@@ -117,16 +142,34 @@ impl Job {
         self.ask_within(request, &mut self.mesh.link().patience()).await
     }
 
-    /// Asks any node while there is patience, and believes that the job exists if it was accepted.
+    /// Notes how the job stands.
+    pub(crate) fn saw(&self, status: &JobStatus) {
+        if let Some(submission) = self.submission.as_ref().filter(|_| status.phase.is_terminal()) {
+            submission.ended.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks any node while there is patience, and believes that the job exists if it was accepted. One that is still
+    /// to run and that nobody knows is known to nodes that are away: of two nodes the other one, which went on alone.
+    /// It is submitted again, under its id, so that it runs here too and is one job again when they are back.
     pub(crate) async fn ask_within(
         &self,
         request: &Request,
         patience: &mut Patience,
     ) -> Result<(Response, Exchange)> {
-        let mut hearsay = Patience::new(if self.accepted { HEARSAY } else { Duration::ZERO });
+        let mut hearsay = Patience::new(if self.submission.is_some() { HEARSAY } else { Duration::ZERO });
+        let mut again = self.submission.as_ref().and_then(|submission| {
+            let asks = matches!(request, Request::Job { .. } | Request::Watch { .. });
+            submission.spec.clone().filter(|_| asks && !submission.ended.load(Ordering::Relaxed))
+        });
         loop {
             match self.mesh.link().ask(request, None::<&Bytes>, patience).await {
                 Err(Error::Failure(Failure::NoSuchJob { .. })) if hearsay.pause().await => {}
+                Err(Error::Failure(Failure::NoSuchJob { .. })) if again.is_some() => {
+                    let spec = again.take();
+                    tracing::warn!(job = %self.id, "no node here knows the job: submitting it again");
+                    self.mesh.link().ask(&Request::Submit { id: self.id }, spec.as_ref(), patience).await?;
+                }
                 answer => return answer,
             }
         }

@@ -277,7 +277,7 @@ async fn ask_once(
         | Request::Explain
         | Request::Cancel { .. }
         | Request::Release { .. }
-        | Request::Recover => DECISION_TIMEOUT,
+        | Request::Recover { .. } => DECISION_TIMEOUT,
         _ => ANSWER_TIMEOUT,
     };
     let timeout = |_| CallError::Timeout { waited };

@@ -106,7 +106,7 @@ impl Mesh {
         let body = encode(&spec)?;
         let (answer, exchange) = self.ask(&Request::Submit { id }, Some(&body)).await?;
         match answer {
-            Response::Accepted { id } => Ok(Job::new(self.clone(), id, true)),
+            Response::Accepted { id } => Ok(Job::accepted(self.clone(), id, body)),
             other => Err(exchange.unexpected(&other)),
         }
     }
@@ -130,10 +130,19 @@ impl Mesh {
         }
     }
 
+    /// Whether the mesh has to be recovered: an error with the reason while it can decide by itself.
+    pub async fn needs_recovery(&self) -> Result<()> {
+        let (answer, exchange) = self.ask(&Request::Recover { agreed: false }, None).await?;
+        match answer {
+            Response::Done => Ok(()),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
     /// Goes on without voters that are lost for good, and says with whose knowledge. Refused while the mesh can
     /// decide by itself.
     pub async fn recover(&self) -> Result<NodeId> {
-        let (answer, exchange) = self.ask(&Request::Recover, None).await?;
+        let (answer, exchange) = self.ask(&Request::Recover { agreed: true }, None).await?;
         match answer {
             Response::Recovered { node } => Ok(node),
             other => Err(exchange.unexpected(&other)),
@@ -142,7 +151,7 @@ impl Mesh {
 
     /// A job submitted before, by this process or another. Whether it exists shows with the first question.
     pub fn job(&self, id: JobId) -> Job {
-        Job::new(self.clone(), id, false)
+        Job::named(self.clone(), id)
     }
 
     pub(crate) fn link(&self) -> &Link {

@@ -104,7 +104,7 @@ mod tests {
             load: Load::default(),
         };
         let nodes = ports.iter().map(node).collect();
-        Status { node: NodeId(1), era: None, leader: None, term: 0, nodes, voters: vec![] }
+        Status { node: NodeId(1), era: None, leader: None, term: 0, nodes, voters: vec![], rival: None }
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Source {
             match response {
                 Response::Job(status) => {
                     self.patience.renew();
+                    self.job.saw(&status);
                     self.exchange = Some(exchange);
                     return Ok(status);
                 }

@@ -109,7 +109,15 @@ fn status_of(addresses: &[&str]) -> Response {
             load: Load::default(),
         })
         .collect();
-    Response::Status(Status { node: NodeId(1), era: None, leader: None, term: 0, nodes, voters: vec![] })
+    Response::Status(Status {
+        node: NodeId(1),
+        era: None,
+        leader: None,
+        term: 0,
+        rival: None,
+        nodes,
+        voters: vec![],
+    })
 }
 
 fn job(phase: JobPhase) -> Response {

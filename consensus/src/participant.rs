@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 
 use bytes::Bytes;
-use floe_protocol::message::{Assignment, MeshView, Report, Survivor};
+use floe_protocol::message::{Assignment, MeshView, Report, Rival, Survivor};
 use floe_protocol::{
     AttemptId, Era, Failure, Fence, JobId, JobPhase, Member, MeshId, NodeId, PeerMessage, RequestId, TaskId,
 };
@@ -134,6 +134,9 @@ pub enum CarryOnError {
     /// It hears from a leader.
     #[error("the mesh has a leader")]
     Led(NodeId),
+    /// It is not of the mesh whose log it has.
+    #[error("this node is no member of the mesh whose log it holds")]
+    NoMember,
     /// The mesh went on without it, or it is of another.
     #[error("this node's era is another")]
     OtherEra,
@@ -323,6 +326,9 @@ impl<L: LogStore> Participant<L> {
         if let Some(leader) = self.leader() {
             return Err(CarryOnError::Led(leader));
         }
+        if !self.state().members().contains_key(&self.member.id) {
+            return Err(CarryOnError::NoMember);
+        }
         Ok(self.carry_on()?)
     }
 
@@ -428,6 +434,12 @@ impl<L: LogStore> Participant<L> {
             ended: self.state().ended_eras().chain(self.replica.log().left().iter().copied()).collect(),
             members: named.into_iter().cloned().collect(),
         }
+    }
+
+    /// An era that wins over this node's own, if any is seen.
+    pub fn rival(&self) -> Option<Rival> {
+        let view = self.healing.winner(self.state().era()?, self.replica.log().left())?;
+        Some(Rival { era: view.era?, node: view.node, leader: view.leader })
     }
 
     /// How much of the mesh's log is here.

@@ -143,7 +143,13 @@ impl Calls {
             Request::Join { member } => {
                 Ok(answer_of(self.mailbox.ask(|reply| Ask::Join(member, reply)).await?))
             }
-            Request::Recover => Ok(Response::Recovered { node: recovery::recover(&self.mailbox).await? }),
+            Request::Recover { agreed: false } => {
+                recovery::needed(&self.mailbox).await?;
+                Ok(Response::Done)
+            }
+            Request::Recover { agreed: true } => {
+                Ok(Response::Recovered { node: recovery::recover(&self.mailbox).await? })
+            }
             Request::Survivor => Ok(Response::Survivor(self.mailbox.ask(Ask::Survivor).await?)),
             Request::CarryOn { era } => {
                 self.mailbox.ask(|reply| Ask::CarryOn(era, reply)).await??;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use floe_protocol::Failure;
 use floe_protocol::message::Fault;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// How long a node may stand still: less is no fault, and from the upper bound on it is not told from a dead one.
@@ -80,13 +80,19 @@ fn pause(pause_ms: u64) -> io::Result<()> {
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()?;
-    tracing::warn!(pause_ms, "asked to pause: this node stands still for a while");
+    tracing::warn!(
+        pause_ms,
+        "asked to pause: this node stands still for a while (a shell may take its terminal back: `fg` brings it to the front again)"
+    );
     thread::spawn(move || {
         thread::sleep(PARTING);
         if let Err(error) = kill(own, Signal::SIGSTOP) {
             tracing::warn!(%error, "this node cannot be stopped");
         }
-        // Here again. An error would mean that somebody else has waited for it.
+        // Here again: whoever stops this node from now on means it. An error would mean that the waker has ended.
+        if let Ok(group) = waker.id().try_into() {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
         let _ = waker.wait();
     });
     Ok(())

@@ -79,23 +79,35 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
 }
 
 /// Keeps a node that runs a member: an older start's leave may be agreed only after it came back, and its mesh may
-/// merge into another. Runs until it is dropped, or the node stops.
-pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) {
+/// merge into another. Ends with a node that stops; or because another process runs as this node, which only a copied
+/// data directory can bring about: two that vote under one name would break what the voters agree on.
+pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failure {
+    let stopped = || Failure::Unavailable { message: "the node stops".to_owned() };
     let mut changes = mailbox.changes();
     while changes.changed().await.is_ok() {
-        let Ok(status) = mailbox.ask(Ask::Status).await else { return };
+        let Ok(status) = mailbox.ask(Ask::Status).await else { return stopped() };
         if status.nodes.iter().any(|info| info.member == member) {
             continue;
+        }
+        let twin = |other: &Member| other.id == member.id && other.incarnation >= member.incarnation;
+        if let Some(info) = status.nodes.iter().find(|info| twin(&info.member)) {
+            let message = format!(
+                "another process, at {}, runs as this node: its data directory is a copy of this one. Keep one of the \
+                 two, and remove the other to start there as a new node",
+                info.member.addresses.first().map_or("an unknown address", String::as_str)
+            );
+            return Failure::Refused { message };
         }
         tracing::warn!("this node is not listed as a member any more: joining again");
         while let Err(failure) = form(&mailbox, &member, &settings).await {
             tracing::warn!(%failure, "not a member again yet");
             if mailbox.ask(Ask::Mesh).await.is_err() {
-                return;
+                return stopped();
             }
             sleep(LOOK_INTERVAL).await;
         }
     }
+    stopped()
 }
 
 /// Leaves the mesh: what this node leads goes to another first. Returns when the others can go on without it,

@@ -4,7 +4,7 @@
 //! of it or nothing.
 //!
 //! ```text
-//!   log.redb   numbers   format, dropped_index, dropped_term
+//!   log.redb   numbers   format, node, dropped_index, dropped_term
 //!              records   hard_state, snapshot        (raft-rs' protobuf)
 //!                        left                        (eras that the node has left)
 //!              entries   index -> entry              (likewise)
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use floe_consensus::log::{LogError, LogParts, LogStore, MemoryLog, Persist};
-use floe_protocol::{Era, frame};
+use floe_protocol::{Era, NodeId, frame};
 use protobuf::Message;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage};
@@ -54,6 +54,16 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Another node wrote it.
+    #[error("the log {} is that of node {owner}, and this is node {node}: put each node's files back together, or remove the data directory to start as a new node", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: NodeId,
+        /// Whose it should be.
+        node: NodeId,
+    },
     /// A later version wrote it.
     #[error("the log {} was written by a newer floe (format {found}, this one reads up to {FORMAT}): update floe", path.display())]
     Newer {
@@ -84,12 +94,19 @@ pub struct LogFile {
 
 impl LogFile {
     /// Opens the log at `path`, in a data directory, or begins one.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    ///
+    /// It is `node`'s: what a node has promised in its log, no other may promise or break.
+    pub fn open(path: &Path, node: NodeId) -> Result<Self, Error> {
         let path = path.to_owned();
         if !path.try_exists().map_err(|source| Error::Io { path: path.clone(), source })? {
             begin(&path)?;
         }
         let file = open_file(&path)?;
+        if let Some(owner) =
+            own(&file, node).map_err(|error| Error::Damaged { path: path.clone(), why: error.to_string() })?
+        {
+            return Err(Error::Foreign { path, owner, node });
+        }
         let damaged = |why: String| Error::Damaged { path: path.clone(), why };
         let parts = match read(&file) {
             Ok(parts) => parts,
@@ -183,7 +200,7 @@ fn empty(file: &Database, left: &[Era]) -> Result<(), redb::Error> {
         let left = frame::encode(&left).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
         records.insert("left", left.as_slice())?;
     }
-    transaction.open_table(NUMBERS)?.retain(|name, _| name == "format")?;
+    transaction.open_table(NUMBERS)?.retain(|name, _| matches!(name, "format" | "node"))?;
     transaction.commit()?;
     Ok(())
 }
@@ -244,6 +261,21 @@ fn begin(path: &Path) -> Result<(), Error> {
     fs::rename(&new, path).map_err(io_error)?;
     // The name must be on disk too.
     File::open(directory(path)).and_then(|dir| dir.sync_all()).map_err(io_error)
+}
+
+/// Makes the log this node's, if it is nobody's yet. Returns whose it is otherwise.
+fn own(file: &Database, node: NodeId) -> Result<Option<NodeId>, redb::Error> {
+    let transaction = file.begin_write()?;
+    let owner = {
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        let owner = numbers.get("node")?.map(|found| NodeId(found.value()));
+        if owner.is_none() {
+            numbers.insert("node", node.0)?;
+        }
+        owner
+    };
+    transaction.commit()?;
+    Ok(owner.filter(|owner| *owner != node))
 }
 
 /// The directory that a log lies in.
@@ -367,6 +399,8 @@ mod tests {
 
     use super::*;
 
+    const NODE: NodeId = NodeId(5);
+
     fn path_in(dir: &TempDir) -> PathBuf {
         dir.path().join("log.redb")
     }
@@ -398,7 +432,7 @@ mod tests {
         let parts = log.parts().clone();
         let path = log.path.clone();
         drop(log);
-        let log = LogFile::open(&path).unwrap();
+        let log = LogFile::open(&path, NODE).unwrap();
         assert_eq!(log.parts(), &parts);
         log
     }
@@ -408,9 +442,24 @@ mod tests {
     }
 
     #[test]
+    fn the_log_of_another_node_is_refused_by_name_and_left_alone() {
+        let dir = TempDir::new().unwrap();
+        drop(LogFile::open(&path_in(&dir), NODE).unwrap());
+        let error = LogFile::open(&path_in(&dir), NodeId(6)).unwrap_err();
+        assert!(matches!(error, Error::Foreign { owner: NODE, .. }), "{error}");
+        let log = LogFile::open(&path_in(&dir), NODE).unwrap();
+        let era = Era { mesh: floe_protocol::MeshId(1), epoch: 1, founder: NODE };
+        drop(log.restart(era).unwrap());
+        drop(log);
+        // Also after it was emptied.
+        assert!(matches!(LogFile::open(&path_in(&dir), NodeId(6)), Err(Error::Foreign { .. })));
+        assert_eq!(LogFile::open(&path_in(&dir), NODE).unwrap().left(), [era]);
+    }
+
+    #[test]
     fn what_was_written_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let log = reopen(LogFile::open(&path_in(&dir)).unwrap());
+        let log = reopen(LogFile::open(&path_in(&dir), NODE).unwrap());
         assert!(log.is_empty());
         let mut log = log;
         write(
@@ -454,7 +503,7 @@ mod tests {
     #[test]
     fn a_commit_index_alone_is_written_with_what_comes_next() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogFile::open(&path_in(&dir)).unwrap();
+        let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
         write(
             &mut log,
             Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() },
@@ -468,7 +517,7 @@ mod tests {
     #[test]
     fn a_write_that_cannot_be_is_refused_and_so_is_every_later_one() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogFile::open(&path_in(&dir)).unwrap();
+        let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
         write(
             &mut log,
             Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() },
@@ -478,14 +527,14 @@ mod tests {
         log.write(&Persist { entries: entries(3..=3, 1), must_sync: true, ..Persist::default() })
             .unwrap_err();
         drop(log);
-        assert_eq!(kept(&LogFile::open(&path_in(&dir)).unwrap()), [(1, 1), (2, 1)]);
+        assert_eq!(kept(&LogFile::open(&path_in(&dir), NODE).unwrap()), [(1, 1), (2, 1)]);
     }
 
     #[test]
     fn a_second_process_is_told_who_is_in_the_way() {
         let dir = tempfile::tempdir().unwrap();
-        let _log = LogFile::open(&path_in(&dir)).unwrap();
-        let error = LogFile::open(&path_in(&dir)).unwrap_err();
+        let _log = LogFile::open(&path_in(&dir), NODE).unwrap();
+        let error = LogFile::open(&path_in(&dir), NODE).unwrap_err();
         assert!(matches!(error, Error::Locked(_)), "{error:?}");
         let place = dir.path().display().to_string();
         assert!(error.to_string().contains(&format!("another floe up runs on the data directory {place}")));
@@ -495,7 +544,7 @@ mod tests {
     fn what_is_no_log_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = path_in(&dir);
-        let mut log = LogFile::open(&path_in(&dir)).unwrap();
+        let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
         write(
             &mut log,
             Persist { entries: entries(1..=200, 1), hard_state: hard_state(1, 200), ..Persist::default() },
@@ -509,7 +558,7 @@ mod tests {
         }
         for damaged in [Vec::new(), b"x".to_vec(), vec![0; 8192], vec![0xff; 100_000], cut, garbled] {
             fs::write(&path, &damaged).unwrap();
-            let error = LogFile::open(&path_in(&dir)).unwrap_err();
+            let error = LogFile::open(&path_in(&dir), NODE).unwrap_err();
             assert!(matches!(error, Error::Damaged { .. }), "{} bytes: {error:?}", damaged.len());
             let sentence = error.to_string();
             assert!(
@@ -518,13 +567,13 @@ mod tests {
             );
         }
         fs::write(&path, &whole).unwrap();
-        assert_eq!(kept(&LogFile::open(&path_in(&dir)).unwrap()).len(), 200);
+        assert_eq!(kept(&LogFile::open(&path_in(&dir), NODE).unwrap()).len(), 200);
     }
 
     #[test]
     fn a_newer_format_and_another_database_are_told_apart_from_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogFile::open(&path_in(&dir)).unwrap();
+        let log = LogFile::open(&path_in(&dir), NODE).unwrap();
         let set_format = |file: &Database, format| {
             let transaction = file.begin_write().unwrap();
             transaction.open_table(NUMBERS).unwrap().insert("format", format).unwrap();
@@ -532,13 +581,13 @@ mod tests {
         };
         set_format(&log.file, 7);
         drop(log);
-        let error = LogFile::open(&path_in(&dir)).unwrap_err();
+        let error = LogFile::open(&path_in(&dir), NODE).unwrap_err();
         assert!(matches!(error, Error::Newer { found: 7, .. }), "{error:?}");
         assert!(error.to_string().contains("update floe"), "{error}");
 
         fs::remove_file(path_in(&dir)).unwrap();
         drop(Database::create(path_in(&dir)).unwrap());
-        let error = LogFile::open(&path_in(&dir)).unwrap_err();
+        let error = LogFile::open(&path_in(&dir), NODE).unwrap_err();
         assert!(error.to_string().contains("no log"), "{error}");
     }
 
@@ -546,7 +595,7 @@ mod tests {
     fn a_log_half_made_at_the_first_start_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(path_in(&dir).with_extension(NEW_EXTENSION), "half").unwrap();
-        assert!(LogFile::open(&path_in(&dir)).unwrap().is_empty());
+        assert!(LogFile::open(&path_in(&dir), NODE).unwrap().is_empty());
         assert!(!path_in(&dir).with_extension(NEW_EXTENSION).exists());
     }
 
@@ -557,7 +606,7 @@ mod tests {
         #[test]
         fn file_and_memory_agree(steps in prop::collection::vec((0u8..4, 0u64..6, 1u64..6), 1..12)) {
             let dir = tempfile::tempdir().unwrap();
-            let mut log = LogFile::open(&path_in(&dir)).unwrap();
+            let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
             let mut term = 1;
             for (kind, back, count) in steps {
                 let (first, last) = (log.first_index().unwrap(), log.last_index().unwrap());

@@ -98,6 +98,11 @@ impl Mailbox {
         self.changes.clone()
     }
 
+    /// Waits until the loop has ended.
+    pub async fn stopped(&self) {
+        self.asks.closed().await;
+    }
+
     /// Sends an ask made of a reply channel and waits for its answer.
     pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Failure> {
         let stopping = || Failure::Unavailable { message: "this node is stopping: ask another".to_owned() };

@@ -63,7 +63,7 @@ pub struct Node {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), Error>>,
     /// Keeps the node a member until it leaves.
-    stay: Option<AbortOnDropHandle<()>>,
+    stay: Option<AbortOnDropHandle<Failure>>,
 }
 
 /// Why a node could not start, or had to stop.
@@ -93,6 +93,9 @@ pub enum Error {
     /// No place for an embedded node.
     #[error("cannot create a temporary directory for the embedded mesh: {0}")]
     Temporary(std::io::Error),
+    /// It must not go on.
+    #[error("this node stops: {0}")]
+    Refused(Failure),
     /// It did not become a member.
     #[error("this node did not become a member of a mesh: {0}")]
     Formation(Failure),
@@ -105,7 +108,7 @@ impl Node {
     /// Starts a node and waits until it is a member of a mesh that has a leader.
     pub async fn start(settings: Settings, mut data_dir: DataDir, key: MeshKey) -> Result<Self, Error> {
         let id = node_id(&data_dir.identity().public().to_peer_id());
-        let log = LogFile::open(&data_dir.log_file())?;
+        let log = LogFile::open(&data_dir.log_file(), id)?;
         data_dir.remember_log()?;
         let budget = Budget::new(settings.memory_bytes);
         let store = Store::open(&data_dir.path().join("partitions"), id, budget)?;
@@ -173,8 +176,22 @@ impl Node {
         self.mailbox.network().addresses()
     }
 
-    /// Ends with the loop, which does not end by itself unless something failed.
+    /// Ends with the loop, which does not end by itself unless something failed, or when this node must not go on.
     pub async fn failed(&mut self) -> Error {
+        if let Some(stay) = &mut self.stay {
+            let refused = async {
+                match stay.await {
+                    Ok(failure @ Failure::Refused { .. }) => failure,
+                    // The loop that it asks has ended, and knows better why.
+                    Ok(_) | Err(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                failure = refused => return Error::Refused(failure),
+                _ = self.mailbox.stopped() => {}
+            }
+        }
         match (&mut self.task).await {
             Ok(Ok(())) => Error::Stopped("its loop ended".to_owned()),
             Ok(Err(error)) => error,
@@ -387,8 +404,10 @@ impl Loop {
                 Action::Dial(member) => self.meet(&member),
                 Action::Disconnect(node) => {
                     let members = self.participant.state().members();
-                    let name = members.get(&node).map_or("", |member| &member.name);
-                    tracing::warn!(%node, name, "lost: what it ran and held is made anew elsewhere");
+                    // Of one that has left, nothing is lost.
+                    if let Some(Member { name, .. }) = members.get(&node) {
+                        tracing::warn!(%node, name, "lost: what it ran and held is made anew elsewhere");
+                    }
                     // Where the connection only seems to stand, whoever waits on it must hear of its end.
                     self.network.disconnect(node);
                 }
@@ -674,6 +693,7 @@ impl Loop {
             term: standing.term,
             nodes: nodes.collect(),
             voters: standing.configuration.voters.union(&standing.configuration.outgoing).copied().collect(),
+            rival: self.participant.rival(),
         }
     }
 

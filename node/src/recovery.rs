@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use floe_protocol::message::{Status, Survivor};
-use floe_protocol::{Failure, NodeId, Request, Response};
+use floe_protocol::{Era, Failure, NodeId, Request, Response};
 use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
@@ -39,41 +39,44 @@ pub fn leaderless(status: &Status) -> String {
         .collect();
     let (lost, voters) = (silent.len(), status.voters.len());
     let names = silent.join(", ");
-    if silent.is_empty() {
+    let (subject, verb) = if lost == 1 { ("it", "does") } else { ("them", "do") };
+    if let Some(rival) = &status.rival {
+        let node = name_of(status, rival.node);
+        let then = match rival.leader {
+            Some(_) => "this node is about to join that".to_owned(),
+            None => format!("that has no leader either, see `floe status` and `floe recover` there ({node})"),
+        };
+        format!(
+            "no leader in this era: {node} is of epoch {} of mesh {}; {then}",
+            rival.era.epoch, rival.era.mesh
+        )
+    } else if silent.is_empty() {
         "no leader at the moment: the voters are electing one".to_owned()
-    } else if voters == 2 {
+    } else if voters == 2 && lost == 1 && status.voters.contains(&status.node) {
         format!(
             "no leader at the moment: {names} does not answer, and this node goes on alone in a few seconds"
         )
     } else if lost * 2 < voters {
-        format!("no leader at the moment: {names} does not answer, and the other voters are electing one")
+        format!("no leader at the moment: {names} {verb} not answer, and the other voters are electing one")
     } else {
         format!(
-            "no leader, and nothing is accepted: {lost} of the {voters} voters do not answer ({names}). \
-             Start them again; only if they are lost for good, type `floe recover`"
+            "no leader, and nothing is accepted: {lost} of the {voters} nodes with a vote {verb} not answer ({names}). \
+             Start {subject} again; only if that is impossible for good, type `floe recover`"
         )
     }
+}
+
+/// Whether the mesh cannot decide by itself any more; if it can, the failure says why.
+pub async fn needed(mailbox: &Mailbox) -> Result<(), Failure> {
+    look(mailbox).await.map(drop)
 }
 
 /// Goes on without the voters that are gone: refused while the mesh can still agree by itself. Returns the node
 /// whose log the mesh goes on with.
 pub async fn recover(mailbox: &Mailbox) -> Result<NodeId, Failure> {
-    let own = disbelieving(mailbox).await?;
-    let status = mailbox.ask(Ask::Status).await?;
-    let Some(era) = own.era else {
-        return Err(refused("this node has no mesh yet, so there is nothing to recover".to_owned()));
-    };
-    let mut survivors = others(mailbox).await;
-    survivors.insert(own.node, own);
-    if let Some(message) = needless(&status, &survivors) {
-        return Err(refused(message));
-    }
-    let same = survivors.values().filter(|survivor| survivor.era == Some(era));
-    let chosen =
-        same.max_by_key(|survivor| (survivor.log, Reverse(survivor.node))).map(|survivor| survivor.node);
-    let chosen = chosen.unwrap_or(status.node);
+    let (chosen, era) = look(mailbox).await?;
     tracing::warn!(node = %chosen, "recovering the mesh with the longest log that is left");
-    if chosen == status.node {
+    if chosen == mailbox.network().node() {
         mailbox.ask(|reply| Ask::CarryOn(era, reply)).await??;
     } else {
         let asked = mailbox.network().call(chosen, &Request::CarryOn { era }, config::CALL_TIMEOUT).await;
@@ -83,15 +86,50 @@ pub async fn recover(mailbox: &Mailbox) -> Result<NodeId, Failure> {
             Ok(other) => {
                 return Err(Failure::internal(format!("{chosen} answered a recovery with {other:?}")));
             }
-            Err(error) => {
-                let message =
-                    format!("{chosen}, which has the longest log, cannot be asked: {error}; try again");
-                return Err(Failure::Unavailable { message });
-            }
+            Err(error) => return Err(unreachable(chosen, &error)),
         }
     }
     led(mailbox, chosen).await?;
     Ok(chosen)
+}
+
+/// Who is to go on, from which era: of the mesh's last era among the nodes that are left, the one with the longest
+/// log.
+async fn look(mailbox: &Mailbox) -> Result<(NodeId, Era), Failure> {
+    let own = disbelieving(mailbox).await?;
+    let Some(Era { mesh, .. }) = own.era else {
+        return Err(refused("this node has no mesh yet, so there is nothing to recover".to_owned()));
+    };
+    let status = mailbox.ask(Ask::Status).await?;
+    let mut survivors = others(mailbox).await;
+    survivors.insert(own.node, own);
+    if let Some(message) = needless(&status, &survivors) {
+        return Err(refused(message));
+    }
+    let same = survivors.values().filter_map(|survivor| Some((survivor.era?, survivor)));
+    let same = same.filter(|(era, _)| era.mesh == mesh);
+    let chosen = same.max_by_key(|(era, survivor)| (*era, survivor.log, Reverse(survivor.node)));
+    let Some((era, Survivor { node: chosen, .. })) = chosen else {
+        return Err(Failure::internal("this node does not know itself"));
+    };
+    let status = if *chosen == status.node {
+        status
+    } else {
+        match mailbox.network().call(*chosen, &Request::Status, config::CALL_TIMEOUT).await {
+            Ok(Response::Status(status)) => status,
+            Ok(other) => return Err(Failure::internal(format!("{chosen} answered with {other:?}"))),
+            Err(error) => return Err(unreachable(*chosen, &error)),
+        }
+    };
+    let here = |node: &&NodeId| survivors.get(node).is_some_and(|survivor| survivor.era == Some(era));
+    let voters: Vec<_> = status.voters.iter().filter(here).map(|node| name_of(&status, *node)).collect();
+    if voters.len() * 2 > status.voters.len() {
+        return Err(refused(format!(
+            "a majority of the voters is here ({}) and elects a leader by itself; look at `floe status` in a few seconds",
+            voters.join(", ")
+        )));
+    }
+    Ok((*chosen, era))
 }
 
 /// What this node has, once it does not believe in a leader any more whose connection is gone.
@@ -120,43 +158,42 @@ async fn others(mailbox: &Mailbox) -> BTreeMap<NodeId, Survivor> {
     join_all(calls).await.into_iter().flatten().collect()
 }
 
-/// Why a mesh must not be recovered by force, if so.
+/// Why a mesh must not be recovered by force, as far as living leaders tell.
 fn needless(status: &Status, survivors: &BTreeMap<NodeId, Survivor>) -> Option<String> {
-    let era = status.era?;
-    let name_of = |node: NodeId| {
-        let member = status.nodes.iter().find(|info| info.member.id == node);
-        member.map_or_else(|| node.to_string(), |info| info.member.name.clone())
-    };
-    for survivor in survivors.values() {
-        let (Some(other), Some(leader)) = (survivor.era, survivor.leader) else { continue };
-        let node = name_of(survivor.node);
-        if other == era {
-            let leader = name_of(leader);
-            return Some(format!(
-                "the mesh is well: {leader} leads it, as {node} says; there is nothing to recover"
-            ));
-        }
-        if other.mesh == era.mesh {
-            return Some(format!(
-                "the mesh has been recovered already, and {node} is in its epoch {}; this node will join it by itself",
-                other.epoch
-            ));
-        }
-        return Some(format!(
+    let own = status.era?;
+    let led =
+        survivors.values().filter_map(|survivor| Some((survivor.era?, survivor.leader?, survivor.node)));
+    let (era, leader, node) = led.max_by_key(|(era, ..)| (era.mesh == own.mesh, *era))?;
+    let (leader, node) = (name_of(status, leader), name_of(status, node));
+    if era == own {
+        Some(format!("the mesh is well: {leader} leads it, as {node} says; there is nothing to recover"))
+    } else if era.mesh != own.mesh {
+        Some(format!(
             "this node holds the data of mesh {}, and {node}, which it is connected with, is of mesh {}, which is \
              well. To join that one as a new node, start with an empty data directory; to go on with the other, start \
              the rest of its nodes",
-            era.mesh, other.mesh
-        ));
+            own.mesh, era.mesh
+        ))
+    } else if era > own {
+        Some(format!(
+            "the mesh has been recovered already, and {node} is in its epoch {}; this node joins it by itself in a few \
+             seconds",
+            era.epoch
+        ))
+    } else {
+        // A former era that still has a leader joins the one that this begins.
+        None
     }
-    let here = |node: &&NodeId| survivors.get(node).is_some_and(|survivor| survivor.era == Some(era));
-    let voters: Vec<_> = status.voters.iter().filter(here).map(|node| name_of(*node)).collect();
-    (voters.len() * 2 > status.voters.len()).then(|| {
-        format!(
-            "a majority of the voters is here ({}) and elects a leader by itself; look at `floe status` in a few seconds",
-            voters.join(", ")
-        )
-    })
+}
+
+fn name_of(status: &Status, node: NodeId) -> String {
+    let member = status.nodes.iter().find(|info| info.member.id == node);
+    member.map_or_else(|| node.to_string(), |info| info.member.name.clone())
+}
+
+fn unreachable(chosen: NodeId, error: &dyn std::fmt::Display) -> Failure {
+    let message = format!("{chosen}, which has the longest log, cannot be asked: {error}; try again");
+    Failure::Unavailable { message }
 }
 
 /// Waits until the node that carries on leads.

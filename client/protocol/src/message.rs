@@ -236,7 +236,10 @@ pub enum Request {
         member: Member,
     },
     /// Go on without the voters that are gone -> [`Response::Recovered`], or why that must not be.
-    Recover,
+    Recover {
+        /// Whether the mesh's owner has agreed. If not, nothing is done, and [`Response::Done`] says that it would be.
+        agreed: bool,
+    },
     /// Node to node, to find out who may recover the mesh -> [`Response::Survivor`]
     Survivor,
     /// Node to node: you are the one to go on without the others, if that is still your era -> [`Response::Done`]
@@ -332,6 +335,19 @@ pub struct Status {
     pub nodes: Vec<NodeInfo>,
     /// Whose votes count, of the old voters too while they change.
     pub voters: Vec<NodeId>,
+    /// An era that wins over this one, as a connected node says that is of it.
+    pub rival: Option<Rival>,
+}
+
+/// An era that wins over a node's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rival {
+    /// The era.
+    pub era: Era,
+    /// A node of it.
+    pub node: NodeId,
+    /// Its leader, if it has one.
+    pub leader: Option<NodeId>,
 }
 
 /// What a node tells one that is of another era, or of none.

@@ -115,7 +115,7 @@ impl Healing {
 
     /// What is known of the era that wins over all others, if that is not `own`, nor one that this node has `left`:
     /// from a node that knows its leader, if possible.
-    fn winner(&self, own: Era, left: &[Era]) -> Option<&MeshView> {
+    pub(super) fn winner(&self, own: Era, left: &[Era]) -> Option<&MeshView> {
         let wins = |view: &&MeshView| view.era.is_some_and(|era| era > own && !has_left(left, era));
         let others = self.seen.values().map(|(view, _)| view).filter(wins);
         others.max_by_key(|view| (view.era, view.leader.is_some(), view.node))

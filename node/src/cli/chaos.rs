@@ -397,7 +397,15 @@ mod tests {
 
     fn status(nodes: Vec<NodeInfo>, voters: &[u64]) -> Status {
         let voters: Vec<_> = voters.iter().copied().map(NodeId).collect();
-        Status { node: NodeId(1), era: None, leader: voters.first().copied(), term: 0, nodes, voters }
+        Status {
+            node: NodeId(1),
+            era: None,
+            leader: voters.first().copied(),
+            term: 0,
+            nodes,
+            voters,
+            rival: None,
+        }
     }
 
     const HERE: &str = "/ip4/127.0.0.1/tcp/4001";

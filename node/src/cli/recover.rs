@@ -9,8 +9,10 @@ use crate::recovery::leaderless;
 
 /// Go on without voters that are lost for good
 ///
-/// A mesh decides by a majority of its voters. When a majority is gone, it accepts nothing until they are back; if
-/// they never will be, this makes the rest go on with what they know. Refused while the mesh can decide by itself.
+/// A mesh decides by a majority of its voters. When a majority is gone, it accepts nothing until they are back. If
+/// they never will be, this lets the node with the longest log go on, in the mesh's next epoch; the others that are
+/// left join it. Should the lost ones come back after all, they join too, and hand over what only they knew. Refused
+/// while the mesh can decide by itself.
 #[derive(Args, Debug)]
 pub(super) struct RecoverArgs {
     /// Do not ask
@@ -22,12 +24,12 @@ pub(super) struct RecoverArgs {
 
 pub(super) async fn run(args: RecoverArgs) -> anyhow::Result<End> {
     let mesh = args.connect.mesh().await?;
-    let status = mesh.status().await?;
-    // A mesh that needs none is told so by its nodes, and nothing need be asked.
-    if status.leader.is_none() && !args.yes {
+    if !args.yes {
+        // A mesh that needs none says so, and nothing need be asked.
+        mesh.needs_recovery().await?;
         let question = format!(
             "{}\nGoing on without them loses what only they knew, unless they come back one day",
-            leaderless(&status)
+            leaderless(&mesh.status().await?)
         );
         if !agree(&question).await? {
             output::note(format_args!("nothing was changed"));

@@ -90,6 +90,7 @@ fn as_json(status: &Status) -> Value {
         "leader": status.leader.map(|leader| leader.to_string()),
         "answered_by": status.node.to_string(),
         "epoch": status.era.map(|era| era.epoch),
+        "begun_by": status.era.map(|era| era.founder.to_string()),
         "term": status.term,
         "nodes": nodes,
     })

@@ -102,8 +102,15 @@ mod tests {
 
     #[test]
     fn tasks_are_drawn_to_scale_and_summed_by_node() {
-        let mesh =
-            Status { node: NodeId(1), era: None, leader: None, term: 0, nodes: vec![], voters: vec![] };
+        let mesh = Status {
+            node: NodeId(1),
+            era: None,
+            leader: None,
+            term: 0,
+            rival: None,
+            nodes: vec![],
+            voters: vec![],
+        };
         let drawn = draw(&job(vec![run(1, 2, 1_050, 50), run(0, 1, 1_000, 50), run(2, 2, 1_100, 0)]), &mesh);
         let lines: Vec<_> = drawn.lines().collect();
         let half = WIDTH as usize / 2;

@@ -722,24 +722,23 @@ impl World {
         self.after(ms, Event::Heal(self.cuts));
     }
 
-    /// Somebody types `floe recover` at a node: of its era, as far as the node reaches, whoever has the longest log
-    /// is told to carry on, unless somebody hears from a leader.
+    /// Somebody types `floe recover` at a node: of its mesh's last era, as far as the node reaches, whoever has the
+    /// longest log is told to carry on, unless that era has a leader.
     fn recover(&mut self, id: NodeId) {
         let reached = |machine: &&Machine| !machine.paused && self.network.serves(id, machine.id);
         let reached = self.machines.values().filter(reached).filter_map(|machine| machine.node.as_deref());
         let survivors: Vec<_> = reached.map(|node| node.participant.survivor()).collect();
-        let Some(era) = survivors.iter().find(|survivor| survivor.node == id).and_then(|s| s.era) else {
+        let Some(own) = survivors.iter().find(|survivor| survivor.node == id).and_then(|s| s.era) else {
             return;
         };
-        let of_era = survivors.into_iter().filter(|survivor| survivor.era == Some(era));
-        let Some(longest) = of_era.clone().max_by_key(|survivor| (survivor.log, Reverse(survivor.node)))
-        else {
-            return;
-        };
-        if self.calm || of_era.into_iter().any(|survivor| survivor.leader.is_some()) {
+        let led = survivors.iter().filter(|survivor| survivor.leader.is_some()).filter_map(|s| s.era);
+        if self.calm || led.into_iter().any(|era| era.mesh != own.mesh || era >= own) {
             return;
         }
-        let chosen = longest.node;
+        let same = survivors.iter().filter_map(|survivor| Some((survivor.era?, survivor)));
+        let same = same.filter(|(era, _)| era.mesh == own.mesh);
+        let longest = same.max_by_key(|(era, survivor)| (*era, survivor.log, Reverse(survivor.node)));
+        let Some((era, chosen)) = longest.map(|(era, survivor)| (era, survivor.node)) else { return };
         self.tell(format!("n{} is to carry on alone from {era}", chosen.0));
         let life = self.machines[&chosen].life;
         let wait_ms =
