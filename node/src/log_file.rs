@@ -102,11 +102,6 @@ impl LogFile {
             begin(&path)?;
         }
         let file = open_file(&path)?;
-        if let Some(owner) =
-            own(&file, node).map_err(|error| Error::Damaged { path: path.clone(), why: error.to_string() })?
-        {
-            return Err(Error::Foreign { path, owner, node });
-        }
         let damaged = |why: String| Error::Damaged { path: path.clone(), why };
         let parts = match read(&file) {
             Ok(parts) => parts,
@@ -114,6 +109,10 @@ impl LogFile {
             Err(ReadError::Damaged(why)) => return Err(damaged(why)),
         };
         let memory = MemoryLog::from_parts(parts).map_err(|error| damaged(error.to_string()))?;
+        // Only now that it is known to be a log.
+        if let Some(owner) = own(&file, node).map_err(|error| damaged(error.to_string()))? {
+            return Err(Error::Foreign { path, owner, node });
+        }
         Ok(Self { path, file: Arc::new(file), memory, failed: None })
     }
 
