@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_network::{Caller, Config, Error, Event, Hint, Network, start};
+use floe_protocol::version::PROTOCOL_VERSION;
 use floe_protocol::{Era, Failure, Fence, JobId, Load, MeshId, NodeId, PeerMessage, Request, Response};
 use floe_transport::{
     Body, CALL, CONTROL, Connection, Credentials, DialError, MeshKey, OpenError, Refusal, Role, Stream, call,
@@ -313,7 +314,8 @@ async fn two_meshes_keep_apart_and_both_sides_say_why() {
     let newer = Credentials { protocol: 99, ..Credentials::new(key, Role::Driver) };
     let error = Connection::dial(&Keypair::generate_ed25519(), newer, address, PATIENCE).await.unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("speaks 99") && text.contains("the other side 1"), "{text}");
+    let ours = format!("the other side {PROTOCOL_VERSION}");
+    assert!(text.contains("speaks 99") && text.contains(&ours), "{text}");
 }
 
 #[tokio::test]
