@@ -48,6 +48,10 @@ const MEMBERSHIP_INTERVAL_MS: u64 = 250;
 /// believe in it for ever.
 const LEADER_SILENCE_MS: u64 = 3_000;
 
+/// A node that no longer answers its leader hangs if nothing at all was heard of it for this long: one of another era
+/// says so every second.
+const HUNG_MS: u64 = 1_500;
+
 /// A tick this late means that this node was stalled: the others' silence proves nothing.
 const STALL_MS: u64 = 1_000;
 
@@ -548,7 +552,13 @@ impl<L: LogStore> Participant<L> {
                 // The scheduler says again what matters, and proposes again what did not come through.
                 Effect::Send(to, message) => self.send(to, message),
                 Effect::Propose(command) => self.decide(command),
-                Effect::NodeLost(node) => self.actions.push_back(Action::Disconnect(node)),
+                Effect::NodeLost(node) => {
+                    // One of another era obeys nobody here and is well all the same: the two have yet to meet.
+                    let since_ms = self.now_ms.saturating_sub(HUNG_MS);
+                    if self.heard_ms.get(&node).is_none_or(|heard_ms| *heard_ms < since_ms) {
+                        self.actions.push_back(Action::Disconnect(node));
+                    }
+                }
             }
         }
     }

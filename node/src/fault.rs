@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use floe_protocol::Failure;
 use floe_protocol::message::Fault;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How long a node may stand still: less is no fault, and from the upper bound on it is not told from a dead one.
@@ -89,10 +89,8 @@ fn pause(pause_ms: u64) -> io::Result<()> {
         if let Err(error) = kill(own, Signal::SIGSTOP) {
             tracing::warn!(%error, "this node cannot be stopped");
         }
-        // Here again: whoever stops this node from now on means it. An error would mean that the waker has ended.
-        if let Ok(group) = waker.id().try_into() {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
+        // Perhaps not stopped yet, since another thread may be given the signal: the waker has to end by itself. An
+        // error would mean that somebody else has waited for it.
         let _ = waker.wait();
     });
     Ok(())

@@ -37,10 +37,15 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// A node that was told whom to join does not found a mesh of its own while none of them is there.
 pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Result<(), Failure> {
-    let started = Instant::now();
-    let mut hinted = false;
+    let mut started = Instant::now();
+    let (mut hinted, mut had_mesh) = (false, false);
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
+        // A node that has just left its mesh for another looks around anew.
+        if had_mesh && own.era.is_none() {
+            started = Instant::now();
+        }
+        had_mesh = own.era.is_some();
         if own.era.is_some() {
             if !hinted && own.leader.is_none() && started.elapsed() > LEADER_PATIENCE {
                 hinted = true;
@@ -67,9 +72,11 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             Decision::Join { through, .. } => join(mailbox, member, through, &views).await,
             Decision::Found => {
                 tracing::info!("no mesh found: founding one");
-                mailbox.ask(Ask::Found).await??;
-                if listed(mailbox, member).await? {
-                    return Ok(());
+                match mailbox.ask(Ask::Found).await? {
+                    Ok(()) if listed(mailbox, member).await? => return Ok(()),
+                    Ok(()) => {}
+                    // A mesh has spoken to this node meanwhile, and takes it in.
+                    Err(failure) => tracing::info!(%failure, "not founding a mesh"),
                 }
             }
             Decision::Wait => {}
