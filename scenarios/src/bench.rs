@@ -131,12 +131,11 @@ fn line(figure: &Figure) -> String {
     )
 }
 
-/// The value that `part` of the sorted values are below or at: 0.5 for the median. NaN if there are none.
+/// The value that `part` of the values, in any order, are below or at. NaN if there are none.
 fn percentile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let at = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
-    sorted.get(at).copied().unwrap_or(f64::NAN)
+    floe_scenarios::stories::percentile(&sorted, part)
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -30,7 +30,7 @@ mod worker_killed;
 mod worker_paused;
 
 pub use measure::{Measure, Target};
-pub use report::{Figure, Happening, Report, Round, Row};
+pub use report::{Figure, Happening, Report, Round, Row, percentile};
 
 use std::path::PathBuf;
 

@@ -268,8 +268,8 @@ fn row(measure: &Measure, sorted: &[f64]) -> Row {
     }
 }
 
-/// The value that `part` of the sorted values are below or at. NaN if there are none.
-fn percentile(sorted: &[f64], part: f64) -> f64 {
+/// The value that `part` of the sorted values are below or at: 0.5 for the median. NaN if there are none.
+pub fn percentile(sorted: &[f64], part: f64) -> f64 {
     let at = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
