@@ -1,5 +1,6 @@
 //! Why something did not work, typed where a decision hangs on it.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{JobId, NodeId, TaskId};
@@ -19,6 +20,55 @@ pub enum Failure {
         /// The path or pattern as the user wrote it.
         path: String,
         /// Which nodes looked and what each found.
+        looked: String,
+    },
+    /// A function raised an exception, or returned an error.
+    #[error("{name} failed: {message}")]
+    Exception {
+        /// The function.
+        name: String,
+        /// The exception's type and text, in one line.
+        message: String,
+        /// Where it came from, for people; empty if the host does not tell.
+        traceback: String,
+        /// The exception itself, as the driver's language understands it; empty if it cannot be sent.
+        exception: Bytes,
+    },
+    /// A function's process ended by itself or was killed from outside, or did not keep to the protocol.
+    #[error("the process that ran {name} {how}{output}")]
+    Crashed {
+        /// The function.
+        name: String,
+        /// How it ended: `was killed by signal 11 (SIGSEGV)`, `ended with exit status 3`.
+        how: String,
+        /// The end of what it printed, with a word before it; empty if there was nothing.
+        output: String,
+    },
+    /// A function took more than it may.
+    #[error("{name} was stopped: {message}")]
+    Limit {
+        /// The function.
+        name: String,
+        /// `memory` or `time`.
+        what: String,
+        /// What it took, and what it may take.
+        message: String,
+    },
+    /// This node cannot run a function: it lacks an interpreter, a library, or the right CPU. The task belongs on
+    /// another node.
+    #[error("{needs} cannot be had on this node: {why}")]
+    Unfit {
+        /// What the function needs.
+        needs: String,
+        /// What this node has instead.
+        why: String,
+    },
+    /// No node can run a function.
+    #[error("no node can run this: {needs} cannot be had ({looked})")]
+    NoneFits {
+        /// What the function needs.
+        needs: String,
+        /// Which nodes were tried, and why each cannot.
         looked: String,
     },
     /// This node does not see the file that a task wants to scan, or sees another version of it. The task
@@ -90,7 +140,16 @@ pub enum Failure {
 impl Failure {
     /// Whether any node would fail alike, so that trying again is of no use.
     pub fn is_deterministic(&self) -> bool {
-        matches!(self, Self::Query { .. } | Self::Unseen { .. } | Self::Version { .. } | Self::Refused { .. })
+        matches!(
+            self,
+            Self::Query { .. }
+                | Self::Unseen { .. }
+                | Self::Exception { .. }
+                | Self::Limit { .. }
+                | Self::NoneFits { .. }
+                | Self::Version { .. }
+                | Self::Refused { .. }
+        )
     }
 
     /// An [`Failure::Internal`] from anything that prints.

@@ -56,8 +56,13 @@ pub struct Stage {
 pub enum Work {
     /// Run this fragment (written and read by `floe-query` only).
     Fragment(Bytes),
+    /// Call a function: an encoded [`crate::function::FunctionWork`], read by workers only.
+    Function(Bytes),
     /// Nothing: the partitions came with the submission and lie where this says, one entry a partition.
     Held(Vec<Placed>),
+    /// Nothing that is scheduled: a driver that is connected calls functions for as long as it likes
+    /// ([`crate::session`]). The stage is done when the driver says so.
+    Calls,
 }
 
 /// One edge of the graph.
@@ -76,6 +81,11 @@ pub enum Read {
     Partition {
         /// The consumer's task that reads the producer's partition 0.
         first: u32,
+    },
+    /// The partitions from `t * size` on, `size` of them or as many as there are, whole (a tree that merges).
+    Group {
+        /// How many; at least 1.
+        size: u32,
     },
     /// Every partition, whole (gather, broadcast).
     All,
@@ -121,7 +131,8 @@ impl Exchange {
 /// One task of a stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
-    /// Which part of the stage's files it scans (written and read by `floe-query` only); empty if none.
+    /// Which part of the stage's files it scans (written and read by `floe-query` only), or an encoded
+    /// [`crate::function::Argument`]; empty if none.
     pub split: Bytes,
     /// An estimate of the bytes it scans from files; inputs from other stages are known exactly when it starts.
     pub scan_bytes: u64,

@@ -67,6 +67,11 @@ hex_id! {
     RequestId, u128, 32, "request id"
 }
 
+hex_id! {
+    /// Bytes that are kept and fetched by what they are: the first half of their SHA-256.
+    BlobId, u128, 32, "blob id"
+}
+
 impl MeshId {
     /// The id of a mesh founded now, by its founder's clock. `chance` is any random number.
     pub fn founded_at(unix_ms: u64, chance: u128) -> Self {

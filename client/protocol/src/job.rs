@@ -6,15 +6,25 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::function::FunctionJob;
 use crate::ids::{JobId, NodeId, StageId};
 
 /// What a driver submits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// A short text for `floe jobs`: the SQL, or what the driver calls it.
+    /// A short text for `floe jobs`: the SQL, the function's name, or what the driver calls it.
     pub label: String,
-    /// The query.
-    pub query: Query,
+    /// What is to be done.
+    pub kind: JobKind,
+}
+
+/// What a job does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobKind {
+    /// Answer a query.
+    Query(Query),
+    /// Call a function over data.
+    Function(Box<FunctionJob>),
 }
 
 /// A query in either of its forms.

@@ -7,16 +7,19 @@
 
 pub mod failure;
 pub mod frame;
+pub mod function;
 pub mod graph;
 pub mod ids;
 pub mod job;
 pub mod message;
 pub mod node;
+pub mod session;
 pub mod version;
 
 pub use failure::Failure;
+pub use function::{Function, FunctionJob};
 pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, TaskSpec, Work};
-pub use ids::{AttemptId, Era, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
-pub use job::{JobPhase, JobSpec, JobStatus, Query, StageProgress};
+pub use ids::{AttemptId, BlobId, Era, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
+pub use job::{JobKind, JobPhase, JobSpec, JobStatus, Query, StageProgress};
 pub use message::{PeerMessage, Request, Response};
 pub use node::{Load, Member, NodeInfo, NodeRole};

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::graph::{OutputMeta, StageGraph};
-use crate::ids::{AttemptId, Era, Fence, JobId, NodeId, RequestId, TaskId};
+use crate::function::Blob;
+use crate::graph::{OutputMeta, StageGraph, Work};
+use crate::ids::{AttemptId, BlobId, Era, Fence, JobId, NodeId, RequestId, StageId, TaskId};
 use crate::job::{JobStatus, TaskRun};
 use crate::node::{Load, Member, NodeInfo};
 
@@ -95,8 +96,8 @@ pub struct Assignment {
     pub fence: Fence,
     /// The attempt.
     pub attempt: AttemptId,
-    /// The stage's fragment (`Work::Fragment`).
-    pub fragment: Bytes,
+    /// What the stage does: [`Work::Fragment`] or [`Work::Function`].
+    pub work: Work,
     /// The task's part of the scans (`TaskSpec::split`).
     pub split: Bytes,
     /// What its output is marked with ([`OutputMeta::mark`]).
@@ -135,6 +136,8 @@ pub struct Inventory {
     pub runs: Vec<(TaskId, TaskRun)>,
     /// Attempts it runs or has queued.
     pub running: Vec<AttemptId>,
+    /// Standing jobs whose drivers are connected to it.
+    pub sessions: Vec<JobId>,
     /// Its load.
     pub load: Load,
 }
@@ -195,6 +198,47 @@ pub enum Request {
         id: JobId,
         /// The first partition wanted, from 0.
         from_partition: u32,
+    },
+    /// Open a session, or go on with it through this node -> [`Response::Accepted`], then
+    /// [`crate::session::CallFrame`]s one way and [`crate::session::ResultFrame`]s the other, until the session is
+    /// closed or either side is lost.
+    Session {
+        /// Its standing job, chosen by the driver.
+        id: JobId,
+        /// A short text for `floe jobs`.
+        label: String,
+    },
+    /// Node to node: run calls of this session -> [`Response::Done`], then frames as in [`Request::Session`].
+    Seat {
+        /// The session's job.
+        session: JobId,
+    },
+    /// Can these bytes be had here? -> [`Response::Has`]
+    HasBlob {
+        /// Their digest.
+        id: BlobId,
+    },
+    /// Keep these bytes, which follow as a bulk body -> [`Response::Done`] once they are kept. If a driver asks,
+    /// other nodes have got them too by then.
+    PutBlob {
+        /// Their digest and size.
+        blob: Blob,
+    },
+    /// These bytes -> [`Response::Blob`], then the bytes as a bulk body. If a driver asks, they come from whichever
+    /// node has them.
+    GetBlob {
+        /// Their digest.
+        id: BlobId,
+    },
+    /// What a job's functions printed -> [`Response::Log`], repeatedly, then [`Response::Done`]. If a driver asks,
+    /// of all nodes that are there.
+    Logs {
+        /// The job.
+        job: JobId,
+        /// One task only.
+        task: Option<(StageId, u32)>,
+        /// Whether to go on until the job has ended.
+        follow: bool,
     },
     /// Node to leader: put this command into the log -> [`Response::Done`] once applied.
     Propose {
@@ -312,12 +356,32 @@ pub enum Response {
     },
     /// To [`Request::Survivor`].
     Survivor(Survivor),
+    /// To [`Request::HasBlob`].
+    Has(bool),
+    /// To [`Request::GetBlob`]: a body follows.
+    Blob {
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// To [`Request::Logs`].
+    Log(LogChunk),
     /// Done, nothing to say.
     Done,
     /// Not done.
     Failed(Failure),
     /// The node is not the leader; this one is, as far as it knows.
     NotLeader(Option<NodeId>),
+}
+
+/// Something that a function's process printed, to stdout or stderr.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogChunk {
+    /// On which node.
+    pub node: NodeId,
+    /// In which attempt of which task. Calls of a session are of its partition 0, counted by host.
+    pub attempt: AttemptId,
+    /// What, in the order in which it was printed.
+    pub bytes: Bytes,
 }
 
 /// What a node knows of its mesh.

@@ -10,6 +10,7 @@
 //!   keepalive    notices a peer that fell silent
 //!   connection   a driver's connection: all of the above behind one handle
 //!   registry     the nodes of this machine, found through a directory
+//!   digest       what blobs are called
 //! ```
 //!
 //! Absent: discovery, a mesh, Polars.
@@ -19,6 +20,7 @@
 pub mod admission;
 pub mod call;
 pub mod connection;
+pub mod digest;
 pub mod keepalive;
 pub mod registry;
 pub mod stream;
@@ -32,6 +34,7 @@ use sha2::{Digest, Sha256};
 pub use admission::{Credentials, MeshKey, Refusal, Role, refusal_of};
 pub use call::{CallError, read_frame, write_frame};
 pub use connection::{Connection, DialError};
+pub use digest::{BlobHasher, blob_id};
 pub use libp2p::Stream;
 pub use stream::{Body, BodyError, send_body};
 pub use substreams::{OpenError, Opener};
