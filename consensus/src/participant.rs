@@ -677,8 +677,8 @@ impl<L: LogStore> Participant<L> {
     /// Tells the scheduler of a node that can take work: a member, and connected.
     fn node_up(&mut self, node: NodeId) {
         let Some(member) = self.state().members().get(&node) else { return };
-        let (slots, memory_bytes) = (member.slots, member.memory_bytes);
-        self.schedule(Input::NodeUp { node, slots, memory_bytes });
+        let (name, slots, memory_bytes) = (member.name.clone(), member.slots, member.memory_bytes);
+        self.schedule(Input::NodeUp { node, name, slots, memory_bytes });
     }
 
     /// Whether a node has spoken lately as one of this era.

@@ -34,12 +34,15 @@ use crate::state_machine::{JobWork, StateMachine};
 mod job;
 mod placement;
 mod recovery;
+mod sessions;
+mod stuck;
 
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
     GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR, SLOW_MS,
-    UNSEEN_PATIENCE_MS,
 };
+pub use sessions::SESSION_PATIENCE_MS;
+pub use stuck::UNSEEN_PATIENCE_MS;
 
 use job::{Attempt, Job, Place};
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
@@ -109,6 +112,8 @@ pub enum Input {
     NodeUp {
         /// The node.
         node: NodeId,
+        /// What people call it.
+        name: String,
         /// How many tasks it runs at once; 0 if it takes none.
         slots: u32,
         /// Its memory budget.
@@ -244,8 +249,8 @@ impl Scheduler {
                 self.stop(job);
             }
             Input::JobsFreed { jobs } => self.jobs_freed(jobs),
-            Input::NodeUp { node, slots, memory_bytes } => {
-                self.nodes.up(node, slots, memory_bytes, self.now_ms);
+            Input::NodeUp { node, name, slots, memory_bytes } => {
+                self.nodes.up(node, name, slots, memory_bytes, self.now_ms);
                 self.ask(node);
             }
             Input::NodeDown { node } => self.node_down(node),
@@ -312,6 +317,7 @@ impl Scheduler {
             }
         }
         job.start();
+        job.attended_ms = job.is_standing().then_some(self.now_ms);
         self.jobs.insert(id, job);
         self.touch(id);
     }
@@ -425,7 +431,6 @@ impl Scheduler {
         }
     }
 
-    /// A partition exists on a node: other attempts at it are of no use.
     /// Notes when and where a task ran. What it is a run of is this leader's word, not the node's.
     fn ran(&mut self, task: TaskId, place: Place, node: NodeId, run: TaskRun) {
         let Some(job) = self.jobs.get_mut(&task.job) else { return };
@@ -434,6 +439,7 @@ impl Scheduler {
         stage.runs.push(TaskRun { stage: task.stage, partition: task.partition, node, ..run });
     }
 
+    /// A partition exists on a node: other attempts at it are of no use.
     fn finish(&mut self, id: JobId, place: Place, node: NodeId, meta: OutputMeta, by: Option<AttemptId>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         self.nodes.entry(node).held.insert(job.task_id(place));
@@ -477,6 +483,7 @@ impl Scheduler {
         for id in jobs {
             self.touch(id);
             self.check_stuck(id);
+            self.check_attended(id);
             self.second_copies(id);
         }
         for (command, proposed_ms) in self.ending.values_mut() {
@@ -540,9 +547,11 @@ impl Scheduler {
     ) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let spec = &job.graph.stages[place.stage];
-        let Work::Fragment(fragment) = &spec.work else { return };
-        let (fragment, buckets, split) =
-            (fragment.clone(), spec.exchange.buckets(), job.spec(place).split.clone());
+        let work = match &spec.work {
+            work @ (Work::Fragment(_) | Work::Function(_)) => work.clone(),
+            Work::Held(_) | Work::Calls => return,
+        };
+        let (buckets, split) = (spec.exchange.buckets(), job.spec(place).split.clone());
         let mark = job.mark;
         let task = job.task_id(place);
         let tries = &mut job.task_mut(place).tries;
@@ -555,7 +564,7 @@ impl Scheduler {
         let assignment = Assignment {
             fence: self.fence,
             attempt,
-            fragment,
+            work,
             split,
             mark,
             buckets,
@@ -608,7 +617,7 @@ fn choose(
         }
     }
     let local = bytes_at.into_iter().filter(|(_, bytes)| total > 0 && *bytes * 2 >= total);
-    let sees = |node: &NodeId| nodes.is_live(*node) && !stage.blind.contains_key(node);
+    let sees = |node: &NodeId| nodes.is_live(*node) && !stage.refused.contains_key(node);
     let wish = Wish {
         local: local.max_by_key(|(_, bytes)| *bytes).map(|(node, _)| node),
         heavy: total >= HEAVY_BYTES,
@@ -617,7 +626,7 @@ fn choose(
         at_once,
     };
     let refuses = |node| {
-        stage.blind.contains_key(&node)
+        stage.refused.contains_key(&node)
             || task.excluded.contains(&node)
             || task.attempts.iter().any(|attempt| attempt.node == node)
     };

@@ -6,6 +6,8 @@
 //!                 │
 //!                 └────EndJob──> Failed | Cancelled (freed at once)
 //! ```
+//!
+//! A standing job ([`Work::Calls`]) has no result: it too is freed at once when it succeeds.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -13,8 +15,8 @@ use std::sync::Arc;
 use floe_protocol::frame::{self, FrameError};
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::{
-    Era, Failure, JobId, JobPhase, JobStatus, Member, NodeId, Placed, Read, RequestId, StageGraph, StageId,
-    StageProgress, Work,
+    Era, Failure, JobId, JobPhase, JobStatus, Member, NodeId, Placed, Read, RequestId, Stage, StageGraph,
+    StageId, StageProgress, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -428,7 +430,7 @@ impl StateMachine {
             .iter()
             .map(|stage| match &stage.work {
                 Work::Held(placed) => Some(placed.clone()),
-                Work::Fragment(_) => None,
+                Work::Fragment(_) | Work::Function(_) | Work::Calls => None,
             })
             .collect();
         let stages = graph
@@ -482,12 +484,11 @@ impl StateMachine {
         let Some(spec) = work.graph.stages.get(position) else {
             return Err(refused(format!("job {id} has no stage {stage}")));
         };
-        let buckets = spec.exchange.buckets() as usize;
-        let fits = |placed: &Placed| placed.meta.buckets.len() == buckets;
-        if outputs.len() != spec.tasks.len() || !outputs.iter().all(fits) {
+        if !outputs_fit(spec, outputs) {
             return Err(refused(format!(
-                "stage {stage} of job {id} has {} partitions of {buckets} buckets, not these",
+                "stage {stage} of job {id} has {} partitions of {} buckets, not these",
                 spec.tasks.len(),
+                spec.exchange.buckets(),
             )));
         }
         let replaced = work.outputs[position].replace(outputs.to_vec());
@@ -513,8 +514,12 @@ impl StateMachine {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.phase = JobPhase::Succeeded;
             job.ended_unix_ms = Some(ended_unix_ms);
+            let standing = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
             self.ended.push_back(id);
             events.push(Event::JobEnded { job: id, phase: JobPhase::Succeeded });
+            if standing {
+                self.free(vec![id], events);
+            }
         }
         self.evict(events);
     }
@@ -589,6 +594,21 @@ fn refused(message: String) -> Failure {
     Failure::Refused { message }
 }
 
+/// Whether a job is a driver's calls: nothing of it is scheduled, and nothing is left of it when it ends.
+pub(crate) fn is_standing(graph: &StageGraph) -> bool {
+    graph.stages.iter().any(|stage| stage.work == Work::Calls)
+}
+
+/// Whether these can be a stage's partitions. A stage of calls has an empty one, that lies nowhere.
+fn outputs_fit(stage: &Stage, outputs: &[Placed]) -> bool {
+    let buckets = stage.exchange.buckets() as usize;
+    let fits = |placed: &Placed| match stage.work {
+        Work::Calls => *placed == Placed::default(),
+        Work::Fragment(_) | Work::Function(_) | Work::Held(_) => placed.meta.buckets.len() == buckets,
+    };
+    outputs.len() == stage.tasks.len() && outputs.iter().all(fits)
+}
+
 /// Roughly what a job will take in a snapshot.
 fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, FrameError> {
     Ok(results_bytes(graph).saturating_add(label.len() + frame::encode(graph)?.len()))
@@ -602,7 +622,7 @@ fn freed_bytes(job: &Job) -> usize {
 /// Roughly what a job's outputs and timeline will take in a snapshot.
 fn results_bytes(graph: &StageGraph) -> usize {
     let tasks: usize = graph.stages.iter().map(|stage| stage.tasks.len()).sum();
-    let of_stage = |stage: &floe_protocol::Stage| {
+    let of_stage = |stage: &Stage| {
         let buckets = stage.exchange.buckets() as usize;
         stage.tasks.len().saturating_mul(PLACE_BYTES + BUCKET_BYTES.saturating_mul(buckets))
     };
@@ -652,12 +672,7 @@ fn check_work(work: &JobWork) -> Result<(), String> {
         ));
     }
     for (stage, outputs) in work.graph.stages.iter().zip(&work.outputs) {
-        let buckets = stage.exchange.buckets() as usize;
-        let fits = |outputs: &Vec<Placed>| {
-            outputs.len() == stage.tasks.len()
-                && outputs.iter().all(|placed| placed.meta.buckets.len() == buckets)
-        };
-        if outputs.as_ref().is_some_and(|outputs| !fits(outputs)) {
+        if outputs.as_ref().is_some_and(|outputs| !outputs_fit(stage, outputs)) {
             return Err(format!("the outputs of its stage {} do not fit it", stage.id));
         }
     }
@@ -690,6 +705,9 @@ fn check_graph(graph: &StageGraph) -> Result<(), String> {
             ));
         }
         for input in &stage.inputs {
+            if input.read == (Read::Group { size: 0 }) {
+                return Err(format!("stage {} reads stage {} in groups of none", stage.id, input.stage));
+            }
             let buckets = graph.stages[input.stage.0 as usize].exchange.buckets() as usize;
             if input.read == Read::Bucket && stage.tasks.len() > buckets {
                 return Err(format!(
@@ -708,6 +726,12 @@ fn check_graph(graph: &StageGraph) -> Result<(), String> {
                 stage.id,
                 placed.len(),
                 stage.tasks.len()
+            ));
+        }
+        if stage.work == Work::Calls && (graph.stages.len() > 1 || stage.tasks.len() > 1) {
+            return Err(format!(
+                "stage {} is a driver's calls: that must be all of a job, in one task",
+                stage.id
             ));
         }
     }

@@ -141,7 +141,7 @@ impl Outcome {
         let mut lines = self.violations.clone();
         lines.extend(self.failures.iter().map(|(failure, count)| format!("{count} jobs failed: {failure}")));
         lines.push(format!(
-            "{jobs} jobs accepted, {succeeded} succeeded, {failed} failed for want of nodes or frames"
+            "{jobs} jobs accepted, {succeeded} succeeded, {failed} failed for want of nodes, frames or drivers"
         ));
         lines.push(format!(
             "{eras} eras, {recovered} of them by recovery; {left} times a node left its era for another"

@@ -38,6 +38,8 @@ pub(super) struct Job {
     pub(super) succeeded: bool,
     /// Since when a task of it can run nowhere.
     pub(super) stuck_since_ms: Option<u64>,
+    /// Of a standing job: when a node last said that the driver is connected to it, or when the wait for that began.
+    pub(super) attended_ms: Option<u64>,
 }
 
 /// One stage of a job.
@@ -47,8 +49,8 @@ pub(super) struct Stage {
     pub(super) ready: VecDeque<u32>,
     pub(super) running: BTreeSet<u32>,
     pub(super) done: u32,
-    /// Nodes that do not see the stage's files, and what they said; the file that was missed last.
-    pub(super) blind: BTreeMap<NodeId, String>,
+    /// Nodes that can run no task of it, and why; the file that was missed last.
+    pub(super) refused: BTreeMap<NodeId, Refusal>,
     pub(super) missed: Option<String>,
     /// Run times of finished tasks, for telling slow ones.
     pub(super) elapsed_ms: Vec<u64>,
@@ -59,6 +61,15 @@ pub(super) struct Stage {
     pub(super) proposed_ms: Option<u64>,
     /// Stages that read it: which, and how.
     consumers: Vec<(usize, Read)>,
+}
+
+/// Why a node can run no task of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It does not see the stage's files: what it found instead.
+    Blind(String),
+    /// It lacks what the stage's function needs.
+    Unfit { needs: String, why: String },
 }
 
 /// One task.
@@ -104,7 +115,7 @@ impl Job {
             .iter()
             .map(|stage| match &stage.work {
                 Work::Held(placed) => Some(placed.as_slice()),
-                Work::Fragment(_) => None,
+                Work::Fragment(_) | Work::Function(_) | Work::Calls => None,
             })
             .collect();
         let mut job = Self {
@@ -114,6 +125,7 @@ impl Job {
             graph: graph.clone(),
             succeeded: false,
             stuck_since_ms: None,
+            attended_ms: None,
         };
         for (consumer, spec) in graph.stages.iter().enumerate() {
             for input in &spec.inputs {
@@ -172,14 +184,21 @@ impl Job {
         matches!(self.graph.stages[stage].work, Work::Held(_))
     }
 
+    /// Whether nodes are given tasks of a stage. What came with the submission cannot be made anew: it waits for its
+    /// holder to come back. Calls wait for their driver's word.
+    pub(super) fn is_run(&self, stage: usize) -> bool {
+        matches!(self.graph.stages[stage].work, Work::Fragment(_) | Work::Function(_))
+    }
+
     /// Whether a partition is one of this job, as it is planned here.
     pub(super) fn fits(&self, place: Place, meta: &OutputMeta) -> bool {
         let stage = &self.graph.stages[place.stage];
         match &stage.work {
             Work::Held(placed) => placed.get(place.partition as usize).is_some_and(|held| held.meta == *meta),
-            Work::Fragment(_) => {
+            Work::Fragment(_) | Work::Function(_) => {
                 meta.mark == self.mark && meta.buckets.len() == stage.exchange.buckets() as usize
             }
+            Work::Calls => false,
         }
     }
 
@@ -229,9 +248,8 @@ impl Job {
     }
 
     fn make_ready(&mut self, place: Place) {
-        // What came with the submission cannot be made anew: it waits for its holder to come back.
         let waits = self.task(place).state == State::Waiting;
-        if waits && !self.is_held(place.stage) && self.has_inputs(place) {
+        if waits && self.is_run(place.stage) && self.has_inputs(place) {
             self.task_mut(place).state = State::Ready;
             self.stages[place.stage].ready.push_back(place.partition);
         }
@@ -310,19 +328,16 @@ impl Job {
     fn readers(&self, place: Place, state: &State) -> Vec<Place> {
         let mut readers = Vec::new();
         for (stage, read) in &self.stages[place.stage].consumers {
-            let tasks = &self.stages[*stage].tasks;
-            let of_interest = |partition: u32| {
-                let is = tasks.get(partition as usize).is_some_and(|task| task.state == *state);
-                is.then_some(Place { stage: *stage, partition })
-            };
-            match read {
-                Read::Partition { first } => {
-                    readers.extend(first.checked_add(place.partition).and_then(of_interest));
-                }
-                Read::All | Read::Bucket
-                    if *state == State::Waiting && !self.stages[place.stage].is_complete() => {}
-                Read::All | Read::Bucket => readers.extend((0..tasks.len() as u32).filter_map(of_interest)),
+            let whole = matches!(read, Read::All | Read::Bucket);
+            if whole && *state == State::Waiting && !self.stages[place.stage].is_complete() {
+                continue;
             }
+            let tasks = &self.stages[*stage].tasks;
+            readers.extend(
+                consumers(*read, place.partition, tasks.len())
+                    .filter(|partition| tasks[*partition as usize].state == *state)
+                    .map(|partition| Place { stage: *stage, partition }),
+            );
         }
         readers
     }
@@ -360,13 +375,8 @@ impl Job {
             let is_read = |state: &State| {
                 self.stages[place.stage].consumers.iter().any(|(stage, read)| {
                     let tasks = &self.stages[*stage].tasks;
-                    match read {
-                        Read::Partition { first } => first
-                            .checked_add(place.partition)
-                            .and_then(|partition| tasks.get(partition as usize))
-                            .is_some_and(|task| task.state == *state),
-                        Read::All | Read::Bucket => tasks.iter().any(|task| task.state == *state),
-                    }
+                    consumers(*read, place.partition, tasks.len())
+                        .any(|partition| tasks[partition as usize].state == *state)
                 })
             };
             if last || unfinished.iter().any(is_read) {
@@ -454,7 +464,11 @@ impl Stage {
             ready: VecDeque::new(),
             running: BTreeSet::new(),
             done: 0,
-            blind: spec.unseen_by.iter().map(|node| (*node, "not found".to_owned())).collect(),
+            refused: spec
+                .unseen_by
+                .iter()
+                .map(|node| (*node, Refusal::Blind("not found".to_owned())))
+                .collect(),
             missed: None,
             elapsed_ms: Vec::new(),
             runs: Vec::new(),
@@ -496,5 +510,23 @@ fn partitions(read: Read, task: u32, count: usize) -> std::ops::Range<u32> {
             Some(partition) if partition < count => partition..partition + 1,
             _ => 0..0,
         },
+        Read::Group { size } => {
+            let first = task.saturating_mul(size).min(count);
+            first..first.saturating_add(size).min(count)
+        }
     }
 }
+
+/// Which of a consumer's tasks read a partition: the other way round.
+fn consumers(read: Read, partition: u32, count: usize) -> std::ops::Range<u32> {
+    let count = count as u32;
+    let task = match read {
+        Read::All | Read::Bucket => return 0..count,
+        Read::Partition { first } => first.checked_add(partition),
+        Read::Group { size } => partition.checked_div(size),
+    };
+    task.filter(|task| *task < count).map_or(0..0, |task| task..task + 1)
+}
+
+#[cfg(test)]
+mod tests;

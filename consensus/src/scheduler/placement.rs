@@ -42,6 +42,8 @@ pub(super) struct Nodes {
 /// One node.
 #[derive(Default)]
 pub(super) struct Node {
+    /// What people call it; empty if that is not known.
+    name: String,
     slots: u32,
     memory_bytes: u64,
     pub(super) standing: Standing,
@@ -119,11 +121,19 @@ impl Nodes {
         !self.free.is_empty()
     }
 
-    /// The node is connected, with these means.
-    pub(super) fn up(&mut self, id: NodeId, slots: u32, memory_bytes: u64, now_ms: u64) {
+    /// The node is connected, under this name and with these means.
+    pub(super) fn up(&mut self, id: NodeId, name: String, slots: u32, memory_bytes: u64, now_ms: u64) {
         let node = self.entry(id);
-        (node.slots, node.memory_bytes) = (slots, memory_bytes);
+        (node.name, node.slots, node.memory_bytes) = (name, slots, memory_bytes);
         (node.connected, node.down_ms, node.heard_ms) = (true, None, now_ms);
+    }
+
+    /// What to call a node in a sentence.
+    pub(super) fn name(&self, id: NodeId) -> String {
+        match self.nodes.get(&id) {
+            Some(node) if !node.name.is_empty() => node.name.clone(),
+            _ => id.to_string(),
+        }
     }
 
     /// Changes a node's standing or connection, and with it whether it gets tasks.
@@ -216,6 +226,11 @@ impl Node {
     /// Whether the memory fits. A task always fits a node that does nothing else.
     fn has_room(&self, memory_bytes: u64) -> bool {
         self.running.is_empty() || self.reserved_bytes + memory_bytes <= self.memory_bytes
+    }
+
+    /// Whether it ever gets tasks while it is there.
+    pub(super) fn takes_tasks(&self) -> bool {
+        self.slots > 0
     }
 
     /// The memory budget of the node.

@@ -7,7 +7,7 @@ use floe_protocol::job::TaskRun;
 use floe_protocol::message::Inventory;
 use floe_protocol::{AttemptId, Failure, JobId, Load, NodeId, PeerMessage, TaskId};
 
-use super::job::{Attempt, Job, Place, State};
+use super::job::{Attempt, Job, Place, Refusal, State};
 use super::placement::{Nodes, Standing, task_memory_bytes};
 use super::{
     Effect, INVENTORY_RETRY_MS, LEASE_INTERVAL_MS, MAX_ORPHANS, ORPHAN_MS, RECONCILE_MS, Scheduler, choose,
@@ -32,9 +32,6 @@ pub const MAX_DEATHS: usize = 3;
 
 /// Times that one task's inputs may turn out to be lost, under one leader.
 pub const MAX_INPUT_LOSSES: u32 = 16;
-
-/// How long a job waits for a node to come back that alone sees its files or holds its frames.
-pub const UNSEEN_PATIENCE_MS: u64 = 10_000;
 
 /// A task that takes this many times the median of its finished siblings is slow.
 pub const SLOW_FACTOR: u64 = 2;
@@ -73,8 +70,12 @@ impl Scheduler {
             }
             Failure::Blind { why, path } => {
                 let stage = &mut job.stages[place.stage];
-                stage.blind.insert(node, why);
+                stage.refused.insert(node, Refusal::Blind(why));
                 stage.missed = Some(path);
+                job.abandon(place, attempt);
+            }
+            Failure::Unfit { needs, why } => {
+                job.stages[place.stage].refused.insert(node, Refusal::Unfit { needs, why });
                 job.abandon(place, attempt);
             }
             Failure::NodeLost { .. } | Failure::Cancelled => {
@@ -98,56 +99,6 @@ impl Scheduler {
         }
         self.touch(id);
         self.check_stuck(id);
-    }
-
-    /// Ends a job that can run nowhere: at once if every node that could see its files is here and does not,
-    /// else after a while.
-    pub(super) fn check_stuck(&mut self, id: JobId) {
-        if self.settling.is_some() {
-            return;
-        }
-        let Some(failure_and_hope) = self.stuck(id) else {
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.stuck_since_ms = None;
-            }
-            return;
-        };
-        let (failure, hope) = failure_and_hope;
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let since = *job.stuck_since_ms.get_or_insert(self.now_ms);
-        if !hope || self.now_ms >= since + UNSEEN_PATIENCE_MS {
-            self.fail(id, failure);
-        }
-    }
-
-    /// Why a job can run nowhere, and whether a node that is away might mend that.
-    fn stuck(&mut self, id: JobId) -> Option<(Failure, bool)> {
-        let job = self.jobs.get_mut(&id)?;
-        if let Some(lost) = job.lost_submission() {
-            let partition = job.task_id(lost);
-            let floe_protocol::Work::Held(placed) = &job.graph.stages[lost.stage].work else { return None };
-            let node = placed.get(lost.partition as usize)?.nodes.first().copied().unwrap_or(NodeId(0));
-            return Some((Failure::InputLost { partition, node }, true));
-        }
-        for position in 0..job.stages.len() {
-            if job.next_ready(position).is_none() {
-                continue;
-            }
-            let (spec, stage) = (&job.graph.stages[position], &job.stages[position]);
-            let blind = |node: &NodeId| stage.blind.contains_key(node);
-            let present =
-                |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing != Standing::Absent);
-            if stage.blind.is_empty() || self.nodes.iter().any(|(node, _)| present(&node) && !blind(&node)) {
-                continue;
-            }
-            let away: Vec<_> = spec.seen_by.iter().filter(|node| !present(node) && !blind(node)).collect();
-            let mut looked: Vec<_> =
-                stage.blind.iter().map(|(node, why)| format!("node {node}: {why}")).collect();
-            looked.extend(away.iter().map(|node| format!("node {node}: saw it and is gone")));
-            let path = stage.missed.clone().unwrap_or_else(|| "its files".to_owned());
-            return Some((Failure::Unseen { path, looked: looked.join("; ") }, !away.is_empty()));
-        }
-        None
     }
 
     /// Starts a second copy of tasks that take much longer than their siblings did, once nothing else of the
@@ -242,6 +193,7 @@ impl Scheduler {
                 node.heard_ms += late_ms;
                 node.down_ms = node.down_ms.map(|down_ms| down_ms + late_ms);
             }
+            self.excuse_sessions(late_ms);
         }
         self.ticked_ms = self.now_ms;
         let now_ms = self.now_ms;
@@ -355,7 +307,8 @@ impl Scheduler {
         if !self.nodes.get(node).is_some_and(|node| node.connected) {
             return;
         }
-        let Inventory { mut held, runs, running, load, .. } = inventory;
+        let Inventory { mut held, runs, running, sessions, load, fence: _ } = inventory;
+        self.attended(&sessions);
         let mut runs: BTreeMap<TaskId, TaskRun> = runs.into_iter().collect();
         self.nodes.update(node, |node| {
             node.standing = Standing::Live;
@@ -412,7 +365,7 @@ impl Scheduler {
         let Some(place) = job.place(attempt.task) else { return false };
         let task = job.task(place);
         let wanted =
-            matches!(task.state, State::Waiting | State::Ready | State::Running) && !job.is_held(place.stage);
+            matches!(task.state, State::Waiting | State::Ready | State::Running) && job.is_run(place.stage);
         if !wanted || task.attempts.len() >= 2 {
             return false;
         }
@@ -470,8 +423,9 @@ pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) -> bool {
     }
     let elsewhere = nodes.iter().any(|(node, state)| {
         state.standing != Standing::Absent
+            && state.takes_tasks()
             && !excluded.contains(&node)
-            && !stage.blind.contains_key(&node)
+            && !stage.refused.contains_key(&node)
             && (spec.seen_by.is_empty() || spec.seen_by.binary_search(&node).is_ok())
     });
     if elsewhere {

@@ -62,6 +62,25 @@ fn done(job: u64, stage: u32, tasks: usize, node: u64) -> Command {
     }
 }
 
+/// Opens a standing job.
+fn stand(job: u64) -> Command {
+    let mut graph = graph(1);
+    graph.stages.truncate(1);
+    graph.stages[0].work = Work::Calls;
+    Command::Submit { job: JobId(job), label: "calls".to_owned(), graph, submitted_unix_ms: 7 }
+}
+
+/// Closes it.
+fn close(job: u64) -> Command {
+    Command::StageDone {
+        job: JobId(job),
+        stage: StageId(0),
+        outputs: vec![Placed::default()],
+        runs: vec![],
+        ended_unix_ms: 9,
+    }
+}
+
 fn end(job: u64, phase: JobPhase) -> Command {
     Command::EndJob { job: JobId(job), phase, ended_unix_ms: 9 }
 }
@@ -90,6 +109,8 @@ fn command() -> impl Strategy<Value = Command> {
         (0..4_u64).prop_map(|id| Command::Join { member: member(id) }),
         (1..4_u64).prop_map(|id| Command::Leave { node: NodeId(id) }),
         job.clone().prop_map(submit),
+        (4..7_u64).prop_map(stand),
+        (0..7_u64).prop_map(close),
         (job.clone(), 0..3_u32, 1..3_usize, 1..4_u64)
             .prop_map(|(job, stage, tasks, node)| done(job, stage, tasks, node)),
         (job.clone(), any::<bool>())
@@ -296,7 +317,7 @@ fn refusals_are_typed_and_change_nothing() {
 #[test]
 fn graphs_that_contradict_themselves_are_refused() {
     type Flaw = fn(&mut StageGraph);
-    let flaws: [Flaw; 7] = [
+    let flaws: [Flaw; 10] = [
         |graph| graph.stages.clear(),
         |graph| graph.stages[0].tasks.clear(),
         |graph| graph.stages[0].id = StageId(1),
@@ -307,6 +328,12 @@ fn graphs_that_contradict_themselves_are_refused() {
             graph.stages[1].tasks = vec![TaskSpec::default(); 2];
         },
         |graph| graph.stages[0].work = Work::Held(vec![]),
+        |graph| graph.stages[1].inputs[0].read = Read::Group { size: 0 },
+        |graph| graph.stages[1].work = Work::Calls,
+        |graph| {
+            graph.stages.truncate(1);
+            graph.stages[0].work = Work::Calls;
+        },
     ];
     for (n, flaw) in flaws.into_iter().enumerate() {
         let mut state = StateMachine::default();
@@ -330,6 +357,48 @@ fn a_frame_that_is_collected_as_it_is_succeeds_at_once() {
     let status = state.job_status(JobId(1)).unwrap();
     assert_eq!((status.phase, status.ended_unix_ms), (JobPhase::Succeeded, Some(3)));
     assert_eq!((status.stages[0].done, status.stages[0].rows), (2, 2));
+}
+
+#[test]
+fn a_standing_job_runs_until_its_driver_is_done_and_leaves_nothing() {
+    let mut state = StateMachine::default();
+    let events = apply(&mut state, [genesis(), stand(1)]);
+    assert_eq!(outcome(&events), Ok(()));
+    // It goes on when it is opened again, and no partition of it can be anywhere.
+    assert_eq!(outcome(&apply(&mut state, [stand(1)])), Ok(()));
+    assert!(matches!(outcome(&apply(&mut state, [done(1, 0, 1, 1)])), Err(Failure::Refused { .. })));
+    assert_eq!(state.job(JobId(1)).unwrap().phase, JobPhase::Running);
+    let events = apply(&mut state, [close(1)]);
+    let expected = [
+        Event::StageDone { job: JobId(1), stage: StageId(0) },
+        Event::JobEnded { job: JobId(1), phase: JobPhase::Succeeded },
+        Event::JobsFreed { jobs: vec![JobId(1)] },
+    ];
+    assert_eq!(events[..3], expected);
+    assert_eq!(state.job(JobId(1)).unwrap().work, None);
+    // Closed again, cancelled or released, it is what it was.
+    let ended = state.jobs().clone();
+    let release = Command::Release { jobs: vec![JobId(1)] };
+    for command in [close(1), end(1, JobPhase::Cancelled), release] {
+        let events = apply(&mut state, [command]);
+        assert_eq!((outcome(&events), events.len()), (Ok(()), 1));
+    }
+    assert_eq!(state.jobs(), &ended);
+}
+
+#[test]
+fn a_standing_job_goes_over_to_another_era_in_any_state() {
+    let mut other = StateMachine::default();
+    apply(&mut other, [stand(1), stand(2), stand(3), close(2), end(3, JobPhase::Cancelled)]);
+    let theirs = |id| (id, other.job(JobId(id)).unwrap().clone());
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), stand(2), stand(3)]);
+    let events = apply(&mut state, [adopt([theirs(1), theirs(2), theirs(3)])]);
+    assert_eq!(outcome(&events), Ok(()), "{events:?}");
+    let phases: Vec<_> = state.jobs().values().map(|job| job.phase.clone()).collect();
+    assert_eq!(phases, [JobPhase::Running, JobPhase::Succeeded, JobPhase::Cancelled]);
+    assert_eq!(outcome(&apply(&mut state, [close(1)])), Ok(()));
+    assert_eq!(state.job(JobId(1)).unwrap().phase, JobPhase::Succeeded);
 }
 
 #[test]

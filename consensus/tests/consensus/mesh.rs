@@ -429,7 +429,7 @@ impl Mesh {
             Order::Inventory { to, fence } => {
                 let held = node.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
                 let running = node.running.keys().copied().collect();
-                let inventory = Inventory { fence, held, runs: vec![], running, load };
+                let inventory = Inventory { fence, held, runs: vec![], running, sessions: vec![], load };
                 node.participant.send(to, PeerMessage::Inventory(inventory));
             }
             Order::Alive { to, fence } => node.participant.send(to, PeerMessage::Alive { fence, load }),

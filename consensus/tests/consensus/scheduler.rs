@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use floe_consensus::Command;
 use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
-use floe_protocol::{AttemptId, Failure, JobPhase, NodeId, StageId, TaskId};
+use floe_protocol::{AttemptId, Failure, JobPhase, NodeId, Placed, StageId, TaskId};
 use goldenscript::Context;
 use proptest::prelude::*;
 
@@ -42,7 +43,8 @@ enum ScriptCommand {
         #[arg(key)]
         mib: Option<u64>,
     },
-    /// A task fails: query, exhausted, internal, blind, or lost with the partition and its node.
+    /// A task fails: query, exhausted, internal, crashed, exception, blind, unfit, or lost with the partition and its
+    /// node.
     Fail {
         task: String,
         kind: String,
@@ -50,6 +52,10 @@ enum ScriptCommand {
         partition: Option<String>,
         #[arg(key)]
         node: Option<u64>,
+        #[arg(key)]
+        needs: Option<String>,
+        #[arg(key)]
+        why: Option<String>,
         #[arg(key)]
         on: Option<u64>,
     },
@@ -68,10 +74,28 @@ enum ScriptCommand {
     Elect,
     Cancel(u64),
     Release(u64),
+    /// A driver connects to a node, and to no other, for its standing job; to none if none is named.
+    Attend {
+        job: u64,
+        node: Option<u64>,
+    },
+    /// A driver says that its standing job is over.
+    Close(u64),
     /// Whether proposals get lost.
     Deaf(bool),
     /// What jobs and nodes look like.
     Status,
+}
+
+/// What a driver's node proposes when the driver is done with its calls.
+fn close(id: u64) -> Command {
+    Command::StageDone {
+        job: job(id),
+        stage: StageId(0),
+        outputs: vec![Placed::default()],
+        runs: vec![],
+        ended_unix_ms: 9,
+    }
 }
 
 fn task(text: &str) -> TaskId {
@@ -120,13 +144,28 @@ impl goldenscript::Runner for Runner {
                     self.0.report(node, attempt, Ok(meta));
                 }
             }
-            ScriptCommand::Fail { task: text, kind, partition, node: holder, on } => {
+            ScriptCommand::Fail { task: text, kind, partition, node: holder, needs, why, on } => {
                 let found = self.attempt(text, *on);
                 let message = || "out of luck".to_owned();
                 let failure = match kind.as_str() {
                     "query" => Failure::Query { message: message() },
                     "exhausted" => Failure::Exhausted { what: "memory".to_owned(), message: message() },
                     "internal" => Failure::Internal { message: message() },
+                    "crashed" => Failure::Crashed {
+                        name: "area".to_owned(),
+                        how: "was killed by signal 11 (SIGSEGV)".to_owned(),
+                        output: String::new(),
+                    },
+                    "exception" => Failure::Exception {
+                        name: "area".to_owned(),
+                        message: "ValueError: out of luck".to_owned(),
+                        traceback: String::new(),
+                        exception: Bytes::new(),
+                    },
+                    "unfit" => Failure::Unfit {
+                        needs: needs.clone().unwrap_or_else(|| "pandas 2.2.3".to_owned()),
+                        why: why.clone().ok_or("why?")?,
+                    },
                     "blind" => {
                         Failure::Blind { path: "/data/x.csv".to_owned(), why: "no such file".to_owned() }
                     }
@@ -154,6 +193,13 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Elect => self.0.elect(),
             ScriptCommand::Cancel(id) => drop(self.0.commit(cancel(*id))),
             ScriptCommand::Release(id) => drop(self.0.commit(Command::Release { jobs: vec![job(*id)] })),
+            ScriptCommand::Attend { job: id, node } => {
+                for (worker_id, worker) in &mut self.0.workers {
+                    worker.sessions.remove(&job(*id));
+                    worker.sessions.extend((Some(*worker_id) == *node).then_some(job(*id)));
+                }
+            }
+            ScriptCommand::Close(id) => drop(self.0.commit(close(*id))),
             ScriptCommand::Deaf(deaf) => self.0.deaf = *deaf,
             ScriptCommand::Status => status(&mut self.0)?,
         }
@@ -187,6 +233,7 @@ fn status(world: &mut World) -> std::fmt::Result {
 enum Fate {
     RunOut(prop::sample::Index),
     Fail(prop::sample::Index),
+    Unfit(prop::sample::Index),
     Pass(u64),
     Kill(u64),
     Cut(u64),
@@ -201,6 +248,7 @@ fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         12 => any::<prop::sample::Index>().prop_map(Fate::RunOut),
         1 => any::<prop::sample::Index>().prop_map(Fate::Fail),
+        1 => any::<prop::sample::Index>().prop_map(Fate::Unfit),
         4 => (1..40_u64).prop_map(|n| Fate::Pass(n * 100)),
         1 => node.clone().prop_map(Fate::Kill),
         1 => node.clone().prop_map(Fate::Cut),
@@ -219,6 +267,14 @@ fn shapes() -> impl Strategy<Value = Vec<String>> {
         lines(&["scan x6", "agg x3 bucket 0", "gather x1 all 1"]),
         lines(&["scan x3", "filter x3 part 0", "agg x2 bucket 1"]),
         lines(&["scan x2", "scan x3", "join x2 bucket 0 all 1", "sort x2 part 2", "top x1 all 3"]),
+        lines(&[
+            "map x5 call f",
+            "merge x3 group 0/2 call g",
+            "merge x2 group 1/2 call g",
+            "merge x1 group 2/2",
+        ]),
+        lines(&["scan x4", "map x4 part 0 call f", "merge x2 group 1/3 call g"]),
+        lines(&["calls x1"]),
     ])
 }
 
@@ -242,7 +298,7 @@ proptest! {
             };
             world.commit(submit);
         }
-        let (mut losses, mut failures) = (0, 0);
+        let (mut losses, mut failures, mut unfit) = (0, 0, 0);
         for fate in fates {
             let attempts = world.attempts();
             match fate {
@@ -255,7 +311,13 @@ proptest! {
                     let (node, attempt) = *index.get(&attempts);
                     world.report(node, attempt, Err(Failure::internal("a fault")));
                 }
-                Fate::RunOut(_) | Fate::Fail(_) => {}
+                Fate::Unfit(index) if !attempts.is_empty() => {
+                    unfit += 1;
+                    let (node, attempt) = *index.get(&attempts);
+                    let (needs, why) = ("luck".to_owned(), "there is none".to_owned());
+                    world.report(node, attempt, Err(Failure::Unfit { needs, why }));
+                }
+                Fate::RunOut(_) | Fate::Fail(_) | Fate::Unfit(_) => {}
                 Fate::Pass(ms) => world.pass(ms),
                 Fate::Kill(id) => { losses += 1; world.kill(id); }
                 Fate::Cut(id) => { losses += 1; world.down(id); }
@@ -280,12 +342,20 @@ proptest! {
             world.check();
         }
         world.pass(5_000);
+        let standing = |id: floe_protocol::JobId| jobs[id.0 as usize][0].starts_with("calls");
         for (id, state) in world.state.jobs() {
             match &state.phase {
                 JobPhase::Succeeded => {}
                 JobPhase::Failed(Failure::Refused { message }) if losses >= MAX_DEATHS => {
-                    prop_assert!(message.contains("went away"), "{}", message);
+                    prop_assert!(message.contains("went away") || standing(*id), "{}", message);
                     continue;
+                }
+                // Nobody attends them.
+                JobPhase::Failed(Failure::Refused { message }) if standing(*id) => {
+                    prop_assert!(message.contains("its driver is gone"), "{}", message);
+                }
+                JobPhase::Failed(Failure::NoneFits { looked, .. }) if unfit > 0 => {
+                    prop_assert!(looked.contains("there is none"), "{}", looked);
                 }
                 other => prop_assert!(false, "job {} is {:?}\n{}", id.0, other, world.story),
             }

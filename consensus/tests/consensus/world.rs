@@ -41,6 +41,8 @@ pub(crate) struct Worker {
     pub(crate) silent: bool,
     pub(crate) running: BTreeMap<AttemptId, Assignment>,
     pub(crate) held: BTreeMap<TaskId, OutputMeta>,
+    /// Standing jobs whose drivers are connected to it.
+    pub(crate) sessions: BTreeSet<JobId>,
 }
 
 impl World {
@@ -77,8 +79,12 @@ impl World {
 
     fn connected(&mut self, id: u64) {
         let worker = &self.workers[&id];
-        let input =
-            Input::NodeUp { node: NodeId(id), slots: worker.slots, memory_bytes: worker.memory_bytes };
+        let input = Input::NodeUp {
+            node: NodeId(id),
+            name: format!("n{id}"),
+            slots: worker.slots,
+            memory_bytes: worker.memory_bytes,
+        };
         self.step(input);
     }
 
@@ -88,11 +94,12 @@ impl World {
         self.step(Input::NodeDown { node: NodeId(id) });
     }
 
-    /// The worker dies with all it holds and runs.
+    /// The worker dies with all it holds and runs, and drivers lose it.
     pub(crate) fn kill(&mut self, id: u64) {
         let worker = self.workers.get_mut(&id).unwrap();
         worker.running.clear();
         worker.held.clear();
+        worker.sessions.clear();
         self.down(id);
     }
 
@@ -235,7 +242,8 @@ impl World {
                 if lost.is_empty() {
                     let held = worker.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
                     let running = worker.running.keys().copied().collect();
-                    let inventory = Inventory { fence, held, runs: vec![], running, load };
+                    let sessions = worker.sessions.iter().copied().collect();
+                    let inventory = Inventory { fence, held, runs: vec![], running, sessions, load };
                     self.step(Input::Inventory { node: NodeId(id), inventory });
                 }
             }
@@ -283,6 +291,9 @@ pub(crate) fn made(assignment: &Assignment, bytes: u64) -> OutputMeta {
 ///   agg x2 bucket 0                           two tasks, each reading its bucket of stage 0
 ///   join x2 part 0 all 1                      reading one partition of stage 0 and all of stage 1
 ///   held x2 at 1                              two partitions that came with the submission and lie on node 1
+///   map x4 call area                          four tasks that call a function
+///   merge x2 group 0/3 call sum               two more, each reading three partitions of stage 0
+///   calls x1                                  a driver's calls
 /// ```
 ///
 /// The number of buckets of a stage follows from who reads it.
@@ -295,7 +306,10 @@ pub(crate) fn graph(lines: &[String]) -> StageGraph {
         let tasks: usize = words.next().unwrap().trim_start_matches('x').parse().unwrap();
         let mut stage = Stage {
             id: StageId(position as u32),
-            work: Work::Fragment(Bytes::from(operator.clone())),
+            work: match operator.as_str() {
+                "calls" => Work::Calls,
+                _ => Work::Fragment(Bytes::from(operator.clone())),
+            },
             inputs: vec![],
             exchange: Exchange::Gather,
             tasks: vec![TaskSpec::default(); tasks],
@@ -315,6 +329,12 @@ pub(crate) fn graph(lines: &[String]) -> StageGraph {
                     stage.work = Work::Held(vec![Placed { nodes: nodes(value), meta: meta(1, 100) }; tasks])
                 }
                 "part" => input(Read::Partition { first: 0 }),
+                "call" => stage.work = Work::Function(Bytes::from(value.to_owned())),
+                "group" => {
+                    let (producer, size) = value.split_once('/').unwrap();
+                    let read = Read::Group { size: size.parse().unwrap() };
+                    stage.inputs.push(StageInput { stage: StageId(producer.parse().unwrap()), read });
+                }
                 "all" => input(Read::All),
                 "bucket" => {
                     input(Read::Bucket);
@@ -348,7 +368,12 @@ fn describe_assignment(assignment: &Assignment) -> String {
         format!(" [{}]", parts.collect::<Vec<_>>().join(" "))
     };
     let inputs: String = assignment.inputs.iter().map(input).collect();
-    format!("{} {}MiB{inputs}", name(assignment.attempt), assignment.memory_bytes >> 20)
+    let calls = match &assignment.work {
+        Work::Fragment(_) => String::new(),
+        Work::Function(function) => format!(" calls {}", String::from_utf8_lossy(function)),
+        other => panic!("{other:?} is assigned"),
+    };
+    format!("{} {}MiB{inputs}{calls}", name(assignment.attempt), assignment.memory_bytes >> 20)
 }
 
 fn describe(command: &Command) -> String {

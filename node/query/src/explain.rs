@@ -31,6 +31,7 @@ pub fn explain(graph: &StageGraph, names: &dyn Fn(NodeId) -> String) -> String {
                 Read::All => "all of",
                 Read::Bucket => "its bucket of",
                 Read::Partition { .. } => "its partition of",
+                Read::Group { .. } => "its group of the partitions of",
             };
             let _ = writeln!(text, "  reads    {what} stage {}", input.stage);
         }
@@ -73,6 +74,12 @@ fn place(stage: &Stage, names: &dyn Fn(NodeId) -> String) -> String {
                 let nodes: Vec<String> = nodes.into_iter().map(names).collect();
                 format!("nothing to run: its rows came with the query and lie on {}", list(&nodes))
             }
+        }
+        Work::Calls => "nothing to run: a driver calls functions as it likes".to_owned(),
+        Work::Function(_) if stage.seen_by.is_empty() => "nodes that have what it needs".to_owned(),
+        Work::Function(_) => {
+            let nodes: Vec<String> = stage.seen_by.iter().map(|node| names(*node)).collect();
+            format!("nodes that have what it needs and see its files: {}", nodes.join(", "))
         }
         Work::Fragment(_) if stage.tasks.iter().all(|task| task.split.is_empty()) => "any node".to_owned(),
         Work::Fragment(_) if stage.seen_by.is_empty() => "nodes that see its files".to_owned(),

@@ -37,6 +37,29 @@ impl Order {
         Self::new(number, job, command, frames)
     }
 
+    /// A new standing job: calls that its driver is about to make.
+    pub(super) fn stand(number: usize, now_ms: u64) -> Self {
+        let job = JobId(number as u64 + 1);
+        let mut calls = stage(0, 1, Vec::new());
+        calls.work = Work::Calls;
+        let graph = StageGraph { stages: vec![calls], schema: Bytes::new() };
+        let command =
+            Command::Submit { job, label: format!("calls {job}"), graph, submitted_unix_ms: now_ms };
+        Self::new(number, job, command, Vec::new())
+    }
+
+    /// The end of a standing job, whose driver makes no more calls.
+    pub(super) fn close(number: usize, job: JobId, now_ms: u64) -> Self {
+        let command = Command::StageDone {
+            job,
+            stage: StageId(0),
+            outputs: vec![Placed::default()],
+            runs: Vec::new(),
+            ended_unix_ms: now_ms,
+        };
+        Self::new(number, job, command, Vec::new())
+    }
+
     /// The end of a job that is not wanted any more.
     pub(super) fn cancel(number: usize, job: JobId, now_ms: u64) -> Self {
         let command = Command::EndJob { job, phase: JobPhase::Cancelled, ended_unix_ms: now_ms };
@@ -52,6 +75,16 @@ impl Order {
         let entry = Entry { request: RequestId(number as u128 + 1), command };
         Self { entry, job, frames, answered: false }
     }
+
+    /// Whether it opens a standing job.
+    pub(super) fn stands(&self) -> bool {
+        matches!(&self.entry.command, Command::Submit { graph, .. } if is_standing(graph))
+    }
+}
+
+/// Whether a job is a driver's calls.
+pub(super) fn is_standing(graph: &StageGraph) -> bool {
+    graph.stages.iter().any(|stage| stage.work == Work::Calls)
 }
 
 /// Every bucket with some rows.
@@ -64,7 +97,8 @@ pub(super) fn made(assignment: &Assignment) -> OutputMeta {
     OutputMeta { mark: assignment.mark, ..meta(assignment.buckets) }
 }
 
-/// Two or three stages of a few tasks: scans or frames, perhaps an exchange, and one or more last tasks.
+/// Two or three stages of a few tasks: scans, function calls or frames, perhaps an exchange or a step towards one
+/// partition, and one or more last tasks.
 fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
     let mut tasks = dice.between(1..=4) as u32;
     let mut stages = vec![stage(0, tasks, Vec::new())];
@@ -81,7 +115,7 @@ fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
     for position in 1..=dice.between(1..=2) as u32 {
         let before = position - 1;
         let held = matches!(stages[before as usize].work, Work::Held(_));
-        let read = match dice.between(0..=2) {
+        let read = match dice.between(0..=3) {
             0 if !held => {
                 let buckets = dice.between(1..=4) as u32;
                 stages[before as usize].exchange = Exchange::Hash { keys: Vec::new(), buckets };
@@ -89,12 +123,21 @@ fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
                 Read::Bucket
             }
             1 => Read::Partition { first: 0 },
+            2 => {
+                let size = dice.between(1..=3) as u32;
+                tasks = tasks.div_ceil(size);
+                Read::Group { size }
+            }
             _ => {
                 tasks = 1;
                 Read::All
             }
         };
-        stages.push(stage(position, tasks, vec![StageInput { stage: StageId(before), read }]));
+        let mut stage = stage(position, tasks, vec![StageInput { stage: StageId(before), read }]);
+        if dice.chance(300) {
+            stage.work = Work::Function(Bytes::from_static(b"function"));
+        }
+        stages.push(stage);
     }
     StageGraph { stages, schema: Bytes::new() }
 }

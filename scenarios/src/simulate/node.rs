@@ -162,6 +162,8 @@ pub(super) struct Node {
     /// The node's own clock.
     pub(super) now_ms: u64,
     pub(super) held: BTreeMap<TaskId, OutputMeta>,
+    /// Standing jobs whose drivers are connected to it.
+    pub(super) sessions: BTreeSet<JobId>,
     peers: BTreeSet<NodeId>,
     pending: BTreeMap<RequestId, Vec<Asker>>,
     forwarded: BTreeMap<u64, Forwarded>,
@@ -197,6 +199,7 @@ impl Node {
             out: Vec::new(),
             now_ms,
             held: BTreeMap::new(),
+            sessions: BTreeSet::new(),
             peers: BTreeSet::new(),
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
@@ -429,6 +432,7 @@ impl Node {
             held: self.held.iter().map(|(task, meta)| (*task, meta.clone())).collect(),
             runs: self.runs.iter().map(|(task, run)| (*task, run.clone())).collect(),
             running: self.attempts.iter().map(|assignment| assignment.attempt).collect(),
+            sessions: self.sessions.iter().copied().collect(),
             load: self.load(),
         }
     }

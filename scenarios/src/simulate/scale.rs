@@ -122,9 +122,16 @@ fn measure(nodes: u64) -> Result<Cost> {
     let scheduler = Scheduler::new(fence, 0, &state);
     let mut leader = Leader { state, scheduler, now_ms: 0, given: VecDeque::new(), spent: Duration::ZERO };
     for id in (1..=nodes).map(NodeId) {
-        leader.step(Input::NodeUp { node: id, slots: SLOTS, memory_bytes: 64 << 30 });
-        let inventory =
-            Inventory { fence, held: vec![], runs: vec![], running: vec![], load: Load::default() };
+        let name = format!("n{}", id.0);
+        leader.step(Input::NodeUp { node: id, name, slots: SLOTS, memory_bytes: 64 << 30 });
+        let inventory = Inventory {
+            fence,
+            held: vec![],
+            runs: vec![],
+            running: vec![],
+            sessions: vec![],
+            load: Load::default(),
+        };
         leader.step(Input::Inventory { node: id, inventory });
     }
     leader.spent = Duration::ZERO;

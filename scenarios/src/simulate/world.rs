@@ -17,9 +17,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use floe_consensus::scheduler::SESSION_PATIENCE_MS;
 use floe_consensus::{Command, MemoryLog};
 use floe_protocol::message::{Assignment, MeshView};
-use floe_protocol::{AttemptId, Era, Failure, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId};
+use floe_protocol::{
+    AttemptId, Era, Failure, JobId, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId,
+};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
@@ -27,7 +30,7 @@ use super::check::Checker;
 use super::dice::Dice;
 use super::disk::{Disk, Fate};
 use super::faults::{Fault, Targets, draw, halves};
-use super::jobs::{Order, made};
+use super::jobs::{Order, is_standing, made};
 use super::network::{Change, Network, Weather};
 use super::node::{Asker, Bug, EPOCH_MS, NODE_TICK_MS, Node, Note, Out, Proposed, Start, Wire};
 
@@ -45,6 +48,10 @@ const LOOK_MS: u64 = 50;
 
 /// Within this time after it begins, the nodes of a boot are one mesh.
 const BOOT_PATIENCE_MS: u64 = 60_000;
+
+/// Within this time after faults stop, standing jobs end whose drivers are gone: a last leader comes, and misses them
+/// for a while.
+const VANISHED_MS: u64 = PATIENCE_MS + SESSION_PATIENCE_MS;
 
 /// Nodes that always stay.
 const MIN_NODES: usize = 2;
@@ -66,6 +73,7 @@ enum Event {
     Look,
     Submit,
     Drive(usize),
+    Attend(JobId),
     Fault,
     Recover(NodeId),
     CarryOn(NodeId, u64, Era),
@@ -125,6 +133,8 @@ pub(super) struct World {
     machines: BTreeMap<NodeId, Machine>,
     network: Network,
     orders: Vec<Order>,
+    /// Standing jobs whose drivers are neither done nor gone.
+    attended: BTreeSet<JobId>,
     checker: Checker,
     cuts: u64,
     calm: bool,
@@ -196,6 +206,7 @@ impl World {
             machines: BTreeMap::new(),
             network: Network::default(),
             orders: Vec::new(),
+            attended: BTreeSet::new(),
             checker: Checker::default(),
             cuts: 0,
             calm: false,
@@ -210,16 +221,23 @@ impl World {
 
     /// Plays the run to its end, or to the first violation.
     pub(super) fn run(&mut self) -> Result<(), String> {
+        let mut patience_ms = PATIENCE_MS;
         while let Some(((at_ms, _), event)) = self.due.pop_first() {
             self.now_ms = at_ms;
             self.tally.steps += 1;
             let looks = matches!(event, Event::Look);
             self.handle(event)?;
             if looks && self.calm {
-                match self.unfinished() {
+                let unfinished = self.unfinished().or_else(|| {
+                    let stands = self.stands()?;
+                    // All else is as it must be, but for a moment when this ends.
+                    patience_ms = VANISHED_MS;
+                    Some(stands)
+                });
+                match unfinished {
                     None => break,
-                    Some(what) if self.now_ms >= CALM_MS + PATIENCE_MS => {
-                        return Err(format!("{} s after the last fault {what}", PATIENCE_MS / 1_000));
+                    Some(what) if self.now_ms >= CALM_MS + patience_ms => {
+                        return Err(format!("{} s after the last fault {what}", patience_ms / 1_000));
                     }
                     Some(_) => {}
                 }
@@ -313,6 +331,7 @@ impl World {
                 Ok(())
             }
             Event::Drive(number) => self.drive(number),
+            Event::Attend(job) => self.attend(job),
             Event::Fault => {
                 if !self.calm {
                     let wait_ms = self.dice.between(100..=2_000);
@@ -608,6 +627,7 @@ impl World {
         let order = match (self.dice.between(0..=9), self.dice.pick(&promised)) {
             (0, Some(job)) => Order::cancel(number, job, now_ms),
             (1, Some(job)) => Order::release(number, job),
+            (2, _) if self.dice.chance(500) => Order::stand(number, now_ms),
             _ => Order::submit(&mut self.dice, number, &running, now_ms),
         };
         for (task, placed) in &order.frames {
@@ -634,6 +654,41 @@ impl World {
         self.with_node(id, life, |node| node.ask(entry, Asker::Driver(number)))
     }
 
+    /// A driver of a standing job sees to it that it is connected to a node, until it is done. Some vanish.
+    fn attend(&mut self, job: JobId) -> Result<(), String> {
+        let missed = |node: &Node| {
+            let phase = node.state().job(job).map(|job| &job.phase);
+            matches!(phase, Some(JobPhase::Failed(Failure::Refused { .. })))
+        };
+        if self.nodes().any(missed) {
+            return Err(format!("job {job} has failed, and its driver is there"));
+        }
+        if self.calm || self.dice.chance(60) {
+            self.attended.remove(&job);
+            for node in self.machines.values_mut().filter_map(|machine| machine.node.as_mut()) {
+                node.sessions.remove(&job);
+            }
+            if !self.calm && self.dice.chance(250) {
+                self.tell(format!("driver of job {} vanishes", job.0));
+                return Ok(());
+            }
+            let number = self.orders.len();
+            self.orders.push(Order::close(number, job, EPOCH_MS + self.now_ms));
+            self.after(0, Event::Drive(number));
+            return Ok(());
+        }
+        let wait_ms = self.dice.between(200..=1_500);
+        self.after(wait_ms, Event::Attend(job));
+        if !self.nodes().any(|node| node.sessions.contains(&job))
+            && let Some(id) = self.dice.pick(&self.running())
+            && let Some(node) = self.machines.get_mut(&id).and_then(|machine| machine.node.as_mut())
+        {
+            node.sessions.insert(job);
+            self.tell(format!("driver of job {} is connected to n{}", job.0, id.0));
+        }
+        Ok(())
+    }
+
     fn answered(&mut self, node: &Node, number: usize, proposed: &Proposed) {
         let Some(order) = self.orders.get_mut(number) else { return };
         let Proposed::Applied(outcome, fence) = proposed else { return };
@@ -643,12 +698,17 @@ impl World {
         order.answered = true;
         let ended = match &order.entry.command {
             Command::Submit { .. } => Some(false),
-            Command::EndJob { .. } => Some(true),
+            Command::EndJob { .. } | Command::StageDone { .. } => Some(true),
             // Released is also what nobody knows.
             _ => None,
         };
         if let (Ok(()), Some(ended), Some(fence)) = (outcome, ended, fence) {
             self.checker.promised(order.job, ended, *fence);
+        }
+        if outcome.is_ok() && order.stands() {
+            let job = order.job;
+            self.attended.insert(job);
+            self.after(0, Event::Attend(job));
         }
         self.tell(format!("order {number} is answered by n{}: {}", node.id().0, outcome.is_ok()));
     }
@@ -810,10 +870,20 @@ impl World {
         Ok(())
     }
 
-    /// What is not yet as it must be in the end, if anything.
+    /// The standing job that runs still, if all others have ended.
+    fn stands(&self) -> Option<String> {
+        let mut jobs = self.leader()?.state().jobs().iter();
+        let (id, _) = jobs.find(|(_, job)| !job.phase.is_terminal())?;
+        Some(format!("the standing job {id} runs without its driver"))
+    }
+
+    /// What is not yet as it must be in the end, if anything, but for standing jobs.
     fn unfinished(&self) -> Option<String> {
         if let Some(order) = self.orders.iter().find(|order| !order.answered) {
             return Some(format!("nobody has answered a driver about job {}", order.job));
+        }
+        if let Some(job) = self.attended.first() {
+            return Some(format!("the driver of job {job} is not done"));
         }
         if let Some(what) = self.divided() {
             return Some(what);
@@ -825,7 +895,8 @@ impl World {
             }
         }
         for (id, job) in state.jobs() {
-            if !job.phase.is_terminal() {
+            let stands = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
+            if !job.phase.is_terminal() && !stands {
                 return Some(format!("job {id} runs: {:?}", job.stages));
             }
             if job.phase == JobPhase::Succeeded && !self.can_be_collected(*id, job) {
@@ -866,8 +937,8 @@ impl World {
         None
     }
 
-    /// A job may fail for frames that are gone with all their holders, or because nodes kept going away under
-    /// it, but for nothing else that happens here.
+    /// A job may fail for frames that are gone with all their holders, because nodes kept going away under it, or,
+    /// standing, because its driver did, but for nothing else that happens here.
     fn check_failures(&self) -> Result<(), String> {
         let Some(leader) = self.leader() else { return Ok(()) };
         for (id, job) in leader.state().jobs() {
@@ -875,6 +946,9 @@ impl World {
             let excused = match failure {
                 Failure::InputLost { partition, .. } => {
                     self.orders.iter().any(|order| order.frames.iter().any(|(task, _)| task == partition))
+                }
+                Failure::Refused { message } if message.contains("its driver is gone") => {
+                    self.orders.iter().any(|order| order.job == *id && order.stands())
                 }
                 Failure::Refused { message } => message.contains("went away"),
                 Failure::Exhausted { .. } => true,
@@ -887,7 +961,7 @@ impl World {
         Ok(())
     }
 
-    fn can_be_collected(&self, id: floe_protocol::JobId, job: &floe_consensus::state_machine::Job) -> bool {
+    fn can_be_collected(&self, id: JobId, job: &floe_consensus::state_machine::Job) -> bool {
         let Some(work) = &job.work else { return true };
         let (Some(stage), Some(Some(outputs))) = (work.graph.stages.last(), work.outputs.last()) else {
             return false;

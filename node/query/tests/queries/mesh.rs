@@ -73,6 +73,13 @@ pub(crate) fn inputs(stage: &Stage, task: u32, outputs: &Outputs) -> Vec<Vec<Byt
         match input.read {
             Read::All => partitions.iter().flatten().cloned().collect(),
             Read::Bucket => partitions.iter().map(|buckets| buckets[task as usize].clone()).collect(),
+            Read::Group { size } => partitions
+                .iter()
+                .skip((task * size) as usize)
+                .take(size as usize)
+                .flatten()
+                .cloned()
+                .collect(),
             Read::Partition { first } => task
                 .checked_sub(first)
                 .and_then(|partition| partitions.get(partition as usize))
@@ -124,6 +131,9 @@ fn check(graph: &StageGraph) {
             assert!(input.stage < stage.id, "stages come after what they read");
             match input.read {
                 Read::All => {}
+                Read::Group { size } => {
+                    assert!(size as usize * stage.tasks.len() >= producer.tasks.len());
+                }
                 Read::Bucket => assert!(stage.tasks.len() <= producer.exchange.buckets() as usize),
                 Read::Partition { first } => {
                     assert!(first as usize + producer.tasks.len() <= stage.tasks.len());
