@@ -67,6 +67,23 @@ pub enum Error {
         /// The job.
         job: JobId,
     },
+    /// The partitions of a function's result are not parts of one table. Read them one by one, with
+    /// [`Job::partitions`](crate::Job::partitions), or make the function return the same columns for each.
+    #[error("partition {partition} of the result does not fit partition 0: {difference}")]
+    PartitionsDiffer {
+        /// The first partition that differs from partition 0.
+        partition: u32,
+        /// What differs, column by column, with both types.
+        difference: String,
+    },
+    /// The session is over: no call can be made in it, and every result that came was taken.
+    #[error("the session is over: {failure}")]
+    SessionEnded {
+        /// Its standing job.
+        session: JobId,
+        /// Why; [`Failure::Cancelled`] if it was closed on this side.
+        failure: Failure,
+    },
     /// A node sent something that cannot be read.
     #[error("the answer of {address} cannot be read: {reason}")]
     Malformed {

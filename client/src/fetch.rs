@@ -28,6 +28,8 @@ pub(crate) struct Fetch {
     place: Place,
     source: Option<Source>,
     patience: Patience,
+    /// Whether the reader wants a partition that broke off from its start.
+    from_start: bool,
 }
 
 /// How far the reader has come.
@@ -50,8 +52,18 @@ struct Source {
 }
 
 impl Fetch {
-    /// Asks for the whole result.
+    /// Asks for the whole result, for a reader of batches: each is given out once.
     pub(crate) async fn open(job: Job) -> Result<Self> {
+        Self::begin(job, false).await
+    }
+
+    /// Asks for the whole result, for a reader that puts partitions together: one that broke off begins anew, with
+    /// its schema.
+    pub(crate) async fn open_whole(job: Job) -> Result<Self> {
+        Self::begin(job, true).await
+    }
+
+    async fn begin(job: Job, from_start: bool) -> Result<Self> {
         let patience = job.patience();
         let mut fetch = Self {
             job,
@@ -61,13 +73,14 @@ impl Fetch {
             place: Place::default(),
             source: None,
             patience,
+            from_start,
         };
         let (schema, partitions, source) = fetch.ask().await?;
         (fetch.schema, fetch.partitions, fetch.source) = (schema, partitions, Some(source));
         Ok(fetch)
     }
 
-    /// The schema, as an Arrow IPC stream without batches.
+    /// The schema, as an Arrow IPC stream without batches; empty if only the partitions tell theirs.
     pub(crate) fn schema(&self) -> &Bytes {
         &self.schema
     }
@@ -75,6 +88,11 @@ impl Fetch {
     /// The size of each partition.
     pub(crate) fn partitions(&self) -> &[OutputMeta] {
         &self.partitions
+    }
+
+    /// The partition that the next piece belongs to.
+    pub(crate) fn partition(&self) -> u32 {
+        self.place.partition
     }
 
     /// The error of a piece that cannot be decoded.
@@ -115,6 +133,9 @@ impl Fetch {
     async fn broke_off(&mut self, reason: &str) -> Result<()> {
         tracing::debug!(address = self.address, reason, "a result broke off");
         self.source = None;
+        if self.from_start {
+            self.place = Place { partition: self.place.partition, ..Place::default() };
+        }
         if self.patience.pause().await {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use floe_protocol::{JobSpec, OutputMeta, Query};
+use floe_protocol::{JobKind, JobSpec, OutputMeta, Query};
 use futures::stream::BoxStream;
 use futures::{Stream, TryStreamExt};
 use polars::prelude::{DataFrame, IpcStreamReader, LazyFrame, PolarsResult, Schema, SerReader};
@@ -18,6 +18,7 @@ use crate::ipc::Piece;
 use crate::job::Job;
 use crate::mesh::Mesh;
 use crate::query::working_directory;
+use crate::schema::{Column, difference};
 
 /// What `floe jobs` shows of a job that came as a plan.
 const PLAN_LABEL: &str = "a Polars plan";
@@ -62,12 +63,13 @@ pub fn lazy_spec(frame: &LazyFrame) -> Result<JobSpec> {
     let mut dsl = Vec::new();
     frame.logical_plan.serialize_versioned(&mut dsl, Default::default())?;
     let query = Query::Plan { dsl: dsl.into(), directory: working_directory()? };
-    Ok(JobSpec { label: PLAN_LABEL.to_owned(), query })
+    Ok(JobSpec { label: PLAN_LABEL.to_owned(), kind: JobKind::Query(query) })
 }
 
 impl Job {
     /// Waits until it succeeded, and collects its whole result into memory. A result that is made anew while it
-    /// is read is read again from its start.
+    /// is read is read again from its start. Partitions that a function returned must have the same columns:
+    /// otherwise it is [`Error::PartitionsDiffer`], which says what differs.
     pub async fn collect(&self) -> Result<DataFrame> {
         for _ in 1..MAX_READS {
             match self.read_whole().await {
@@ -103,16 +105,23 @@ pub struct FrameStream {
 
 impl FrameStream {
     async fn open(job: Job) -> Result<Self> {
-        let fetch = Fetch::open(job).await?;
-        let empty = read(&[fetch.schema()])
-            .map_err(|error| fetch.malformed(format!("the result's schema: {error}")))?;
+        let mut fetch = Fetch::open(job).await?;
+        let mut frames = Frames::default();
+        let empty = if fetch.schema().is_empty() {
+            frames.first_schema(&mut fetch).await?
+        } else {
+            read(&[fetch.schema()])
+                .map_err(|error| fetch.malformed(format!("the result's schema: {error}")))?
+        };
         let partitions = fetch.partitions().to_vec();
-        let state = (fetch, Frames::default());
+        let state = (fetch, frames);
         let frames = futures::stream::try_unfold(state, |(mut fetch, mut frames)| async move {
             loop {
+                let partition = fetch.partition();
                 let Some(piece) = fetch.next().await? else {
                     return Ok(None);
                 };
+                frames.check(partition, &piece, &fetch)?;
                 if let Some(frame) = frames.take(piece).map_err(|error| fetch.malformed(error))? {
                     return Ok(Some((frame, (fetch, frames))));
                 }
@@ -152,9 +161,34 @@ impl std::fmt::Debug for FrameStream {
 struct Frames {
     schema: Bytes,
     dictionaries: BTreeMap<i64, Vec<Bytes>>,
+    /// The columns of the first partition, if the others may have other ones.
+    first: Option<Vec<Column>>,
 }
 
 impl Frames {
+    /// The schema of the first partition, which all others must share.
+    async fn first_schema(&mut self, fetch: &mut Fetch) -> Result<DataFrame> {
+        let Some(piece) = fetch.next().await? else {
+            return Ok(DataFrame::empty());
+        };
+        self.take(piece).map_err(|error| fetch.malformed(error))?;
+        let empty = read(&[&self.schema]).map_err(|error| fetch.malformed(error))?;
+        self.first = Some(columns(&empty));
+        Ok(empty)
+    }
+
+    /// Refuses a partition that does not fit the first one.
+    fn check(&self, partition: u32, piece: &Piece, fetch: &Fetch) -> Result<()> {
+        let (Some(first), Piece::Schema(message)) = (&self.first, piece) else {
+            return Ok(());
+        };
+        let other = read(&[message]).map_err(|error| fetch.malformed(error))?;
+        match difference(first, partition, &columns(&other)) {
+            Some(difference) => Err(Error::PartitionsDiffer { partition, difference }),
+            None => Ok(()),
+        }
+    }
+
     fn take(&mut self, piece: Piece) -> PolarsResult<Option<DataFrame>> {
         match piece {
             Piece::Schema(message) => {
@@ -178,6 +212,10 @@ impl Frames {
         }
         Ok(None)
     }
+}
+
+fn columns(frame: &DataFrame) -> Vec<Column> {
+    frame.schema().iter().map(|(name, kind)| (name.to_string(), kind.to_string())).collect()
 }
 
 /// Reads messages as one IPC stream.

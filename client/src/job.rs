@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_protocol::message::{Request, Response};
-use floe_protocol::{Failure, JobId, JobPhase, JobStatus};
+use floe_protocol::{Failure, JobId, JobPhase, JobStatus, StageId};
 use futures::StreamExt;
 
 use crate::error::{Error, Result};
 use crate::link::Exchange;
+use crate::logs::LogStream;
 use crate::mesh::Mesh;
+use crate::partitions::PartitionStream;
 use crate::patience::Patience;
 use crate::result::ResultStream;
 use crate::watch::Watch;
@@ -122,14 +124,41 @@ impl Job {
     }
 
     /// Waits until it succeeded, then streams its result, batch by batch, in the query's order. Only as much is
-    /// held in memory as was asked for and a bounded window beyond.
+    /// held in memory as was asked for and a bounded window beyond. Partitions that a function returned must have
+    /// the same columns: otherwise it ends with [`Error::PartitionsDiffer`].
     pub async fn stream(&self) -> Result<ResultStream> {
         self.succeeded().await?;
         ResultStream::open(self.clone()).await
     }
 
+    /// Waits until it succeeded, then gives its result partition by partition, each whole and in memory, in order,
+    /// as an Arrow IPC stream with its own schema. This is how to read what functions return: frames whose columns
+    /// may differ, and objects, which [`object_of`](crate::object_of) takes out.
+    pub async fn partitions(&self) -> Result<PartitionStream> {
+        self.succeeded().await?;
+        PartitionStream::open(self.clone()).await
+    }
+
+    /// What its functions printed to stdout and stderr, of one task only if one is given; with `follow` until the
+    /// job has ended.
+    ///
+    /// ```no_run
+    /// # async fn example(job: floe_client::Job) -> floe_client::Result<()> {
+    /// use futures::TryStreamExt;
+    ///
+    /// let mut logs = job.logs(None, true);
+    /// while let Some(chunk) = logs.try_next().await? {
+    ///     println!("{}: {}", chunk.attempt, String::from_utf8_lossy(&chunk.bytes));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn logs(&self, task: Option<(StageId, u32)>, follow: bool) -> LogStream {
+        LogStream::new(self.clone(), task, follow)
+    }
+
     /// Waits until it ended, and makes an error of any end but success.
-    pub(crate) async fn succeeded(&self) -> Result<()> {
+    pub async fn succeeded(&self) -> Result<()> {
         match self.wait().await?.phase {
             JobPhase::Failed(failure) => Err(Error::JobFailed { job: self.id, failure }),
             JobPhase::Cancelled => Err(Error::JobCancelled { job: self.id }),

@@ -44,6 +44,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what needs planning and the agreement of others, who may be electing a leader.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// How fast bytes that a driver puts into the mesh are copied among the nodes, at the least.
+const COPIED_BYTES_PER_S: u64 = 4 << 20;
+
 /// How often the list of nodes is brought up to date while nothing else happens.
 const REFRESH: Duration = Duration::from_secs(5);
 
@@ -66,7 +69,7 @@ pub(crate) struct Exchange {
     address: Multiaddr,
     channel: Channel,
     /// The stream ends with its connection.
-    _connection: Connection,
+    connection: Connection,
 }
 
 /// What comes next on an exchange's stream.
@@ -237,6 +240,11 @@ impl Link {
         self.nodes().failed(connection.address());
     }
 
+    /// Gives up the connection that an answer broke off on, so that the next call goes to another node first.
+    pub(crate) async fn give_up(&self, exchange: Exchange) {
+        self.leave(&exchange.connection).await;
+    }
+
     fn learn(&self, status: &Status) {
         self.nodes().learn(status);
     }
@@ -277,7 +285,12 @@ async fn ask_once(
         | Request::Explain
         | Request::Cancel { .. }
         | Request::Release { .. }
-        | Request::Recover { .. } => DECISION_TIMEOUT,
+        | Request::Recover { .. }
+        | Request::Session { .. } => DECISION_TIMEOUT,
+        // It answers when other nodes have copies too.
+        Request::PutBlob { blob } => DECISION_TIMEOUT + Duration::from_secs(blob.bytes / COPIED_BYTES_PER_S),
+        // It looks for them on the other nodes first.
+        Request::GetBlob { .. } => DECISION_TIMEOUT,
         _ => ANSWER_TIMEOUT,
     };
     let timeout = |_| CallError::Timeout { waited };
@@ -293,11 +306,11 @@ async fn ask_once(
     }
     let response = tokio::time::timeout(waited, read_frame(&mut stream)).await.map_err(timeout)??;
     let channel = match &response {
-        Response::Result { .. } => Channel::Body(Box::new(Body::new(stream))),
+        Response::Result { .. } | Response::Blob { .. } => Channel::Body(Box::new(Body::new(stream))),
         _ => Channel::Frames(stream),
     };
     let address = connection.address().clone();
-    Ok((response, Exchange { address, channel, _connection: connection.clone() }))
+    Ok((response, Exchange { address, channel, connection: connection.clone() }))
 }
 
 impl Exchange {
@@ -319,6 +332,25 @@ impl Exchange {
         match &mut self.channel {
             Channel::Frames(_) => Ok(None),
             Channel::Body(body) => Ok(body.next().await.transpose()?),
+        }
+    }
+
+    /// The answer's whole body, of which no more than `limit_bytes` are taken.
+    pub(crate) async fn read_body(&mut self, limit_bytes: u64) -> Result<Bytes, Lost> {
+        match &mut self.channel {
+            Channel::Frames(_) => Err(CallError::Ended.into()),
+            Channel::Body(body) => {
+                let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX);
+                Ok(body.read_all(limit).await?.into())
+            }
+        }
+    }
+
+    /// The stream, for frames in both directions, and the connection that it ends with; nothing if a body is on it.
+    pub(crate) fn into_stream(self) -> Option<(Stream, Connection)> {
+        match self.channel {
+            Channel::Frames(stream) => Some((stream, self.connection)),
+            Channel::Body(_) => None,
         }
     }
 

@@ -38,13 +38,18 @@ pub fn any_node(home: &Path) -> bool {
     !all(&registry(home)).is_empty()
 }
 
-/// Reads the mesh key that drivers use unless given another: the file that `FLOE_KEY_FILE` names, else the
-/// user's own.
-pub(crate) fn key() -> Result<MeshKey> {
-    let path = match std::env::var_os("FLOE_KEY_FILE").filter(|path| !path.is_empty()) {
+/// Where the mesh key lies that drivers use unless given another: what `FLOE_KEY_FILE` names, else the user's own
+/// file.
+pub fn user_key_file(home: &Path) -> PathBuf {
+    match std::env::var_os("FLOE_KEY_FILE").filter(|path| !path.is_empty()) {
         Some(path) => path.into(),
-        None => key_file(&home()?),
-    };
+        None => key_file(home),
+    }
+}
+
+/// Reads the mesh key that drivers use unless given another.
+pub fn key() -> Result<MeshKey> {
+    let path = user_key_file(&home()?);
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Error::Local(format!("the mesh key cannot be read from {}: {error}", path.display()))
     })?;

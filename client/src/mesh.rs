@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use floe_protocol::function::FunctionInput;
 use floe_protocol::message::{Request, Response, Status};
-use floe_protocol::{JobId, JobSpec, JobStatus, NodeId, StageGraph, frame};
+use floe_protocol::{JobId, JobKind, JobSpec, JobStatus, NodeId, Query, StageGraph};
 use floe_transport::MeshKey;
 use libp2p::Multiaddr;
 
@@ -15,6 +16,9 @@ use crate::link::{Exchange, Link};
 use crate::local;
 use crate::patience::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT};
 use crate::query::Sql;
+
+/// What a job without frames takes at most, as a rule: more costs a copy.
+const SPEC_BYTES: usize = 64 << 10;
 
 /// A mesh, through whichever of its nodes answers. Cloning it is cheap and shares the connection.
 ///
@@ -158,7 +162,7 @@ impl Mesh {
         &self.link
     }
 
-    async fn ask(&self, request: &Request, body: Option<&Bytes>) -> Result<(Response, Exchange)> {
+    pub(crate) async fn ask(&self, request: &Request, body: Option<&Bytes>) -> Result<(Response, Exchange)> {
         self.link.ask(request, body, &mut self.link.patience()).await
     }
 }
@@ -230,9 +234,27 @@ fn parse_address(text: String) -> Result<Multiaddr> {
 }
 
 fn encode(spec: &JobSpec) -> Result<Bytes> {
-    let bytes =
-        frame::encode(spec).map_err(|error| Error::Local(format!("the job cannot be written: {error}")))?;
+    // Frames may be large: room for them is made once.
+    let mut bytes = Vec::with_capacity(carried_bytes(spec) + SPEC_BYTES);
+    ciborium::into_writer(spec, &mut bytes)
+        .map_err(|error| Error::Local(format!("the job cannot be written: {error}")))?;
     Ok(bytes.into())
+}
+
+/// How many bytes of frames and plans a job carries.
+fn carried_bytes(spec: &JobSpec) -> usize {
+    let in_query = |query: &Query| match query {
+        Query::Plan { dsl, .. } => dsl.len(),
+        Query::Sql { .. } => 0,
+    };
+    match &spec.kind {
+        JobKind::Query(query) => in_query(query),
+        JobKind::Function(job) => match &job.input {
+            FunctionInput::Frames(frames) => frames.iter().map(|frame| frame.file.len()).sum(),
+            FunctionInput::Query(query) => in_query(query),
+            FunctionInput::Arguments(_) | FunctionInput::Files { .. } => 0,
+        },
+    }
 }
 
 /// A fresh id for [`Mesh::submit_as`].

@@ -5,7 +5,7 @@ use std::future::{Future, IntoFuture};
 use std::path::Path;
 use std::pin::Pin;
 
-use floe_protocol::{JobSpec, Query, StageGraph};
+use floe_protocol::{JobKind, JobSpec, Query, StageGraph};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -56,7 +56,7 @@ impl Sql {
         };
         let label = self.label.clone().unwrap_or_else(|| shorten(&self.text));
         let query = Query::Sql { text: self.text.clone(), tables: self.tables.clone(), directory };
-        Ok(JobSpec { label, query })
+        Ok(JobSpec { label, kind: JobKind::Query(query) })
     }
 
     /// Plans the statement without running it.

@@ -6,19 +6,20 @@ use std::task::{Context, Poll};
 
 use arrow_array::RecordBatch;
 use arrow_ipc::reader::StreamDecoder;
-use arrow_schema::{ArrowError, SchemaRef};
+use arrow_schema::{ArrowError, Schema, SchemaRef};
 use bytes::Bytes;
 use floe_protocol::OutputMeta;
 use futures::Stream;
 use futures::stream::BoxStream;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fetch::Fetch;
 use crate::ipc::Piece;
 use crate::job::Job;
+use crate::schema::{Column, difference};
 
 /// How a partition ends; it makes the decoder give out a last batch that has no body.
-const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+pub(crate) const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
 /// A job's result, made by [`Job::stream`]: its batches in the query's order. It goes on through another node,
 /// where it was, when the one it comes from is lost.
@@ -30,20 +31,27 @@ pub struct ResultStream {
 
 impl ResultStream {
     pub(crate) async fn open(job: Job) -> Result<Self> {
-        let fetch = Fetch::open(job).await?;
-        let schema = decode_schema(fetch.schema())
-            .map_err(|error| fetch.malformed(format!("the result's schema: {error}")))?;
+        let mut fetch = Fetch::open(job).await?;
+        let mut batches = Batches::default();
+        let schema = if fetch.schema().is_empty() {
+            batches.first_schema(&mut fetch).await?
+        } else {
+            decode_schema(fetch.schema())
+                .map_err(|error| fetch.malformed(format!("the result's schema: {error}")))?
+        };
         let partitions = fetch.partitions().to_vec();
-        let state = (fetch, Batches::default());
+        let state = (fetch, batches);
         let batches = futures::stream::try_unfold(state, |(mut fetch, mut batches)| async move {
             loop {
                 if let Some(batch) = batches.ready.pop_front() {
                     return Ok(Some((batch, (fetch, batches))));
                 }
+                let partition = fetch.partition();
                 let Some(piece) = fetch.next().await? else {
                     return Ok(None);
                 };
                 batches.take(piece).map_err(|error| fetch.malformed(error))?;
+                batches.check(partition)?;
             }
         });
         Ok(Self { schema, partitions, batches: Box::pin(batches) })
@@ -84,13 +92,44 @@ impl std::fmt::Debug for ResultStream {
 struct Batches {
     decoder: StreamDecoder,
     ready: VecDeque<RecordBatch>,
+    /// The columns of the first partition, if the others may have other ones.
+    first: Option<Vec<Column>>,
+    /// Whether a schema came that was not compared with the first one.
+    unchecked: bool,
 }
 
 impl Batches {
+    /// The schema of the first partition, which all others must share.
+    async fn first_schema(&mut self, fetch: &mut Fetch) -> Result<SchemaRef> {
+        let Some(piece) = fetch.next().await? else {
+            return Ok(SchemaRef::new(Schema::empty()));
+        };
+        self.take(piece).map_err(|error| fetch.malformed(error))?;
+        self.unchecked = false;
+        let schema = self.decoder.schema().ok_or_else(|| fetch.malformed("partition 0 has no schema"))?;
+        self.first = Some(columns(&schema));
+        Ok(schema)
+    }
+
+    /// Refuses a partition that does not fit the first one.
+    fn check(&mut self, partition: u32) -> Result<()> {
+        if !std::mem::take(&mut self.unchecked) {
+            return Ok(());
+        }
+        let (Some(first), Some(schema)) = (&self.first, self.decoder.schema()) else {
+            return Ok(());
+        };
+        match difference(first, partition, &columns(&schema)) {
+            Some(difference) => Err(Error::PartitionsDiffer { partition, difference }),
+            None => Ok(()),
+        }
+    }
+
     fn take(&mut self, piece: Piece) -> Result<(), ArrowError> {
         match piece {
             Piece::Schema(message) => {
                 self.decoder = StreamDecoder::new();
+                self.unchecked = true;
                 self.feed(message)
             }
             Piece::Dictionary { message, .. } | Piece::Batch { message, .. } => self.feed(message),
@@ -105,6 +144,10 @@ impl Batches {
         }
         Ok(())
     }
+}
+
+fn columns(schema: &Schema) -> Vec<Column> {
+    schema.fields().iter().map(|field| (field.name().clone(), field.data_type().to_string())).collect()
 }
 
 fn decode_schema(bytes: &Bytes) -> Result<SchemaRef, ArrowError> {

@@ -1,0 +1,169 @@
+//! Nodes that play a part: real connections on loopback, scripted answers.
+
+use std::sync::{Arc, Mutex};
+
+use arrow_array::{Array, Int64Array, RecordBatch};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{DataType, Field, Schema};
+use floe_client::{JobId, JobPhase, JobStatus, Mesh, MeshKey, NodeId, NodeInfo, NodeRole, Status};
+use floe_protocol::graph::BucketMeta;
+use floe_protocol::{Load, Member, OutputMeta, Request, Response};
+use floe_transport::admission::Roster;
+use floe_transport::substreams::{self, Offer};
+use floe_transport::{CALL, Credentials, Role, Stream, read_frame, transport, write_frame};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use libp2p::Swarm;
+use libp2p::identity::Keypair;
+use libp2p::swarm::SwarmEvent;
+use tokio::task::JoinHandle;
+
+pub(crate) const JOB: JobId = JobId(7);
+
+type Answer = Arc<dyn Fn(Request, Stream) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A node that answers by a script. Dropping it breaks its connections.
+pub(crate) struct Fake {
+    pub(crate) address: String,
+    asked: Arc<Mutex<Vec<Request>>>,
+    swarm: JoinHandle<()>,
+}
+
+impl Fake {
+    pub(crate) async fn start<F>(
+        key: &MeshKey,
+        answer: impl Fn(Request, Stream) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let answer: Answer = Arc::new(move |request, stream| answer(request, stream).boxed());
+        let identity = Keypair::generate_ed25519();
+        let roster = Roster::default();
+        let credentials = Credentials::new(key.clone(), Role::Node);
+        let transport = transport(&identity, credentials, roster.clone()).unwrap();
+        let offers = vec![Offer { protocol: CALL, to_drivers: true }];
+        let (behaviour, mut inbound) = substreams::Behaviour::new(roster, offers);
+        let config = libp2p::swarm::Config::with_tokio_executor();
+        let mut swarm = Swarm::new(transport, behaviour, identity.public().to_peer_id(), config);
+        swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+        let address = loop {
+            if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+                break address.to_string();
+            }
+        };
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        let swarm = tokio::spawn(async move {
+            // The answers end with the node.
+            let mut answers = tokio::task::JoinSet::new();
+            loop {
+                tokio::select! {
+                    _ = swarm.select_next_some() => {}
+                    Some(mut inbound) = inbound.recv() => {
+                        let (answer, heard) = (answer.clone(), heard.clone());
+                        answers.spawn(async move {
+                            let request: Request = read_frame(&mut inbound.stream).await.unwrap();
+                            heard.lock().unwrap().push(request.clone());
+                            answer(request, inbound.stream).await;
+                        });
+                    }
+                }
+            }
+        });
+        Self { address, asked, swarm }
+    }
+
+    pub(crate) fn asked(&self) -> Vec<Request> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.swarm.abort();
+    }
+}
+
+/// The status that tells of nodes at these addresses.
+pub(crate) fn status_of(addresses: &[&str]) -> Response {
+    let nodes = addresses
+        .iter()
+        .enumerate()
+        .map(|(at, address)| NodeInfo {
+            member: Member {
+                id: NodeId(at as u64 + 1),
+                peer: String::new(),
+                name: String::new(),
+                addresses: vec![(*address).to_owned()],
+                slots: 1,
+                memory_bytes: 1,
+                version: String::new(),
+                incarnation: 1,
+            },
+            role: NodeRole::Voter,
+            alive: true,
+            load: Load::default(),
+        })
+        .collect();
+    Response::Status(Status {
+        node: NodeId(1),
+        era: None,
+        leader: None,
+        term: 0,
+        rival: None,
+        nodes,
+        voters: vec![],
+    })
+}
+
+pub(crate) fn job(phase: JobPhase) -> Response {
+    Response::Job(JobStatus {
+        id: JOB,
+        label: String::new(),
+        phase,
+        stages: Vec::new(),
+        submitted_unix_ms: 0,
+        ended_unix_ms: None,
+        timeline: Vec::new(),
+    })
+}
+
+pub(crate) async fn say(stream: &mut Stream, response: &Response) {
+    // A driver that went away is part of some stories.
+    let _ = write_frame(stream, response).await;
+}
+
+/// Never answers: the node hangs until it is dropped.
+pub(crate) async fn hang() {
+    std::future::pending::<()>().await;
+}
+
+/// One partition, a batch of each of these rows.
+pub(crate) fn partition(batches: &[&[i64]]) -> Vec<u8> {
+    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+    let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
+    for rows in batches {
+        let column = Arc::new(Int64Array::from(rows.to_vec()));
+        writer.write(&RecordBatch::try_new(schema.clone(), vec![column]).unwrap()).unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+pub(crate) fn meta(rows: u64) -> OutputMeta {
+    OutputMeta { buckets: vec![BucketMeta { rows, bytes: rows * 8 }], mark: 0 }
+}
+
+pub(crate) fn result(partitions: &[u64]) -> Response {
+    let partitions = partitions.iter().map(|rows| meta(*rows)).collect();
+    Response::Result { schema: partition(&[]).into(), partitions }
+}
+
+pub(crate) async fn connect(key: &MeshKey, fakes: &[&Fake]) -> Mesh {
+    let addresses = fakes.iter().map(|fake| &fake.address);
+    Mesh::builder().key(key.clone()).addresses(addresses).connect().await.unwrap()
+}
+
+pub(crate) fn numbers(batch: &RecordBatch) -> Vec<i64> {
+    batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec()
+}

@@ -1,0 +1,8 @@
+//! The client against nodes that play a part.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod failover;
+mod fake;
+mod functions;
+mod sessions;
