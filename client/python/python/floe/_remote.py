@@ -1,0 +1,313 @@
+"""What the nodes' Python processes call.
+
+A function's code, as the nodes know it, is one of these objects, pickled: by reference to this module, which
+travels along. Within it is the user's function, pickled by value. It is unpickled at the first call, so that
+what goes wrong with that is an exception of the call like any other.
+
+Only what a function works on is imported: a function of plain objects needs neither pandas nor pyarrow on its
+node.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pickle
+import sys
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+from . import frames, pickling
+from .errors import NotAFrame
+from .refs import Ref
+
+# The host leaves this module out of the tracebacks that it makes: they are for the function's author.
+__floe_hidden__ = True
+
+#: The first byte of an argument that is not here but names the blob where it is; a pickle starts with 0x80.
+BLOB = 0x42
+
+#: First bytes of what a chunk of a map returns: all of it, or as far as an exception.
+WHOLE, BROKEN = b"\0", b"\1"
+
+
+def argument_of(data: Any) -> Any:
+    """The argument that bytes are or refer to."""
+    view = memoryview(data)
+    if len(view) and view[0] == BLOB:
+        name, size = pickle.loads(view[1:])
+        return Ref(name, size).get()
+    return pickle.loads(view)
+
+
+def by_reference(name: str, size: int) -> bytes:
+    """An argument that is a blob."""
+    return bytes([BLOB]) + pickle.dumps((name, size), pickling.PROTOCOL)
+
+
+class _Holder:
+    """Holds a pickled function and unpickles it when it is first called."""
+
+    def __init__(self, code: bytes, name: str) -> None:
+        self.code = code
+        self.name = name
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "function"}
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        return pickle.loads(self.code)
+
+
+class Call(_Holder):
+    """Calls with positional and keyword arguments."""
+
+    def __call__(self, argument: Any) -> bytes:
+        args, kwargs = argument_of(argument)
+        for value in args:
+            if type(value) is Ref:
+                args = tuple(item.get() if type(item) is Ref else item for item in args)
+                break
+        if kwargs:
+            kwargs = {name: item.get() if type(item) is Ref else item for name, item in kwargs.items()}
+        return pickling.dumps(self.function(*args, **kwargs), f"what {self.name} returned")
+
+
+class Each(_Holder):
+    """Calls with a list of positional arguments, once for each; the first exception is that of the whole."""
+
+    def __call__(self, argument: Any) -> bytes:
+        function = self.function
+        return pickling.dumps(
+            [function(*item) for item in argument_of(argument)], f"what {self.name} returned"
+        )
+
+
+class Chunk(_Holder):
+    """Calls with a list of items, once for each."""
+
+    def __init__(self, code: bytes, name: str, unpack: bool) -> None:
+        super().__init__(code, name)
+        self.unpack = unpack
+
+    def __call__(self, argument: Any) -> bytes:
+        function, unpack = self.function, self.unpack
+        values: list[Any] = []
+        try:
+            for item in argument_of(argument):
+                if type(item) is Ref:
+                    item = item.get()
+                values.append(function(*item) if unpack else function(item))
+        except Exception as error:
+            return BROKEN + pickling.dumps((_picklable(values), described(error)))
+        try:
+            return WHOLE + pickle.dumps(values, pickling.PROTOCOL)
+        except Exception:
+            return WHOLE + pickling.by_value(values, f"what {self.name} returned")
+
+
+class Batch:
+    """joblib's batches: lists of functions with their arguments."""
+
+    def __call__(self, argument: Any) -> bytes:
+        from joblib import parallel_config
+        from joblib._parallel_backends import SequentialBackend
+
+        # What these functions do in parallel is done here, in turn: all nodes are busy with their like.
+        with parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=1):
+            results = [
+                function(
+                    *[value.get() if type(value) is Ref else value for value in args],
+                    **{name: value.get() if type(value) is Ref else value for name, value in kwargs.items()},
+                )
+                for function, args, kwargs in argument_of(argument)
+            ]
+        return pickling.dumps(results, "what a task returned")
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An exception as the native part describes those that it brings."""
+    import floe_host
+
+    return floe_host.raised(error)
+
+
+def _picklable(values: list[Any]) -> list[Any]:
+    """As many of these as can be sent."""
+    try:
+        pickling.dumps(values)
+    except Exception:
+        return []
+    return values
+
+
+class _Task(_Holder):
+    """A function over a job's partitions."""
+
+    def __init__(self, code: bytes, name: str, kind: str | None, needed: str | None) -> None:
+        super().__init__(code, name)
+        self.kind = kind
+        self.needed = needed
+
+    def encoded(self, value: Any) -> frames.Encoded:
+        if self.needed is not None:
+            check(value, self.needed, self.name)
+        return frames.encode(value, self.kind, f"what {self.name} returned")
+
+
+class Part(_Task):
+    """A function over one partition: a frame, or the slice of a sequence that came as the argument."""
+
+    def __call__(self, argument: Any, partitions: Sequence[Any]) -> frames.Encoded:
+        if partitions:
+            value = frames.decode(partitions[0], self.kind)
+        elif isinstance(argument, str):
+            value = argument
+        else:
+            value = argument_of(argument)
+        return self.encoded(self.function(value))
+
+
+class Merge(_Task):
+    """A function of a list of partitions that makes one of them."""
+
+    def __call__(self, argument: Any, partitions: Sequence[Any]) -> frames.Encoded:
+        return self.encoded(self.function([frames.decode(partition, self.kind) for partition in partitions]))
+
+
+class Fold(_Task):
+    """A function of two values that makes one of them."""
+
+    def __call__(self, argument: Any, partitions: Sequence[Any]) -> frames.Encoded:
+        values = [frames.decode(partition, self.kind) for partition in partitions]
+        return self.encoded(functools.reduce(self.function, values))
+
+
+class Piece(_Task):
+    """A function of what a source reads."""
+
+    def __init__(self, source: bytes, code: bytes, name: str) -> None:
+        super().__init__(code, name, None, None)
+        self.source_code = source
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("source", None)
+        return state
+
+    @functools.cached_property
+    def source(self) -> Any:
+        return make_source(pickle.loads(self.source_code))
+
+    def __call__(self, argument: Any, partitions: Sequence[Any]) -> frames.Encoded:
+        offset, limit = argument_of(argument)
+        return self.encoded(self.function(self.source.read(offset, limit)))
+
+
+class Length(_Holder):
+    """How many items a source has."""
+
+    def __call__(self, argument: Any) -> bytes:
+        return pickling.dumps(len(make_source(self.function)))
+
+
+def make_source(source: Any) -> Any:
+    """A source, of itself or of what makes one."""
+    return source if hasattr(source, "read") and not isinstance(source, type) else source()
+
+
+#: What the default merge can join, by what went in: the types' names, and what they are called together.
+_NEEDED: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "pandas": (("pandas.DataFrame", "pandas.Series"), "a pandas DataFrame or Series"),
+    "polars": (("polars.DataFrame", "polars.LazyFrame", "polars.Series"), "a Polars DataFrame or Series"),
+    "arrow": (("pyarrow.Table", "pyarrow.RecordBatch"), "an Arrow Table"),
+}
+
+_ARRAYS = (("numpy.ndarray",), "an array")
+
+_SEQUENCES = "a list, a tuple, an array or a frame"
+
+
+def check(value: Any, needed: str, name: str) -> None:
+    """Refuses what cannot be joined with the other partitions."""
+    everything = {kind: types for kind, (types, _) in _NEEDED.items()} | {"numpy": _ARRAYS[0]}
+    if any(isinstance(value, cls) for types in everything.values() for cls in _loaded(types)):
+        return
+    if needed == "items" and isinstance(value, (list, tuple, range)):
+        return
+    wanted = {"items": _SEQUENCES, "numpy": _ARRAYS[1]}.get(needed) or _NEEDED[needed][1]
+    if value is None:
+        returned = "None"
+    else:
+        text = repr(value)
+        text = text if len(text) <= 60 else text[:57] + "..."
+        returned = f"{text} ({pickling.a(value)})"
+    raise NotAFrame(
+        f"{name} returned {returned}, where {wanted} is needed, since the partitions are joined; with "
+        "merge=None they come as a list, and merge=FUNCTION says how to make one value of such a list"
+    )
+
+
+def _loaded(names: Iterable[str]) -> list[type]:
+    """Of these types, those whose library is in use: values of the others there cannot be."""
+    found = []
+    for name in names:
+        module, _, cls = name.partition(".")
+        library = sys.modules.get(module)
+        if library is not None and hasattr(library, cls):
+            found.append(getattr(library, cls))
+    return found
+
+
+class Required:
+    """A function that finds certain modules imported when it is called."""
+
+    def __init__(
+        self, function: Callable[..., Any], modules: Sequence[str], aliases: Mapping[str, str]
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.__wrapped__ = function
+        #: What pickling counts among the modules that a function uses.
+        self.__floe_imports__ = (*modules, *aliases.values())
+        self._modules = modules
+        self._aliases = aliases
+        self._ready = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": False}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._ready:
+            names = self.__wrapped__.__globals__
+            for module in self._modules:
+                importlib.import_module(module)
+                # As `import a.b` does, which gives the name `a`.
+                top = module.partition(".")[0]
+                names[top] = sys.modules[top]
+            for name, module in self._aliases.items():
+                names[name] = importlib.import_module(module)
+            self._ready = True
+        return self.__wrapped__(*args, **kwargs)
+
+
+class Local:
+    """What becomes of a parallel function within another one that runs on a node: the function itself."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+class OnRows:
+    """Applies a function to each row of a partition, or to each value; of Polars' the results are a list."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.__name__ = pickling.name_of(function)
+
+    def __call__(self, part: Any) -> Any:
+        if type(part).__module__.startswith("polars"):
+            rows = part.iter_rows(named=True) if hasattr(part, "iter_rows") else part
+            return [self.function(row) for row in rows]
+        return part.apply(self.function, axis=1) if part.ndim == 2 else part.apply(self.function)

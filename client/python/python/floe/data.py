@@ -1,0 +1,197 @@
+"""Data in partitions and back. What is done here is done in the driver."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, Iterator
+
+from . import _remote, frames, pickling
+from .errors import PartitionWarning, SchemaMismatch
+
+
+class Partitioned:
+    """What :meth:`floe.Mesh.parallelize` was given, cut up."""
+
+    def __init__(self, data: Any, n: int | None, default: int) -> None:
+        #: The kind of the frames, None if these are no frames.
+        self.kind = frames.kind_of(data)
+        series = _series_kind(data)
+        #: What the default merge can join; see :func:`floe._remote.check`.
+        self.needed = self.kind or series or ("numpy" if _is_array(data) else "items")
+        if self.kind is None and series is None and not _is_sequence(data):
+            raise TypeError(
+                "data is a pandas, Polars or Arrow frame, a NumPy array, or a sequence such as a list, "
+                f"not {pickling.a(data)}"
+            )
+        if self.kind == "arrow":
+            data = frames._table(data)
+        self._data = data
+        self.rows = len(data)
+        self.bounds = bounds(self.rows, n, default)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The libraries that a node needs to read the partitions."""
+        return frames.MODULES.get(self.needed, ())
+
+    def part(self, start: int, end: int) -> Any:
+        """The rows from `start` to before `end`, as the function gets them."""
+        if self.needed == "pandas":
+            return self._data.iloc[start:end]
+        if self.needed in ("polars", "arrow"):
+            return self._data.slice(start, end - start)
+        return self._data[start:end]
+
+    def encoded(self) -> Iterator[frames.Encoded]:
+        """The partitions as they are sent."""
+        for start, end in self.bounds:
+            yield frames.encode(self.part(start, end), self.kind, "the data")
+
+
+def _is_array(data: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(data, numpy.ndarray) and data.ndim > 0
+
+
+def _series_kind(data: Any) -> str | None:
+    """The kind of a series, None if it is none."""
+    for kind in ("pandas", "polars"):
+        library = sys.modules.get(kind)
+        if library is not None and isinstance(data, library.Series):
+            return kind
+    return None
+
+
+def _is_sequence(data: Any) -> bool:
+    if _is_array(data) or isinstance(data, Sequence):
+        return not isinstance(data, (str, bytes))
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__") and not hasattr(data, "keys")
+
+
+def bounds(rows: int, n: int | None, default: int) -> list[tuple[int, int]]:
+    """Where partitions start and end: as even as can be, the larger ones first.
+
+    There is at least one, which may be empty.
+    """
+    if n is not None and (isinstance(n, bool) or not hasattr(n, "__index__")):
+        raise TypeError(f"n is the number of partitions, not {n!r}")
+    if n is not None and n <= 0:
+        raise ValueError(f"n is the number of partitions, at least 1, not {n}")
+    wanted = default if n is None else int(n)
+    count = max(1, min(wanted, rows))
+    if n is not None and count < n:
+        warnings.warn(
+            f"{count} partition{'s' if count > 1 else ''} instead of {n}: there are only {rows} rows",
+            PartitionWarning,
+            stacklevel=4,
+        )
+    size, longer = divmod(rows, count)
+    starts = [i * size + min(i, longer) for i in range(count + 1)]
+    return list(zip(starts, starts[1:]))
+
+
+def concat(values: list[Any], name: str) -> Any:
+    """Partitions made one value, in order."""
+    for value in values:
+        _remote.check(value, "items", name)
+    first = values[0]
+    kind = frames.kind_of(first) or _series_kind(first)
+    if kind == "pandas":
+        return _concat_pandas(values, name)
+    if kind == "polars":
+        return _concat_polars(values, name)
+    if kind == "arrow":
+        return _concat_arrow(values, name)
+    if _is_array(first):
+        return _concat_arrays(values, name)
+    _alike(values, (list, tuple, range), name)
+    if all(isinstance(value, tuple) for value in values):
+        return tuple(item for value in values for item in value)
+    return [item for value in values for item in value]
+
+
+def _alike(values: list[Any], types: Any, name: str) -> None:
+    for position, value in enumerate(values):
+        if not isinstance(value, types):
+            raise SchemaMismatch(
+                f"{name} returned different things: {pickling.a(values[0])} from partition 0, but "
+                f"{pickling.a(value)} from partition {position}"
+            )
+
+
+def _concat_pandas(values: list[Any], name: str) -> Any:
+    import pandas
+
+    cls = pandas.DataFrame if isinstance(values[0], pandas.DataFrame) else pandas.Series
+    _alike(values, cls, name)
+    if cls is pandas.DataFrame:
+        _same_columns([_pandas_schema(value) for value in values], name, types=False)
+    return pandas.concat(values)
+
+
+def _pandas_schema(frame: Any) -> list[tuple[Any, str]]:
+    return [(column, str(dtype)) for column, dtype in zip(frame.columns, frame.dtypes)]
+
+
+def _concat_polars(values: list[Any], name: str) -> Any:
+    import polars
+
+    cls = polars.DataFrame if isinstance(values[0], polars.DataFrame) else polars.Series
+    _alike(values, cls, name)
+    if cls is polars.DataFrame:
+        schemas = [[(column, repr(dtype)) for column, dtype in value.schema.items()] for value in values]
+    else:
+        schemas = [[(value.name, repr(value.dtype))] for value in values]
+    _same_columns(schemas, name)
+    return polars.concat(values)
+
+
+def _concat_arrow(values: list[Any], name: str) -> Any:
+    import pyarrow
+
+    _alike(values, (pyarrow.Table, pyarrow.RecordBatch), name)
+    tables = [frames._table(value) for value in values]
+    _same_columns([[(field.name, str(field.type)) for field in table.schema] for table in tables], name)
+    return pyarrow.concat_tables(tables)
+
+
+def _concat_arrays(values: list[Any], name: str) -> Any:
+    import numpy
+
+    _alike(values, numpy.ndarray, name)
+    for position, value in enumerate(values):
+        if value.ndim == 0 or value.shape[1:] != values[0].shape[1:]:
+            raise SchemaMismatch(
+                f"{name} returned arrays that cannot be joined: of shape {values[0].shape} from partition 0, "
+                f"but {value.shape} from partition {position}"
+            )
+    return numpy.concatenate(values)
+
+
+def _same_columns(schemas: list[list[tuple[Any, str]]], name: str, types: bool = True) -> None:
+    """Refuses partitions with other columns than the first. Of types, pandas takes care itself."""
+    for position, schema in enumerate(schemas):
+        ours, theirs = ([item if types else item[0] for item in columns] for columns in (schemas[0], schema))
+        if ours != theirs:
+            raise SchemaMismatch(
+                f"the partitions that {name} returned differ in their columns, partition {position} "
+                f"from partition 0: {_difference(schemas[0], schema, types)}"
+            )
+
+
+def _difference(first: list[tuple[Any, str]], other: list[tuple[Any, str]], types: bool) -> str:
+    ours, theirs = dict(first), dict(other)
+    found = [f"{column!r} ({dtype}) is missing" for column, dtype in first if column not in theirs]
+    found += [f"{column!r} ({dtype}) is added" for column, dtype in other if column not in ours]
+    if types:
+        found += [
+            f"{column!r} is {theirs[column]} instead of {dtype}"
+            for column, dtype in first
+            if column in theirs and theirs[column] != dtype
+        ]
+    if not found:
+        order = ", ".join(repr(column) for column, _ in other)
+        found = [f"their order is {order}"]
+    return "; ".join(found)

@@ -1,0 +1,259 @@
+"""What can go wrong, typed.
+
+Every error that Floe raises by itself is a :class:`Error`. What a function of yours raises comes back as what
+it is, with the traceback of the node in its notes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, Mapping
+
+__all__ = [
+    "Error",
+    "NoMesh",
+    "Unreachable",
+    "Unavailable",
+    "Refused",
+    "VersionError",
+    "QueryError",
+    "UnseenFile",
+    "FunctionError",
+    "Crashed",
+    "LimitExceeded",
+    "MemoryLimitExceeded",
+    "TimeLimitExceeded",
+    "EnvironmentMismatch",
+    "Cancelled",
+    "Exhausted",
+    "NoSuchJob",
+    "Lost",
+    "InternalError",
+    "NotAFrame",
+    "SchemaMismatch",
+    "Unpicklable",
+    "PartitionWarning",
+]
+
+
+class Error(Exception):
+    """What went wrong, in a sentence."""
+
+
+class NoMesh(Error):
+    """There is no mesh to connect to, and none may or can be started."""
+
+
+class Unreachable(Error, ConnectionError):
+    """No node could be reached, or the last one that could is gone."""
+
+
+class Unavailable(Error):
+    """The mesh cannot decide now: it has no leader, or no majority. Trying again may help."""
+
+
+class Refused(Error):
+    """A node will not do this; the sentence says why."""
+
+
+class VersionError(Error):
+    """A version of Floe, Polars or a plan that does not fit; the sentence names both."""
+
+
+class QueryError(Error):
+    """A query is wrong; the sentence is Polars' own."""
+
+
+class UnseenFile(Error, FileNotFoundError):
+    """No node can read a file."""
+
+    def __str__(self) -> str:
+        # OSError would format an errno that there is not.
+        return str(self.args[0]) if self.args else ""
+
+
+class FunctionError(Error):
+    """A function raised an exception that cannot be had here, since its class or its pickle cannot."""
+
+    def __init__(self, message: str, name: str = "", remote_traceback: str = "") -> None:
+        super().__init__(message)
+        #: What the function is called.
+        self.name = name
+        #: Where the exception came from, as text.
+        self.remote_traceback = remote_traceback
+
+
+class Crashed(Error):
+    """The process that ran a function ended or was killed, or did not keep to the protocol."""
+
+    def __init__(self, message: str, name: str = "", how: str = "", output: str = "") -> None:
+        super().__init__(message)
+        #: What the function is called.
+        self.name = name
+        #: How the process ended: ``was killed by signal 11 (SIGSEGV)``, ``ended with exit status 3``.
+        self.how = how
+        #: The end of what it printed.
+        self.output = output
+
+
+class LimitExceeded(Error):
+    """A function took more than it may, and was stopped."""
+
+    def __init__(self, message: str, name: str = "", what: str = "") -> None:
+        super().__init__(message)
+        #: What the function is called.
+        self.name = name
+        #: ``memory`` or ``time``.
+        self.what = what
+
+
+class MemoryLimitExceeded(LimitExceeded, MemoryError):
+    """A function took more memory than it may, and was stopped."""
+
+
+class TimeLimitExceeded(LimitExceeded, TimeoutError):
+    """A function ran for longer than it may, and was stopped."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class EnvironmentMismatch(Error):
+    """No node has or can make what a function needs: an interpreter, a library, a version of one."""
+
+    def __init__(self, message: str, needs: str = "", looked: str = "") -> None:
+        super().__init__(message)
+        #: What was needed.
+        self.needs = needs
+        #: Which nodes were tried, and why each cannot.
+        self.looked = looked
+
+
+class Cancelled(Error):
+    """Somebody cancelled the job or the call."""
+
+
+class Exhausted(Error):
+    """Memory or disk ran out on a node."""
+
+
+class NoSuchJob(Error, LookupError):
+    """The mesh does not know the job, or no longer."""
+
+
+class Lost(Error):
+    """The node, partition or object that is asked for is gone."""
+
+
+class InternalError(Error):
+    """A fault of Floe's own."""
+
+
+class NotAFrame(Error, TypeError):
+    """A function returned no frame where one is needed."""
+
+
+class SchemaMismatch(Error, ValueError):
+    """Partitions cannot be made one frame, since their columns differ."""
+
+
+class Unpicklable(Error, pickle.PicklingError):
+    """Something cannot be sent; the sentence names it."""
+
+
+class PartitionWarning(UserWarning):
+    """There are fewer partitions than were asked for, since there are fewer rows."""
+
+
+_BY_KIND: dict[str, type[Error]] = {
+    "no_mesh": NoMesh,
+    "unreachable": Unreachable,
+    "unavailable": Unavailable,
+    "refused": Refused,
+    "version": VersionError,
+    "query": QueryError,
+    "unseen": UnseenFile,
+    "exception": FunctionError,
+    "crashed": Crashed,
+    "limit": LimitExceeded,
+    "unfit": EnvironmentMismatch,
+    "cancelled": Cancelled,
+    "exhausted": Exhausted,
+    "no_such_job": NoSuchJob,
+    "lost": Lost,
+    "result_changed": Lost,
+    "internal": InternalError,
+}
+
+
+def from_core(error: BaseException) -> BaseException:
+    """The exception to raise for one of the native part's."""
+    return from_parts(getattr(error, "kind", "internal"), str(error), getattr(error, "details", None) or {})
+
+
+def from_parts(kind: str, message: str, details: Mapping[str, Any]) -> BaseException:
+    """The exception of this kind: for what a function raised, its own exception where that can be had."""
+
+    def text(key: str) -> str:
+        return str(details.get(key) or "")
+
+    if kind == "exception":
+        return _raised(message, text("name"), text("message"), text("traceback"), details.get("exception"))
+    if kind == "crashed":
+        return Crashed(message, text("name"), text("how"), text("output"))
+    if kind == "limit":
+        cls = {"memory": MemoryLimitExceeded, "time": TimeLimitExceeded}.get(text("what"), LimitExceeded)
+        return cls(message, text("name"), text("what"))
+    if kind == "unfit":
+        return EnvironmentMismatch(message, text("needs"), text("looked"))
+    return _BY_KIND.get(kind, Error)(message)
+
+
+def _raised(whole: str, name: str, message: str, traceback: str, pickled: Any) -> BaseException:
+    """What a function raised, with the node's traceback."""
+    if pickled:
+        try:
+            error = pickle.loads(pickled)
+        except (
+            Exception
+        ):  # It was made for a class that this side does not have, or whose __init__ disagrees.
+            error = None
+        if isinstance(error, Exception):
+            _annotate(error, name, traceback)
+            return error
+    error = FunctionError(whole or f"{name} failed: {message}", name, traceback)
+    _annotate(error, name, traceback)
+    return error
+
+
+def _annotate(error: BaseException, name: str, traceback: str) -> None:
+    """Puts the node's traceback where Python shows it."""
+    notes = []
+    if traceback:
+        notes.append(
+            f"on the node, in {name}:\n{traceback.rstrip()}"
+            if name
+            else f"on the node:\n{traceback.rstrip()}"
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        notes.append(_missing_module(error.name.partition(".")[0]))
+    if hasattr(error, "add_note"):
+        for note in notes:
+            error.add_note(note)
+    elif notes:
+        # Before Python 3.11 there are no notes; a cause is shown above the exception.
+        error.__cause__ = FunctionError("\n".join(notes), name, traceback)
+
+
+def _missing_module(name: str) -> str:
+    """What to do about a module that the node does not have."""
+    from .environment import distribution_of, is_local
+
+    if is_local(name):
+        return (
+            f"{name} is code of this machine: give it as modules=[{name!r}], and it travels with the function"
+        )
+    found = distribution_of(name)
+    if found is not None:
+        return f"requirements=['{found[0]}=={found[1]}'] has it installed on the nodes"
+    return f"requirements=[...] has what provides {name} installed on the nodes"

@@ -1,0 +1,127 @@
+"""`concurrent.futures` over the mesh."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import time
+import types
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, TypeVar
+
+from . import _remote, pickling, ship
+from .call import Calls, Result, arguments, submit
+from .environment import Needs
+
+if TYPE_CHECKING:
+    from .mesh import Mesh
+
+T = TypeVar("T")
+
+#: What does not change while it is used, so that it is pickled once however often it is submitted.
+_CONSTANT = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs calls on the nodes; :meth:`floe.Mesh.executor` makes one.
+
+    It is used as any other executor is: with ``as_completed``, ``wait``, asyncio's ``run_in_executor``. It
+    has a session of its own, which ends when it is shut down. A call runs at least once: again, if its node
+    is lost.
+
+    A function is pickled at its first call. What it takes from its module's variables is what these held
+    then.
+    """
+
+    def __init__(self, mesh: Mesh, needs: Needs, label: str) -> None:
+        self._mesh = mesh
+        self._needs = needs
+        self._calls: Calls | None = Calls(mesh, label)
+        self._numbers: dict[Any, int] = {}
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Result[T]:
+        """Calls ``fn(*args, **kwargs)`` on some node."""
+        calls = self._open()
+        if type(fn) not in _CONSTANT:
+            fn, args, kwargs = _constant(fn, args, kwargs)
+        # Functions of the same name that are not the same are no keys of one another: they compare by
+        # identity.
+        number = self._numbers.get(fn)
+        if number is None:
+            number = self._define(calls, fn)
+        result: Result[T] = Result()
+        result._calls = calls
+        result._number = calls.call(number, arguments(args, kwargs), result)
+        return result
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[T]:
+        """The results of calling `fn` with the items of the iterables, in order.
+
+        With a `chunksize` that many items make one call. :meth:`floe.Mesh.map` finds a good size by itself
+        and does not take all items at once.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if chunksize == 1:
+            return super().map(fn, *iterables, timeout=timeout)
+        calls = self._open()
+        pickled = ship.Pickled(fn, self._needs)
+        number = calls.function(pickled, lambda: _remote.Each(pickled.code, pickled.name), "each")
+        items = zip(*iterables)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        results = [submit(calls, number, pickling.dumps(chunk, "the items")) for chunk in chunks]
+        return itertools.chain.from_iterable(_in_order(results, timeout))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes no more calls, and with `wait` waits for those under way; the last one ends the session."""
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.finish(wait=wait, cancel=cancel_futures)
+
+    def _open(self) -> Calls:
+        if self._calls is None:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        return self._calls
+
+    def _define(self, calls: Calls, function: Callable[..., Any]) -> int:
+        pickled = ship.Pickled(function, self._needs)
+        number = calls.function(pickled, lambda: _remote.Call(pickled.code, pickled.name), "call")
+        if type(function) in _CONSTANT:
+            self._numbers[function] = number
+        return number
+
+
+def _in_order(results: list[Result[Any]], timeout: float | None) -> Iterator[Any]:
+    """What these return, in order. When the caller stops reading, the rest is cancelled."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        results.reverse()
+        while results:
+            left = None if deadline is None else deadline - time.monotonic()
+            yield results.pop().result(left)
+    finally:
+        for result in results:
+            result.cancel()
+
+
+def _constant(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The same call of a function that does not change: what does goes with the arguments."""
+    while True:
+        if type(function) is functools.partial:
+            args, kwargs, function = function.args + args, {**function.keywords, **kwargs}, function.func
+        elif isinstance(function, types.MethodType):
+            args, function = (function.__self__, *args), function.__func__
+        elif isinstance(vars(type(function)).get("__call__"), types.FunctionType):
+            args, function = (function, *args), type(function).__call__
+        else:
+            return function, args, kwargs
+        if type(function) in _CONSTANT:
+            return function, args, kwargs

@@ -1,0 +1,233 @@
+"""Jobs: functions over partitions, and queries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterator, TypeVar
+
+from . import data, frames
+from .errors import from_core
+from .progress import Bar, Progress
+
+if TYPE_CHECKING:
+    from . import _core
+    from .mesh import Mesh
+
+T = TypeVar("T")
+
+#: What the nodes call the stage whose partitions came with the submission.
+_SENT = "frames of the driver"
+
+#: How often a bar asks for the job's status, in seconds.
+_POLL = 0.2
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """Something that a function's process printed."""
+
+    #: The name of the node.
+    node: str
+    #: The job's stage.
+    stage: int
+    #: The stage's task.
+    task: int
+    #: Which attempt at it, from 0.
+    attempt: int
+    #: What it printed, without the end of the line.
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Job(Generic[T]):
+    """One submission, on its way or done. Awaiting it in asyncio collects it.
+
+    It goes on whatever becomes of this program: :meth:`floe.Mesh.job` finds it again by its :attr:`id`. Its
+    result is kept for an hour, or until it is released.
+    """
+
+    def __init__(
+        self,
+        core: _core.Job,
+        mesh: Mesh,
+        *,
+        kind: str | None = None,
+        name: str = "the function",
+        assemble: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        self._core = core
+        self._mesh = mesh
+        self._kind = kind
+        self._name = name
+        self._assemble = assemble
+
+    @property
+    def id(self) -> str:
+        """Its id: 16 hexadecimal digits."""
+        return self._core.id
+
+    def status(self) -> dict[str, Any]:
+        """All that is known of it: ``phase``, ``stages`` with their tasks, times."""
+        return json.loads(_translated(self._core.status))
+
+    @property
+    def phase(self) -> str:
+        """``running``, ``succeeded``, ``failed`` or ``cancelled``."""
+        return str(self.status()["phase"])
+
+    @property
+    def progress(self) -> Progress:
+        """How many of its tasks are done."""
+        return _progress(self.status())
+
+    @property
+    def completed(self) -> bool:
+        """Whether it has ended, however it did."""
+        return self.phase != "running"
+
+    @property
+    def successful(self) -> bool:
+        """Whether it has ended well."""
+        return self.phase == "succeeded"
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it failed; None if it did not, or not yet."""
+        if self.phase in ("running", "succeeded"):
+            return None
+        try:
+            _translated(self._core.check)
+        except Exception as error:
+            return error
+        return None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it has ended or `timeout` seconds are over, and tells whether it has.
+
+        How it ended is not told here. Ctrl-C meanwhile cancels it.
+        """
+        with _cancelling(self):
+            return _translated(self._core.wait, timeout) is not None
+
+    def wait_interactive(self) -> Job[T]:
+        """Waits until it has ended, and shows a bar meanwhile in a terminal or a notebook."""
+        bar = Bar(self._name)
+        with _cancelling(self):
+            while _translated(self._core.wait, _POLL) is None:
+                bar.show(self.progress)
+            bar.show(self.progress, last=True)
+        return self
+
+    def partitions(self) -> Iterator[Any]:
+        """Its result's partitions, in order and one after the other, once it has succeeded."""
+        with _cancelling(self):
+            parts = iter(_translated(self._core.partitions))
+            while True:
+                try:
+                    part = _translated(next, parts)
+                except StopIteration:
+                    return
+                yield frames.decode(part, self._kind)
+
+    def collect(self, timeout: float | None = None) -> T:
+        """Waits for its result and returns it; raises what went wrong.
+
+        It raises TimeoutError if it has not ended within `timeout` seconds; it then goes on. Ctrl-C cancels
+        it.
+        """
+        started = time.monotonic()
+        if timeout is not None and not self.wait(timeout):
+            raise TimeoutError(f"job {self.id} has not ended within {time.monotonic() - started:.1f} s")
+        parts = list(self.partitions())
+        return self._assemble(parts) if self._assemble is not None else _plain(parts, self._name)
+
+    def cancel(self) -> None:
+        """Stops it. If it has ended, nothing changes."""
+        _translated(self._core.cancel)
+
+    def release(self) -> None:
+        """Says that its result is no longer needed."""
+        _translated(self._core.release)
+
+    def logs(self, task: int | None = None, follow: bool = False) -> Iterator[LogLine]:
+        """What its functions print: of one task or of all, and with `follow` until it has ended."""
+        rest: dict[tuple[Any, ...], bytes] = {}
+        with _cancelling(self, cancel=False):
+            chunks = iter(_translated(self._core.logs, task, follow))
+            while True:
+                try:
+                    node, stage, partition, attempt, printed = _translated(next, chunks)
+                except StopIteration:
+                    break
+                source = (node, stage, partition, attempt)
+                *lines, rest[source] = (rest.get(source, b"") + bytes(printed)).split(b"\n")
+                for line in lines:
+                    yield self._line(source, line)
+            for source, line in rest.items():
+                if line:
+                    yield self._line(source, line)
+
+    def _line(self, source: tuple[Any, ...], line: bytes) -> LogLine:
+        node, stage, partition, attempt = source
+        return LogLine(self._mesh._node_name(node), stage, partition, attempt, line.decode(errors="replace"))
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._collected().__await__()
+
+    async def _collected(self) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, self.collect)
+        except asyncio.CancelledError:
+            # Its thread returns once the job has ended.
+            self.cancel()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<floe.Job {self.id}: {self._name}>"
+
+
+def _progress(status: dict[str, Any]) -> Progress:
+    # What the driver sent along is no work.
+    stages = [stage for stage in status["stages"] if stage["name"] != _SENT]
+    done, total, running = (sum(stage[key] for stage in stages) for key in ("done", "tasks", "running"))
+    return Progress(done, total, running)
+
+
+def _plain(parts: list[Any], name: str) -> Any:
+    """The result of a job of which only the id was known: joined if that makes sense, else the partitions."""
+    if len(parts) == 1:
+        return parts[0]
+    return data.concat(parts, name) if parts and all(frames.kind_of(part) for part in parts) else parts
+
+
+def _translated(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls the native part, whose errors become Floe's."""
+    from . import _core
+
+    try:
+        return function(*args)
+    except _core.CoreError as error:
+        raise from_core(error) from None
+
+
+class _cancelling:
+    """Cancels a job when Ctrl-C is pressed while this waits for it."""
+
+    def __init__(self, job: Job[Any], cancel: bool = True) -> None:
+        self._job = job
+        self._cancel = cancel
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._cancel:
+            try:
+                self._job.cancel()
+            except Exception:
+                pass  # Whoever pressed Ctrl-C does not want to hear of something else now.

@@ -1,0 +1,148 @@
+"""A joblib backend: ``joblib.parallel_config(backend="floe")`` runs joblib's tasks on the mesh.
+
+So does everything that is parallel through joblib, scikit-learn's ``GridSearchCV`` among it, unchanged.
+``import floe`` must come before the backend is named.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable
+
+from joblib._parallel_backends import ParallelBackendBase, SequentialBackend
+
+from . import _remote, environment, pickling, ship
+from ._connect import default_mesh
+from .call import Calls, Result
+from .environment import Needs
+from .errors import Cancelled
+from .mesh import Mesh
+from .refs import Ref
+
+#: Arguments of at least this size are put into the mesh, since joblib gives the same ones to many tasks.
+_SHARED_BYTES = 64 << 10
+
+#: How many of them are remembered. joblib makes some anew for each task, which nobody will see again.
+_MAX_SHARED = 256
+
+
+class FloeBackend(ParallelBackendBase):
+    """Runs joblib's tasks on the nodes of a mesh: the one that was last connected to, unless `mesh` is given.
+
+    What a function needs is given as for every call: ``parallel_config(backend="floe", requirements=[...])``.
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = False
+    supports_sharedmem = False
+    uses_threads = False
+    default_n_jobs = -1
+
+    def __init__(self, nesting_level: int | None = None, mesh: Mesh | None = None, **options: Any) -> None:
+        options.pop("inner_max_num_threads", None)
+        super().__init__(nesting_level=nesting_level)
+        self._mesh = mesh
+        self._needs = Needs.of(options)
+        self._under_way: set[Result[Any]] = set()
+        self._shared: dict[int, tuple[Any, Ref[Any]]] = {}
+        self._function: tuple[Calls, int] | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        return self._mesh if self._mesh is not None else default_mesh()
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
+        self.parallel = parallel
+        return self.effective_n_jobs(n_jobs)
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        slots = self.mesh._slots()
+        if n_jobs is None:
+            return slots
+        return n_jobs if n_jobs > 0 else max(1, slots + 1 + n_jobs)
+
+    def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Result[Any]:
+        calls = self.mesh._calls()
+        tasks = [
+            (
+                function,
+                tuple(map(self._sent, args)),
+                {name: self._sent(value) for name, value in kwargs.items()},
+            )
+            for function, args, kwargs in func.items
+        ]
+        argument, used = pickling.dumps_function(tasks, "joblib's tasks")
+        number = self._defined(calls, used)
+        result: Result[Any] = Result()
+        result._calls = calls
+        self._under_way.add(result)
+        result.add_done_callback(self._under_way.discard)
+        if callback is not None:
+            result.add_done_callback(callback)
+        result._number = calls.call(number, argument, result)
+        return result
+
+    # Before joblib 1.4 it was called so.
+    apply_async = submit
+
+    def retrieve_result_callback(self, out: Result[Any]) -> Any:
+        if out.cancelled():
+            raise Cancelled("joblib's tasks were cancelled")
+        return out.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        for result in list(self._under_way):
+            result.cancel()
+
+    def terminate(self) -> None:
+        self._shared.clear()
+
+    stop_call = terminate
+
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+    def _defined(self, calls: Calls, used: set[str]) -> int:
+        """What runs joblib's tasks, with the libraries that they use."""
+        modules = frozenset(name.partition(".")[0] for name in used) | {"joblib"}
+        libraries = environment.libraries(modules, self._needs)
+        key = ("joblib", self._needs, tuple(sorted(libraries.items())))
+        number = calls._numbers.get(key)
+        if number is None:
+            runner = ship.Pickled(_remote.Batch(), self._needs)
+            number = calls.define(
+                calls.mesh._shipper.function(_remote.Batch(), [runner], modules, "joblib"), key
+            )
+        return number
+
+    def _sent(self, value: Any) -> Any:
+        """An argument as it is sent: what is large travels once."""
+        known = self._shared.get(id(value))
+        if known is not None:
+            return known[1]
+        if _size(value) < _SHARED_BYTES:
+            return value
+        ref = self.mesh.put(value)
+        if len(self._shared) >= _MAX_SHARED:
+            self._shared.pop(next(iter(self._shared)))
+        # The value is kept with it, so that no other one gets its id.
+        self._shared[id(value)] = (value, ref)
+        return ref
+
+
+def _size(value: Any) -> int:
+    """About how large a value is, if it is of a kind that gets large."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    if hasattr(value, "memory_usage"):
+        usage = value.memory_usage()
+        return int(usage.sum()) if hasattr(usage, "sum") else int(usage)
+    if hasattr(value, "estimated_size"):
+        return int(value.estimated_size())
+    if hasattr(value, "data") and hasattr(value.data, "nbytes"):
+        # SciPy's sparse matrices.
+        return int(value.data.nbytes)
+    return sys.getsizeof(value) if isinstance(value, (bytes, str, list, tuple, dict)) else 0

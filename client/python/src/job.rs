@@ -1,0 +1,187 @@
+//! `Job`: its state, its result, what it printed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_client::{Error, JobPhase, LogStream};
+use futures::StreamExt;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use tokio::sync::{Mutex, mpsc};
+
+use crate::error::raised;
+use crate::json;
+use crate::mesh::seconds;
+use crate::runtime::{runtime, wait};
+
+/// How many partitions are fetched ahead of the one that Python works on.
+const READ_AHEAD: usize = 1;
+
+/// How many times a result is read from its start again, because it was made anew while it was read, before its first
+/// partition was given out.
+const MAX_READS: usize = 3;
+
+/// One submission.
+#[pyclass(frozen, module = "floe._core")]
+pub(crate) struct Job {
+    job: floe_client::Job,
+}
+
+impl Job {
+    pub(crate) fn new(job: floe_client::Job) -> Self {
+        Self { job }
+    }
+}
+
+#[pymethods]
+impl Job {
+    #[getter]
+    fn id(&self) -> String {
+        self.job.id().to_string()
+    }
+
+    /// Where it stands now, as JSON.
+    fn status(&self, py: Python<'_>) -> PyResult<String> {
+        let status = wait(py, self.job.status())?.map_err(|error| raised(py, error))?;
+        Ok(json::job(&status).to_string())
+    }
+
+    /// Waits until it has ended, however it did: its last status as JSON, or nothing if it takes longer.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<String>> {
+        let ended = match timeout.map(seconds).transpose()? {
+            None => Ok(wait(py, self.job.wait())?),
+            Some(timeout) => wait(py, within(timeout, self.job.wait()))?,
+        };
+        match ended {
+            Ok(status) => {
+                let status = status.map_err(|error| raised(py, error))?;
+                Ok(Some(json::job(&status).to_string()))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Raises what it failed of, or that it was cancelled.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let job = self.job.id();
+        let checked = wait(py, async {
+            match self.job.status().await?.phase {
+                JobPhase::Failed(failure) => Err(Error::JobFailed { job, failure }),
+                JobPhase::Cancelled => Err(Error::JobCancelled { job }),
+                JobPhase::Running | JobPhase::Succeeded => Ok(()),
+            }
+        })?;
+        checked.map_err(|error| raised(py, error))
+    }
+
+    /// Waits until it has succeeded, then gives its partitions one by one, each an Arrow IPC stream.
+    fn partitions(&self, py: Python<'_>) -> PyResult<Partitions> {
+        let job = self.job.clone();
+        wait(py, self.job.succeeded())?.map_err(|error| raised(py, error))?;
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        runtime()?.spawn(async move {
+            let mut given = 0;
+            for read in 1..=MAX_READS {
+                let mut partitions = match job.partitions().await {
+                    Ok(partitions) => partitions,
+                    Err(error) => return drop(sender.send(Err(error)).await),
+                };
+                loop {
+                    match partitions.next().await {
+                        None => return,
+                        Some(Err(Error::ResultChanged { .. })) if given == 0 && read < MAX_READS => break,
+                        Some(partition) => {
+                            given += 1;
+                            // Nobody may be reading any more.
+                            if partition.is_err() | sender.send(partition).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Partitions { receiver: Arc::new(Mutex::new(receiver)) })
+    }
+
+    /// Stops it.
+    fn cancel(&self, py: Python<'_>) -> PyResult<()> {
+        wait(py, self.job.cancel())?.map_err(|error| raised(py, error))
+    }
+
+    /// Says that its result is no longer needed.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        wait(py, self.job.release())?.map_err(|error| raised(py, error))
+    }
+
+    /// What its functions printed, as tuples of node, stage, partition, attempt and bytes: of all tasks or of those of
+    /// one partition; with `follow` until it has ended.
+    #[pyo3(signature = (partition=None, follow=false))]
+    fn logs(&self, partition: Option<u32>, follow: bool) -> Logs {
+        let logs = self.job.logs(None, follow);
+        Logs { logs: Arc::new(Mutex::new(logs)), partition }
+    }
+}
+
+/// A job's partitions.
+#[pyclass(frozen, module = "floe._core")]
+pub(crate) struct Partitions {
+    receiver: Arc<Mutex<mpsc::Receiver<Result<Bytes, Error>>>>,
+}
+
+#[pymethods]
+impl Partitions {
+    fn __iter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let next = wait(py, async { self.receiver.lock().await.recv().await })?;
+        match next {
+            Some(Ok(partition)) => Ok(Some(PyBytes::new(py, &partition))),
+            Some(Err(error)) => Err(raised(py, error)),
+            None => Ok(None),
+        }
+    }
+}
+
+/// What a job's functions printed.
+#[pyclass(frozen, module = "floe._core")]
+pub(crate) struct Logs {
+    logs: Arc<Mutex<LogStream>>,
+    partition: Option<u32>,
+}
+
+/// Node, stage, partition, attempt, bytes.
+type LogLine<'py> = (String, u32, u32, u64, Bound<'py, PyBytes>);
+
+#[pymethods]
+impl Logs {
+    fn __iter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<LogLine<'py>>> {
+        loop {
+            let next = wait(py, async { self.logs.lock().await.next().await })?;
+            let Some(chunk) = next.transpose().map_err(|error| raised(py, error))? else {
+                return Ok(None);
+            };
+            let task = chunk.attempt.task;
+            if self.partition.is_none_or(|partition| partition == task.partition) {
+                let (node, bytes) = (chunk.node.to_string(), PyBytes::new(py, &chunk.bytes));
+                return Ok(Some((node, task.stage.0, task.partition, chunk.attempt.attempt, bytes)));
+            }
+        }
+    }
+}
+
+/// A future with a limit, made within the runtime that keeps its time.
+async fn within<T>(
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Result<T, tokio::time::error::Elapsed> {
+    tokio::time::timeout(limit, future).await
+}

@@ -1,0 +1,36 @@
+//! `floe._core`: what the Python package `floe` is built on. A thin layer over `floe-client`, in which everything
+//! that waits lets other Python threads run and notices Ctrl-C.
+//!
+//! All knowledge of pickling, pandas and the like is in Python; here are bytes.
+
+mod bytes;
+mod error;
+mod function;
+mod job;
+mod json;
+mod mesh;
+mod runtime;
+mod session;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::error::CoreError;
+    #[pymodule_export]
+    use crate::function::Function;
+    #[pymodule_export]
+    use crate::job::{Job, Logs, Partitions};
+    #[pymodule_export]
+    use crate::mesh::Mesh;
+    #[pymodule_export]
+    use crate::session::Session;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

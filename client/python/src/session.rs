@@ -1,0 +1,144 @@
+//! `Session`: many short calls.
+
+use std::time::{Duration, Instant};
+
+use floe_client::{CallOutcome, NodeId};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+
+use crate::bytes::{parsed, taken};
+use crate::error::{parts_of, raised};
+use crate::function::Function;
+use crate::mesh::seconds;
+use crate::runtime::{SIGNAL_INTERVAL, runtime, wait};
+
+/// A standing job in which functions are called.
+#[pyclass(frozen, module = "floe._core")]
+pub(crate) struct Session {
+    session: floe_client::Session,
+}
+
+impl Session {
+    pub(crate) fn new(session: floe_client::Session) -> Self {
+        Self { session }
+    }
+}
+
+/// Id, whether it returned, what it returned, kind and sentence and details if it did not, node, microseconds.
+type ResultTuple<'py> = (
+    u64,
+    bool,
+    Bound<'py, PyBytes>,
+    Option<(&'static str, String, Bound<'py, PyDict>)>,
+    Bound<'py, PyString>,
+    u64,
+);
+
+#[pymethods]
+impl Session {
+    #[getter]
+    fn id(&self) -> String {
+        self.session.id().to_string()
+    }
+
+    /// Makes a function known: the number that calls name it by.
+    fn define(&self, py: Python<'_>, function: &Function) -> PyResult<u32> {
+        let function = function.protocol();
+        wait(py, self.session.define(function))?.map_err(|error| raised(py, error))
+    }
+
+    /// Calls a function, on any node or on the one of this id. Does not wait.
+    #[pyo3(signature = (function, id, argument, node=None))]
+    fn call(
+        &self,
+        py: Python<'_>,
+        function: u32,
+        id: u64,
+        argument: &Bound<'_, PyAny>,
+        node: Option<&str>,
+    ) -> PyResult<()> {
+        let node = node.map(parsed::<NodeId>).transpose()?;
+        self.session.call(function, id, taken(argument)?, node).map_err(|error| raised(py, error))
+    }
+
+    /// Calls a function for each of these ids and arguments. Does not wait.
+    #[pyo3(signature = (function, ids_and_arguments, node=None))]
+    fn calls(
+        &self,
+        py: Python<'_>,
+        function: u32,
+        ids_and_arguments: Vec<(u64, Bound<'_, PyAny>)>,
+        node: Option<&str>,
+    ) -> PyResult<()> {
+        let node = node.map(parsed::<NodeId>).transpose()?;
+        let calls = ids_and_arguments
+            .iter()
+            .map(|(id, argument)| Ok((*id, taken(argument)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        self.session.calls(function, calls, node).map_err(|error| raised(py, error))
+    }
+
+    /// The results that have come, at least one: waits for it up to `timeout` seconds.
+    fn results<'py>(&self, py: Python<'py>, timeout: f64) -> PyResult<Bound<'py, PyList>> {
+        let results = self.wait_results(py, seconds(timeout)?)?;
+        let list = PyList::empty(py);
+        let nothing = PyBytes::new(py, &[]);
+        // Results come in groups of one node.
+        let mut node = None;
+        let mut node_text = PyString::new(py, "");
+        for result in results {
+            if result.node != node {
+                node = result.node;
+                node_text = PyString::new(py, &node.map_or_else(String::new, |node| node.to_string()));
+            }
+            list.append(tuple_of(py, result, &nothing, &node_text)?)?;
+        }
+        Ok(list)
+    }
+
+    /// Does without the results of these calls.
+    fn cancel(&self, ids: Vec<u64>) {
+        self.session.cancel(&ids);
+    }
+
+    /// Ends it.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        wait(py, self.session.close())?.map_err(|error| raised(py, error))
+    }
+}
+
+impl Session {
+    fn wait_results(&self, py: Python<'_>, timeout: Duration) -> PyResult<Vec<CallOutcome>> {
+        // A fork has the handle without the threads behind it.
+        runtime()?;
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let left = deadline.map_or(SIGNAL_INTERVAL, |deadline| {
+                deadline.saturating_duration_since(Instant::now()).min(SIGNAL_INTERVAL)
+            });
+            let results = py.detach(|| self.session.wait_results(left)).map_err(|error| raised(py, error))?;
+            if !results.is_empty() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(results);
+            }
+            py.check_signals()?;
+        }
+    }
+}
+
+fn tuple_of<'py>(
+    py: Python<'py>,
+    result: CallOutcome,
+    nothing: &Bound<'py, PyBytes>,
+    node: &Bound<'py, PyString>,
+) -> PyResult<ResultTuple<'py>> {
+    let CallOutcome { id, outcome, elapsed_us, .. } = result;
+    Ok(match outcome {
+        Ok(body) => (id, true, PyBytes::new(py, &body), None, node.clone(), elapsed_us),
+        Err(failure) => {
+            let parts = parts_of(&failure);
+            let details = parts.details(py)?;
+            let error = Some((parts.kind, parts.message, details));
+            (id, false, nothing.clone(), error, node.clone(), elapsed_us)
+        }
+    })
+}

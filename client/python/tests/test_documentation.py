@@ -1,0 +1,97 @@
+"""What the documentation shows is true, and the examples print what they promise."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import floe
+
+from conftest import DATA, HERE
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.iter_modules(floe.__path__)
+    if module.name not in ("_core", "joblib_backend")
+)
+
+#: What each example's last lines must show.
+SHOWN = {
+    "iris_area": "15.87",
+    "flights_by_carrier": "UA",
+    "pi_darts": "π is about 3.14",
+    "integral": "∫₁¹⁰ eˣ dx = 22023.7476",
+    "primes_futures": "45 primes are below 199",
+    "word_count": "[('merrily', 4000), ('row', 3000)",
+    "clean_csv": "12 files, 5400 of 6000 lines are good",
+    "grid_search": "is right in 98.0% of the cases",
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(mesh, name):
+    module = importlib.import_module(f"floe.{name}")
+    names = {**vars(module), "floe": floe, "mesh": mesh, "flights": str(DATA / "flights.parquet")}
+    failed, _ = doctest.testmod(module, globs=names, optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+def test_doctest_of_the_package(mesh):
+    assert doctest.testmod(floe, extraglobs={"floe": floe, "mesh": mesh}).failed == 0
+
+
+def test_readme(mesh, tmp_path, monkeypatch):
+    """Python in the README, run as one session."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        Path(f"{i}.csv").write_text("a\n1\n")
+    text = (HERE.parent / "README.md").read_text()
+    names = {"floe": floe, "mesh": mesh, "flights": str(DATA / "flights.parquet")}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        if "# not run here" not in block:
+            exec(compile(block, "README.md", "exec"), names)
+
+
+def test_all_examples_are_known():
+    assert {path.stem for path in (HERE.parent / "examples").glob("*.py")} == set(SHOWN)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_examples(cluster, mesh, name):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(floe.__file__).parents[1]),
+        "FLOE_CONNECT": " ".join(cluster.addresses),
+        "FLOE_KEY_FILE": str(cluster.key_file),
+        "FLOE_EXAMPLE_FLIGHTS": str(DATA / "flights.parquet"),
+    }
+    done = subprocess.run(
+        [sys.executable, HERE.parent / "examples" / f"{name}.py"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert SHOWN[name] in done.stdout
+    # It is the mesh that the environment names; none was started.
+    assert "a node was started" not in done.stderr
+
+
+def test_public_names_are_documented():
+    for name in floe.__all__:
+        value = getattr(floe, name)
+        assert value.__doc__, name
+        if isinstance(value, type) and value.__module__.startswith("floe"):
+            for attribute, member in vars(value).items():
+                if not attribute.startswith("_") and (callable(member) or isinstance(member, property)):
+                    assert member.__doc__ or any(
+                        getattr(getattr(base, attribute, None), "__doc__", None) for base in value.__mro__[1:]
+                    ), f"{name}.{attribute}"

@@ -1,0 +1,195 @@
+"""Frames on their way to the nodes and back, without any node."""
+
+import io
+import pickle
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from floe import _ipc, data, errors, frames
+
+
+def back(value, kind):
+    """A value that was stored as a file and read as the stream that drivers get."""
+    encoded = frames.encode(value, kind)
+    if encoded[0] == "object":
+        return encoded[0], pickle.loads(encoded[1])
+    assert encoded[2] == len(value)
+    from_file = frames.decode(encoded[1], kind)
+    table = pa.ipc.open_file(pa.py_buffer(encoded[1])).read_all()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    from_stream = frames.decode(sink.getvalue().to_pybytes(), kind)
+    if kind == "pandas":
+        pd.testing.assert_frame_equal(from_file, from_stream)
+    return encoded[0], from_file
+
+
+PANDAS = {
+    "numbers": (
+        pd.DataFrame({"i": [1, 2], "f": [1.5, None], "b": [True, False], "u": np.uint8([1, 2])}),
+        "frame",
+    ),
+    "slice": (pd.DataFrame({"i": range(10), "j": range(10)}).iloc[3:7], "frame"),
+    "empty": (pd.DataFrame({"i": range(10), "f": 0.5}).iloc[:0], "frame"),
+    "categories": (
+        pd.DataFrame({"c": pd.Categorical(["b", "a", "b"], categories=["c", "b", "a"], ordered=True)}),
+        None,
+    ),
+    "times": (
+        pd.DataFrame({"t": pd.to_datetime(["2020-01-01", None]), "d": pd.to_timedelta([1, 2], "h")}),
+        "frame",
+    ),
+    "nullable": (
+        pd.DataFrame({"i": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")}),
+        "frame",
+    ),
+    "strings": (pd.DataFrame({"s": pd.array(["a", None], "string")}), None),
+    "object": (pd.DataFrame({"o": pd.Series(["a", None, 3, b"x"], dtype=object)}), "object"),
+    "named index": (pd.DataFrame({"i": [1, 2]}, index=pd.Index([5, 7], name="key")), "frame"),
+    "text index": (pd.DataFrame({"i": [1, 2]}, index=["x", "y"]), None),
+    "dates as index": (
+        pd.DataFrame({"i": range(3)}, index=pd.date_range("2020", periods=3, freq="D")),
+        "object",
+    ),
+    "two levels": (
+        pd.DataFrame({"i": [1, 2]}, index=pd.MultiIndex.from_tuples([(1, "a"), (2, "b")])),
+        "object",
+    ),
+    "numbers as columns": (pd.DataFrame([[1, 2], [3, 4]]), "object"),
+    "columns of one name": (pd.DataFrame([[1, 2]], columns=["a", "a"]), "object"),
+    "named columns": (pd.DataFrame({"a": [1]}).rename_axis(columns="letters"), None),
+    "no columns": (pd.DataFrame(index=range(3)), "object"),
+    "a zone": (pd.DataFrame({"t": pd.date_range("2020", periods=2, tz="Europe/Berlin")}), None),
+    "half floats": (pd.DataFrame({"h": np.float16([1.5])}), "object"),
+    "periods": (pd.DataFrame({"p": pd.period_range("2020", periods=2, freq="M")}), "object"),
+}
+
+
+@pytest.mark.parametrize("name", PANDAS)
+def test_pandas_comes_back_exactly(name):
+    frame, expected = PANDAS[name]
+    how, result = back(frame, "pandas")
+    pd.testing.assert_frame_equal(result, frame, check_freq=True)
+    assert type(result.index) is type(frame.index)
+    assert expected in (None, how)
+
+
+def test_attributes_survive():
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["unit"] = "m"
+    assert back(frame, "pandas")[1].attrs == {"unit": "m"}
+
+
+def test_values_may_be_written_to():
+    for frame in (pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"a": [1, 2], "b": [1.0, 2.0], "c": [3, 4]})):
+        result = back(frame, "pandas")[1]
+        for column in result:
+            result.loc[0, column] = 9
+            assert result.loc[0, column] == 9
+
+
+def test_subclasses_stay_what_they_are():
+    how, result = back(Special({"a": [1]}), "pandas")
+    assert how == "object" and type(result).__name__ == "Special"
+
+
+class Special(pd.DataFrame):
+    @property
+    def _constructor(self):
+        return Special
+
+
+def test_polars_and_arrow():
+    frame = pl.DataFrame(
+        {"a": [1, None], "s": ["x", "y"], "l": [[1], []], "c": pl.Series(["a", "b"], dtype=pl.Categorical)}
+    )
+    how, result = back(frame, "polars")
+    assert how == "frame" and result.equals(frame) and result.schema == frame.schema
+    table = pa.table({"a": [1, None], "s": ["x", "y"]})
+    how, result = back(table.slice(1), "arrow")
+    assert how == "frame" and result.equals(table.slice(1))
+
+
+def test_lazy_frames_are_collected():
+    assert back(pl.LazyFrame({"a": [1]}).select(pl.col("a") + 1).collect(), "polars")[1].item() == 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 12, 13, 100_000])
+@pytest.mark.parametrize("column", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize("writer", ["file", "stream"])
+def test_objects_need_no_arrow_library(size, column, writer):
+    value = bytes(i % 251 for i in range(size))
+    table = pa.table({"__floe_object__": pa.array([value], column)})
+    sink = pa.BufferOutputStream()
+    new = pa.ipc.new_file if writer == "file" else pa.ipc.new_stream
+    with new(sink, table.schema) as out:
+        out.write_table(table)
+    assert bytes(_ipc.object_in(sink.getvalue())) == value
+
+
+def test_objects_of_polars():
+    # Polars writes files that do not keep to the stream format before their footer.
+    buffer = io.BytesIO()
+    pl.DataFrame({"__floe_object__": [b"x" * 100]}).write_ipc(buffer)
+    assert bytes(_ipc.object_in(buffer.getvalue())) == b"x" * 100
+    buffer = io.BytesIO()
+    pl.DataFrame({"a": [1]}).write_ipc(buffer)
+    assert _ipc.object_in(buffer.getvalue()) is None
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1000, 300_000])
+def test_files_of_polars_have_a_stream_in_them(rows):
+    frame = pl.DataFrame(
+        {"a": range(rows), "s": pl.Series([str(i % 3) for i in range(rows)], dtype=pl.Categorical)}
+    )
+    _, file, _ = frames.encode(frame, "polars")
+    assert pl.read_ipc(io.BytesIO(file)).equals(frame)
+    assert pa.ipc.open_file(file).read_all().num_rows == rows
+    assert pa.ipc.open_stream(file[8:]).read_all().num_rows == rows
+
+
+def test_partitions_are_even():
+    assert data.bounds(10, 3, 0) == [(0, 4), (4, 7), (7, 10)]
+    assert data.bounds(10, None, 2) == [(0, 5), (5, 10)]
+    assert data.bounds(0, None, 2) == [(0, 0)]
+
+
+def test_more_partitions_than_rows():
+    with pytest.warns(errors.PartitionWarning, match="3 partitions instead of 7: there are only 3 rows"):
+        assert len(data.bounds(3, 7, 0)) == 3
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_partitions(n):
+    with pytest.raises(ValueError, match="at least 1"):
+        data.bounds(3, n, 0)
+
+
+def test_partitions_are_a_number():
+    with pytest.raises(TypeError, match="number of partitions"):
+        data.bounds(3, 2.5, 0)
+
+
+def test_differences_are_shown():
+    def refused(values):
+        with pytest.raises(errors.SchemaMismatch) as caught:
+            data.concat(values, "f")
+        return str(caught.value)
+
+    message = refused([pl.DataFrame({"a": [1], "b": ["x"]}), pl.DataFrame({"a": [1.0], "c": [1]})])
+    assert message.endswith(
+        "partition 1 from partition 0: 'b' (String) is missing; 'c' (Int64) is added; "
+        "'a' is Float64 instead of Int64"
+    )
+    assert "'b' (int64) is added" in refused([pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1], "b": [1]})])
+    assert "'a' is double instead of int64" in refused([pa.table({"a": [1]}), pa.table({"a": [1.0]})])
+    swapped = refused([pd.DataFrame({"a": [1], "b": [1]}), pd.DataFrame({"b": [1], "a": [1]})])
+    assert "their order is 'b', 'a'" in swapped
+    shapes = refused([np.zeros((2, 2)), np.zeros((2, 3))])
+    assert "of shape (2, 2) from partition 0, but (2, 3) from partition 1" in shapes
+    assert "from partition 0, but a list from partition 1" in refused([pd.DataFrame({"a": [1]}), [1]])
