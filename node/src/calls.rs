@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use floe_consensus::{Command, Entry};
 use floe_network::Caller;
+use floe_protocol::function::Blob;
 use floe_protocol::message::{Inspected, Segment};
 use floe_protocol::{Failure, JobId, JobPhase, JobStatus, OutputMeta, Request, Response, TaskId, frame};
 use floe_transport::call::write_frame;
@@ -15,13 +16,17 @@ use libp2p::Stream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::blobs::Blobs;
 use crate::config;
 use crate::fault;
+use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
 use crate::recovery;
+use crate::session::Sessions;
 use crate::store::{Store, ipc};
 use crate::stream::{Streams, chunks_of, read_files};
 use crate::submit::{Submitter, blocking, unix_ms};
+use crate::worker::task_logs::TaskLogs;
 
 /// How often a watched job's live counts are asked of the leader.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
@@ -38,17 +43,20 @@ const MAX_LISTED_JOBS: usize = 1000;
 /// Serves calls.
 #[derive(Clone, Debug)]
 pub struct Calls {
-    mailbox: Mailbox,
-    submitter: Submitter,
-    streams: Arc<Streams>,
-    store: Store,
-    places: Arc<Semaphore>,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) submitter: Submitter,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) store: Store,
+    pub(crate) blobs: Blobs,
+    pub(crate) sessions: Sessions,
+    pub(crate) logs: TaskLogs,
+    pub(crate) places: Arc<Semaphore>,
 }
 
 impl Calls {
-    /// A server over the node's parts.
-    pub fn new(mailbox: Mailbox, submitter: Submitter, streams: Arc<Streams>, store: Store) -> Self {
-        Self { mailbox, submitter, streams, store, places: Arc::new(Semaphore::new(config::MAX_CALLS)) }
+    /// As many places as calls are served at once.
+    pub fn places() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(config::MAX_CALLS))
     }
 
     /// Serves one call in the background.
@@ -96,6 +104,17 @@ impl Calls {
             Request::Watch { id } => self.watch(&mut stream, id).await,
             Request::Result { id, from_partition } => self.result(stream, id, from_partition).await,
             Request::Fetch { partition, bucket } => self.streams.serve_fetch(stream, partition, bucket).await,
+            Request::Session { id, label } => self.sessions.attend(stream, id, label).await,
+            Request::Seat { session } => self.sessions.seat(stream, session).await,
+            Request::PutBlob { blob } => {
+                let outcome = self.keep_blob(&from, &mut stream, blob).await;
+                reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
+            }
+            Request::GetBlob { id } => self.blobs.serve(stream, id, !from.is_node()).await,
+            Request::Logs { job, task, follow } => {
+                let wanted = logs::Wanted { job, task, follow };
+                logs::serve(&self.mailbox, &self.logs, stream, wanted, !from.is_node()).await
+            }
             Request::Put { partition, meta } => {
                 let outcome = self.keep(&mut stream, partition, meta).await;
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
@@ -110,6 +129,7 @@ impl Calls {
     /// Calls of one frame each way.
     async fn short(&self, request: Request) -> Result<Response, Failure> {
         match request {
+            Request::HasBlob { id } => Ok(Response::Has(self.blobs.has(id))),
             Request::Status => Ok(Response::Status(self.mailbox.ask(Ask::Status).await?)),
             Request::Mesh => Ok(Response::Mesh(self.mailbox.ask(Ask::Mesh).await?)),
             Request::Job { id } => Ok(Response::Job(self.job(id).await?)),
@@ -259,7 +279,8 @@ impl Calls {
                 .partitions
                 .get(partition as usize)
                 .ok_or_else(|| Failure::internal(format!("job {id} has no partition {partition}")))?;
-            if placed.meta.rows() == 0 {
+            // Of a function, an empty partition has columns that only it knows.
+            if placed.meta.rows() == 0 && !outputs.schema.is_empty() {
                 return Ok(vec![outputs.schema]);
             }
             let segment = Segment {
@@ -310,6 +331,15 @@ impl Calls {
         })
     }
 
+    /// Keeps an object. For a driver others get it too, so that it is not lost with this node.
+    async fn keep_blob(&self, from: &Caller, stream: &mut Stream, blob: Blob) -> Result<(), Failure> {
+        self.blobs.receive(blob, stream).await?;
+        if !from.is_node() {
+            self.blobs.spread(blob).await;
+        }
+        Ok(())
+    }
+
     /// Keeps a copy that a peer sends.
     async fn keep(&self, stream: &mut Stream, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
         let lengths = meta.buckets.iter().map(|bucket| bucket.bytes);
@@ -328,6 +358,7 @@ fn is_for_nodes(request: &Request) -> bool {
             | Request::Inspect { .. }
             | Request::Plan { .. }
             | Request::Put { .. }
+            | Request::Seat { .. }
             | Request::Fetch { .. }
             | Request::Mesh
             | Request::Survivor

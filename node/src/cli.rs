@@ -9,6 +9,7 @@ mod completions;
 mod confirm;
 mod connect;
 mod demo;
+mod drive;
 mod explain;
 mod format;
 mod interrupt;
@@ -16,9 +17,12 @@ mod invite;
 mod jobs;
 mod key;
 mod logging;
+mod logs;
+mod map;
 mod output;
 mod progress;
 mod recover;
+mod run;
 mod sql;
 mod status;
 mod table;
@@ -49,7 +53,10 @@ enum Command {
     Status(status::StatusArgs),
     Sql(sql::SqlArgs),
     Explain(explain::ExplainArgs),
+    Map(map::MapArgs),
+    Run(run::RunArgs),
     Jobs(jobs::JobsArgs),
+    Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
     Recover(recover::RecoverArgs),
     Demo(demo::DemoArgs),
@@ -67,6 +74,8 @@ enum End {
     Wrong,
     /// Its user stopped it.
     Interrupted,
+    /// A program that it ran ended with this.
+    Program(u8),
 }
 
 /// What shells expect of a command that Ctrl-C ended: 128 and the signal's number.
@@ -92,6 +101,7 @@ pub fn main() -> ExitCode {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Wrong) => ExitCode::FAILURE,
         Ok(End::Interrupted) => ExitCode::from(INTERRUPTED),
+        Ok(End::Program(code)) => ExitCode::from(code),
         Err(error) => fail(&error),
     }
 }
@@ -103,7 +113,10 @@ async fn run(command: Command) -> anyhow::Result<End> {
         Command::Status(args) => status::run(args).await,
         Command::Sql(args) => sql::run(args).await,
         Command::Explain(args) => explain::run(args).await,
+        Command::Map(args) => map::run(args).await,
+        Command::Run(args) => run::run(args).await,
         Command::Jobs(args) => jobs::run(args).await,
+        Command::Logs(args) => logs::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::Recover(args) => recover::run(args).await,
         Command::Demo(args) => demo::run(args).await,

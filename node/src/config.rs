@@ -66,11 +66,21 @@ pub struct Settings {
     pub expect: Option<usize>,
     /// Where nodes of this machine and user find each other; none for an embedded node.
     pub registry: Option<PathBuf>,
+    /// Where the Python environments that functions ask for are made, shared by the nodes of this machine and user;
+    /// the data directory's own unless set.
+    pub environments: Option<PathBuf>,
+    /// The Python that functions run with, where its version fits; found unless set.
+    pub python: Option<PathBuf>,
 }
 
 /// Where numbered data directories lie.
 pub fn nodes(home: &Path) -> PathBuf {
     home.join("nodes")
+}
+
+/// Where Python environments are made.
+pub fn environments(home: &Path) -> PathBuf {
+    home.join("environments")
 }
 
 /// Tasks at once unless told otherwise: one a core.

@@ -1,5 +1,6 @@
 //! A mesh of one node inside this process, for the first minute: `floe sql` where no mesh runs.
 
+use floe_client::local;
 use floe_transport::MeshKey;
 use libp2p::Multiaddr;
 use tempfile::TempDir;
@@ -33,6 +34,8 @@ impl Embedded {
             slots: config::default_slots(),
             expect: Some(1),
             registry: None,
+            environments: local::home().ok().map(|home| config::environments(&home)),
+            python: None,
         };
         let node = Node::start(settings, data_dir, key.clone()).await?;
         Ok(Self { node, key, _temp: temp })

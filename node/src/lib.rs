@@ -5,17 +5,20 @@
 //! ```text
 //!   submit      calls, submit         a driver's job is planned and agreed on
 //!   schedule    node                  the loop over this node's part in the mesh
-//!   execute     worker                tasks, off the async threads
+//!   execute     worker                tasks, off the async threads; functions in processes of their own
 //!   store       store                 partitions in memory and on disk
 //!   stream      stream                partitions between nodes
 //!   collect     calls                 results to drivers
 //! ```
+//!
+//! Beside it stand `session`, a driver's many short calls, and `blobs`, the code and objects that functions need.
 //!
 //! A module imports only what stands beneath it; `node` sees them all, and only the command line and
 //! `embedded` start one.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod blobs;
 pub mod calls;
 pub mod cli;
 pub mod config;
@@ -24,9 +27,11 @@ pub mod embedded;
 pub mod fault;
 pub mod formation;
 pub mod log_file;
+pub mod logs;
 pub mod mailbox;
 pub mod node;
 pub mod recovery;
+pub mod session;
 pub mod store;
 pub mod stream;
 pub mod submit;

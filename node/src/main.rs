@@ -14,5 +14,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 static JEMALLOC: &[u8; 59] = b"background_thread:true,dirty_decay_ms:500,muzzy_decay_ms:0\0";
 
 fn main() -> ExitCode {
+    if floe::worker::hosts::guard::main_if_asked() {
+        return ExitCode::SUCCESS;
+    }
     floe::cli::main()
 }

@@ -10,6 +10,7 @@
 //! Each event goes in, whatever it causes comes out, and only then the next is taken.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use floe_consensus::participant::{self, Action, CarryOnError, Order, Participant};
@@ -30,15 +31,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::blobs::{self, Blobs};
 use crate::calls::Calls;
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
 use crate::formation;
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
 use crate::stream::Streams;
 use crate::submit::{Submitter, unix_ms};
+use crate::worker::hosts::{Hosts, HostsConfig};
 use crate::worker::{self, Worker};
 
 /// How many reports of this node's worker may wait for the loop.
@@ -78,6 +82,9 @@ pub enum Error {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The blobs cannot be used.
+    #[error(transparent)]
+    Blobs(#[from] blobs::Error),
     /// The network cannot be used.
     #[error(transparent)]
     Network(#[from] floe_network::Error),
@@ -130,10 +137,22 @@ impl Node {
         let (mailbox, asks) = Mailbox::new(network.clone(), changes);
         let streams = Streams::new(network.clone(), store.clone());
         let (reports, reported) = mpsc::channel(REPORTS);
-        let worker =
-            Worker::start(worker::Config { slots: settings.slots }, store.clone(), streams.clone(), reports);
+        let blobs = Blobs::open(&data_dir.path().join("blobs"), network.clone())?;
+        let hosts = Hosts::new(hosts_config(&settings, &data_dir), Arc::new(blobs.clone()));
+        let config = worker::Config { slots: settings.slots };
+        let worker = Worker::start(config, store.clone(), hosts, streams.clone(), reports);
         let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
-        let calls = Calls::new(mailbox.clone(), submitter, streams, store.clone());
+        let sessions = Sessions::new(mailbox.clone(), worker.clone());
+        let calls = Calls {
+            mailbox: mailbox.clone(),
+            submitter,
+            streams,
+            store: store.clone(),
+            blobs,
+            sessions: sessions.clone(),
+            logs: worker.hosts().logs().clone(),
+            places: Calls::places(),
+        };
         let (stop, stopped) = oneshot::channel();
         let now_ms = unix_ms();
         let first_request = RequestId(random_id()?);
@@ -143,6 +162,7 @@ impl Node {
             worker,
             store,
             calls,
+            sessions,
             pending: BTreeMap::new(),
             reads: BTreeMap::new(),
             loads: BTreeMap::new(),
@@ -214,6 +234,18 @@ impl Node {
     }
 }
 
+/// Where this node's functions run, and within what.
+fn hosts_config(settings: &Settings, data_dir: &DataDir) -> HostsConfig {
+    HostsConfig {
+        slots: settings.slots,
+        memory_bytes: settings.memory_bytes,
+        scratch: data_dir.path().join("hosts"),
+        logs: data_dir.path().join("logs"),
+        environments: settings.environments.clone().unwrap_or_else(|| data_dir.path().join("environments")),
+        python: settings.python.clone(),
+    }
+}
+
 async fn open_network(
     settings: &Settings,
     data_dir: &DataDir,
@@ -279,6 +311,7 @@ struct Loop {
     worker: Worker,
     store: Store,
     calls: Calls,
+    sessions: Sessions,
     /// Proposals of this node that are not agreed yet.
     pending: BTreeMap<RequestId, Vec<oneshot::Sender<Proposed>>>,
     /// Reads that wait until this node's state is new enough.
@@ -323,6 +356,7 @@ impl Loop {
             self.handle(event);
         }
         self.worker.abort(&self.worker.running());
+        self.worker.hosts().shutdown().await;
         self.network.clone().shutdown().await;
         Ok(())
     }
@@ -452,7 +486,14 @@ impl Loop {
         let tasks: BTreeSet<TaskId> = held.iter().map(|(task, _)| *task).collect();
         self.runs.retain(|task, _| tasks.contains(task));
         let runs = self.runs.iter().map(|(task, run)| (*task, run.clone())).collect();
-        Inventory { fence, held, runs, running: self.worker.running(), load: self.load() }
+        Inventory {
+            fence,
+            held,
+            runs,
+            running: self.worker.running(),
+            sessions: self.sessions.attended(),
+            load: self.load(),
+        }
     }
 
     fn load(&self) -> Load {

@@ -1,5 +1,7 @@
 //! From a driver's specification to an accepted job: find the files, plan, store the driver's frames, agree.
 
+mod function;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +10,8 @@ use bytes::Bytes;
 use floe_consensus::Command;
 use floe_protocol::message::{FileMark, Inspected, Status};
 use floe_protocol::{
-    Failure, JobId, JobSpec, NodeId, Placed, Request, Response, StageGraph, TaskId, Work, frame,
+    Failure, JobId, JobKind, JobSpec, NodeId, Placed, Query, Request, Response, StageGraph, TaskId, Work,
+    frame,
 };
 use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
@@ -69,10 +72,12 @@ impl Submitter {
 
     /// Answers [`Request::Plan`]: plans here or not at all.
     pub async fn plan_here(&self, id: JobId, spec: Bytes) -> Result<StageGraph, Failure> {
-        let spec = decode_spec(spec).await?;
+        let JobKind::Query(query) = decode_spec(spec).await?.kind else {
+            return Err(Failure::Refused { message: "only queries are planned for other nodes".to_owned() });
+        };
         let status = self.mailbox.ask(Ask::Status).await?;
-        let looked = self.look(&status, &spec).await?;
-        self.cut(id, spec, &status, &looked, true).await
+        let looked = self.look(&status, &paths_of(&query).await?).await?;
+        self.cut(id, query, &status, &looked, true).await
     }
 
     /// Waits until this node's own state has the job, so that a driver may ask for it at once.
@@ -100,26 +105,44 @@ impl Submitter {
         encoded: Bytes,
         keep_frames: bool,
     ) -> Result<StageGraph, Failure> {
-        let status = self.mailbox.ask(Ask::Status).await?;
-        let looked = self.look(&status, &spec).await?;
-        let here = status.node;
-        if looked.sees_all(here) {
-            return self.cut(id, spec, &status, &looked, keep_frames).await;
-        }
-        match looked.0.keys().copied().find(|node| looked.sees_all(*node)) {
-            Some(node) => self.plan_at(node, id, encoded).await,
-            None => Err(looked.unseen(&floe_query::paths(&spec.query)?, &status)),
+        match spec.kind {
+            JobKind::Query(query) => self.plan_query(id, query, encoded, keep_frames).await,
+            JobKind::Function(job) => {
+                // It is large where frames came with it, and they are in `job` now.
+                drop(encoded);
+                let status = self.mailbox.ask(Ask::Status).await?;
+                self.plan_function(id, *job, &status, keep_frames).await
+            }
         }
     }
 
-    /// Asks every live node what it sees of the query's files.
-    async fn look(&self, status: &Status, spec: &JobSpec) -> Result<Looked, Failure> {
-        let query = spec.query.clone();
-        let paths = blocking(move || floe_query::paths(&query)).await??;
+    /// Plans a query where its files are seen. `encoded` is a specification of it, for another node to read.
+    async fn plan_query(
+        &self,
+        id: JobId,
+        query: Query,
+        encoded: Bytes,
+        keep_frames: bool,
+    ) -> Result<StageGraph, Failure> {
+        let status = self.mailbox.ask(Ask::Status).await?;
+        let paths = paths_of(&query).await?;
+        let looked = self.look(&status, &paths).await?;
+        let here = status.node;
+        if looked.sees_all(here) {
+            return self.cut(id, query, &status, &looked, keep_frames).await;
+        }
+        match looked.0.keys().copied().find(|node| looked.sees_all(*node)) {
+            Some(node) => self.plan_at(node, id, encoded).await,
+            None => Err(looked.unseen(&paths, &status)),
+        }
+    }
+
+    /// Asks every live node what it sees of some files.
+    async fn look(&self, status: &Status, paths: &[String]) -> Result<Looked, Failure> {
         if paths.is_empty() {
             return Ok(Looked(BTreeMap::from([(status.node, Ok(Vec::new()))])));
         }
-        let request = Request::Inspect { paths: paths.clone() };
+        let request = Request::Inspect { paths: paths.to_vec() };
         let others = status.nodes.iter().filter(|info| info.alive && info.member.id != status.node);
         let answers = others.map(|info| async {
             let node = info.member.id;
@@ -130,7 +153,7 @@ impl Submitter {
             };
             (node, found)
         });
-        let own_paths = paths.clone();
+        let own_paths = paths.to_vec();
         let own = blocking(move || floe_query::inspect(&own_paths));
         let (own, others) = tokio::join!(own, join_all(answers));
         let mut looked: BTreeMap<_, _> = others.into_iter().collect();
@@ -164,14 +187,14 @@ impl Submitter {
     async fn cut(
         &self,
         id: JobId,
-        spec: JobSpec,
+        query: Query,
         status: &Status,
         looked: &Looked,
         keep_frames: bool,
     ) -> Result<StageGraph, Failure> {
         let shape = shape_of(status);
         let Planned { mut graph, frames, scans } =
-            blocking(move || floe_query::plan(&spec.query, &shape)).await??;
+            blocking(move || floe_query::plan(&query, &shape)).await??;
         for (stage, files) in &scans {
             let Some(stage) = graph.stages.get_mut(stage.0 as usize) else {
                 continue;
@@ -286,6 +309,12 @@ fn shape_of(status: &Status) -> Shape {
     let smallest = live().map(|member| member.memory_bytes / u64::from(member.slots.max(1))).min();
     let task_bytes = smallest.unwrap_or(0) / TASK_MEMORY_PART;
     Shape { slots, task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()) }
+}
+
+/// Off the async threads: a plan may carry frames.
+async fn paths_of(query: &Query) -> Result<Vec<String>, Failure> {
+    let query = query.clone();
+    blocking(move || floe_query::paths(&query)).await?
 }
 
 /// Off the async threads: a specification may carry frames.

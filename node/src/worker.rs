@@ -5,9 +5,16 @@
 //!   assign ──> wait for a slot ──> reserve memory ──> fetch inputs ──> run ──> store ──> report
 //! ```
 //!
+//! A fragment of a query runs inside this process, on a thread of its own; a function runs in a host, a process of
+//! its own ([`hosts`]). Calls of sessions take the same slots ([`Worker::slot`]).
+//!
 //! Whoever calls [`Worker::assign`] has checked the leader's fence; the worker does as it is told.
 
+mod environment;
+pub mod hosts;
+mod object;
 mod slots;
+pub mod task_logs;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,9 +23,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use floe_protocol::function::{Argument, FunctionWork};
+use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Report, Segment};
-use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta};
+use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta, Work, frame};
 use floe_query::Stop;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -26,8 +35,9 @@ use polars::prelude::DataFrame;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::slots::MAX_QUEUED;
-use self::slots::{Admitted, Slot, Slots};
+use self::hosts::{Hosts, Returned};
+use self::slots::{Admitted, Slots};
+pub use self::slots::{MAX_QUEUED, Slot};
 use crate::store::{Reservation, Store};
 
 /// How many of a task's input segments are fetched at once: enough to keep several holders and the link busy,
@@ -54,38 +64,58 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     store: Store,
     slots: Slots,
+    hosts: Hosts,
     inputs: Arc<dyn Inputs>,
     reports: mpsc::Sender<Report>,
     run: Run,
 }
 
 /// Runs a fragment: [`floe_query::run_until`], but for tests.
-type Run = Arc<dyn Fn(&Assignment, Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure> + Send + Sync>;
+type Run =
+    Arc<dyn Fn(&Assignment, &[u8], Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure> + Send + Sync>;
 
 impl Worker {
-    /// A worker that keeps its outputs in `store`, reserves memory from the store's budget, and sends a report
-    /// of every attempt that ends, unless it was aborted. A full `reports` channel makes it wait.
+    /// A worker that keeps its outputs in `store`, reserves memory from the store's budget, has functions run by
+    /// `hosts`, and sends a report of every attempt that ends, unless it was aborted. A full `reports` channel makes
+    /// it wait.
     pub fn start(
         config: Config,
         store: Store,
+        hosts: Hosts,
         inputs: Arc<dyn Inputs>,
         reports: mpsc::Sender<Report>,
     ) -> Self {
-        let run = |assignment: &Assignment, inputs, stop: &Stop| {
-            floe_query::run_until(&assignment.fragment, &assignment.split, inputs, assignment.buckets, stop)
+        let run = |assignment: &Assignment, fragment: &[u8], inputs, stop: &Stop| {
+            floe_query::run_until(fragment, &assignment.split, inputs, assignment.buckets, stop)
         };
-        Self::with_run(config, store, inputs, reports, Arc::new(run))
+        Self::with_run(config, store, hosts, inputs, reports, Arc::new(run))
     }
 
     fn with_run(
         config: Config,
         store: Store,
+        hosts: Hosts,
         inputs: Arc<dyn Inputs>,
         reports: mpsc::Sender<Report>,
         run: Run,
     ) -> Self {
         let slots = Slots::new(config.slots as usize);
-        Self(Arc::new(Inner { store, slots, inputs, reports, run }))
+        Self(Arc::new(Inner { store, slots, hosts, inputs, reports, run }))
+    }
+
+    /// What runs functions here.
+    pub fn hosts(&self) -> &Hosts {
+        &self.0.hosts
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.0.slots.total()
+    }
+
+    /// Waits for a slot, in turn with the tasks; it is taken until it is dropped.
+    pub async fn slot(&self) -> Slot {
+        self.0.slots.take().await
     }
 
     /// Queues an attempt. One that is queued or running already is not run twice. Must be called on the async
@@ -173,7 +203,14 @@ impl Inner {
         let memory = self.store.budget().reserve(assignment.memory_bytes).await;
         let clock = Clock::start();
         let outcome = match self.fetch(&assignment.inputs).await {
-            Ok(inputs) => self.run(assignment, inputs, (token, stop), (memory, slot)).await,
+            Ok(inputs) => match &assignment.work {
+                Work::Function(work) => {
+                    let outcome = self.call(&assignment, work, inputs, token).await;
+                    drop((memory, slot));
+                    outcome
+                }
+                _ => self.run(assignment, inputs, (token, stop), (memory, slot)).await,
+            },
             Err(failure) => Err(failure),
         };
         (outcome, clock)
@@ -226,13 +263,65 @@ impl Inner {
         if token.is_cancelled() {
             return Err(Failure::Cancelled);
         }
-        let buckets = (self.run)(assignment, inputs, stop)?;
+        let Work::Fragment(fragment) = &assignment.work else {
+            return Err(Failure::internal("a task without work"));
+        };
+        let buckets = (self.run)(assignment, fragment, inputs, stop)?;
+        self.keep(assignment, token, |store| {
+            store.put(assignment.attempt.task, Some(assignment.mark), buckets)
+        })
+    }
+
+    /// Has a function called in a host and stores what it returned. Dropping this ends the host.
+    async fn call(
+        self: &Arc<Self>,
+        assignment: &Arc<Assignment>,
+        work: &Bytes,
+        inputs: Vec<Vec<Bytes>>,
+        token: CancellationToken,
+    ) -> Result<OutputMeta, Failure> {
+        let unreadable = |error| Failure::internal(format!("a function's task cannot be read: {error}"));
+        let FunctionWork { mut function } = frame::decode(work).map_err(unreadable)?;
+        let argument = if assignment.split.is_empty() {
+            Argument::None
+        } else {
+            frame::decode(&assignment.split).map_err(unreadable)?
+        };
+        if let Argument::File(file) = &argument {
+            // Whatever goes wrong, its user wants to know with which file.
+            function.name = format!("{} on {}", function.name, file.path);
+        }
+        let inputs = inputs.into_iter().flatten().collect();
+        let returned = self.hosts.run_task(assignment.attempt, &function, argument, inputs).await?;
+        let (inner, assignment) = (Arc::clone(self), Arc::clone(assignment));
+        let kept = tokio::task::spawn_blocking(move || {
+            let (file, rows) = match returned {
+                Returned::Frame { file, rows } => (file, rows),
+                Returned::Object(bytes) => (object::wrap(&bytes)?, 1),
+            };
+            let buckets = vec![BucketMeta { rows, bytes: file.len() as u64 }];
+            let meta = OutputMeta { buckets, mark: assignment.mark };
+            inner.keep(&assignment, &token, |store| {
+                store.put_segments(assignment.attempt.task, vec![file], meta.clone())?;
+                Ok(meta)
+            })
+        });
+        kept.await.map_err(Failure::internal)?
+    }
+
+    /// Stores an attempt's output, unless it is no longer wanted.
+    fn keep(
+        &self,
+        assignment: &Assignment,
+        token: &CancellationToken,
+        put: impl FnOnce(&Store) -> Result<OutputMeta, Failure>,
+    ) -> Result<OutputMeta, Failure> {
         if token.is_cancelled() {
             return Err(Failure::Cancelled);
         }
         let task = assignment.attempt.task;
         let made_before = self.store.meta(task).is_some_and(|meta| meta.mark == assignment.mark);
-        let meta = self.store.put(task, Some(assignment.mark), buckets)?;
+        let meta = put(&self.store)?;
         // Its job may have been freed in the meantime, and nobody would free this partition again. One that
         // another attempt made is that attempt's.
         if token.is_cancelled() && !made_before {
@@ -282,13 +371,16 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::{Condvar, Mutex};
 
+    use floe_protocol::function::Blob;
     use floe_protocol::{Era, Fence, MeshId, NodeId, StageId, TaskId};
     use polars::prelude::df;
     use tempfile::TempDir;
     use tokio::sync::watch;
 
+    use super::hosts::HostsConfig;
     use super::*;
     use crate::store::{Budget, Usage};
 
@@ -336,7 +428,7 @@ mod tests {
                 opened: Condvar::new(),
             });
             let at_gate = Arc::clone(&gate);
-            Self::with_run(slots, memory_bytes, gate, move |_, _, _| {
+            Self::with_run(slots, memory_bytes, gate, move |_, _, _, _| {
                 at_gate.pass();
                 Ok(vec![df!("a" => [1, 2, 3]).unwrap()])
             })
@@ -346,7 +438,7 @@ mod tests {
             slots: u32,
             memory_bytes: u64,
             gate: Arc<Gate>,
-            run: impl Fn(&Assignment, Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure>
+            run: impl Fn(&Assignment, &[u8], Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure>
             + Send
             + Sync
             + 'static,
@@ -355,7 +447,17 @@ mod tests {
             let store = Store::open(dir.path(), NODE, Budget::new(memory_bytes)).unwrap();
             let (sender, reports) = mpsc::channel(64);
             let config = Config { slots };
-            let worker = Worker::with_run(config, store.clone(), Arc::new(Echo), sender, Arc::new(run));
+            let hosts_config = HostsConfig {
+                slots,
+                memory_bytes,
+                scratch: dir.path().join("hosts"),
+                logs: dir.path().join("logs"),
+                environments: dir.path().join("environments"),
+                python: None,
+            };
+            let hosts = Hosts::new(hosts_config, Arc::new(NoBlobs));
+            let worker =
+                Worker::with_run(config, store.clone(), hosts, Arc::new(Echo), sender, Arc::new(run));
             Self { worker, store, gate, reports, _dir: dir }
         }
 
@@ -364,6 +466,19 @@ mod tests {
             while !condition(self) {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// No function is run here.
+    struct NoBlobs;
+
+    impl hosts::Blobs for NoBlobs {
+        fn get(&self, blob: Blob) -> BoxFuture<'_, Result<PathBuf, Failure>> {
+            Box::pin(async move { Err(Failure::internal(blob.id)) })
+        }
+
+        fn put(&self, _: Bytes) -> BoxFuture<'_, Result<Blob, Failure>> {
+            Box::pin(async { Err(Failure::internal("no blobs here")) })
         }
     }
 
@@ -393,7 +508,7 @@ mod tests {
         Assignment {
             fence: FENCE,
             attempt: AttemptId { task: task(partition), attempt: 0 },
-            fragment: Bytes::new(),
+            work: Work::Fragment(Bytes::new()),
             split: Bytes::new(),
             mark: 7,
             buckets: 1,
@@ -479,7 +594,7 @@ mod tests {
     async fn what_runs_already_is_told_to_stop() {
         let (arrived, mut arrivals) = mpsc::channel(1);
         let gate = Fixture::new(1, 10).gate;
-        let it = Fixture::with_run(1, 1 << 20, gate, move |_, _, stop| {
+        let it = Fixture::with_run(1, 1 << 20, gate, move |_, _, _, stop| {
             arrived.blocking_send(()).unwrap();
             while !stop.load(Ordering::Relaxed) {
                 std::thread::yield_now();
@@ -497,7 +612,7 @@ mod tests {
         let gate = Fixture::new(1, 10).gate;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sees = Arc::clone(&seen);
-        let mut it = Fixture::with_run(1, 1 << 20, gate, move |_, inputs, _| {
+        let mut it = Fixture::with_run(1, 1 << 20, gate, move |_, _, inputs, _| {
             *sees.lock().unwrap() = inputs;
             Ok(vec![DataFrame::empty()])
         });
@@ -521,7 +636,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_failure_and_the_slot_is_free_again() {
         let gate = Fixture::new(1, 10).gate;
-        let mut it = Fixture::with_run(1, 1 << 20, gate, |assignment, _, _| {
+        let mut it = Fixture::with_run(1, 1 << 20, gate, |assignment, _, _, _| {
             assert!(assignment.attempt.task.partition > 0, "partition zero is unlucky");
             Ok(vec![DataFrame::empty()])
         });

@@ -131,7 +131,7 @@ pub(crate) fn mark(path: &Path) -> std::io::Result<FileMark> {
 }
 
 /// Whether this machine sees the file that the planner saw.
-pub(crate) fn verify(planned: &FileMark) -> Result<(), Failure> {
+pub fn verify(planned: &FileMark) -> Result<(), Failure> {
     let blind = |why: String| Failure::Blind { path: planned.path.clone(), why };
     let found = mark(Path::new(&planned.path)).map_err(|error| blind(reason(&error)))?;
     if found == *planned {

@@ -35,9 +35,9 @@ use floe_protocol::Failure;
 use polars::prelude::PolarsError;
 
 pub use explain::explain;
-pub use files::inspect;
+pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
-pub use plan::{Planned, Shape, paths, plan};
+pub use plan::{Planned, Shape, paths, plan, resolve};
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
 /// not where its author looks. To be called once by a process that plans or runs queries.

@@ -121,11 +121,24 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Fail
         *sources = ScanSources::Paths(resolved.into_iter().collect());
     });
     if let Some(uri) = uri {
-        return Err(Failure::Refused { message: format!("{uri}: only files are read, no object stores") });
+        return Err(no_object_store(&uri));
     }
     paths.sort();
     paths.dedup();
     Ok((plan, paths))
+}
+
+/// Paths, globs and directories as a driver wrote them, made absolute against its directory.
+pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<String>, Failure> {
+    let resolve = |path: &String| match path.contains("://") {
+        true => Err(no_object_store(path)),
+        false => Ok(absolute(directory, path)),
+    };
+    paths.iter().map(resolve).collect()
+}
+
+fn no_object_store(uri: &str) -> Failure {
+    Failure::Refused { message: format!("{uri}: only files are read, no object stores") }
 }
 
 fn unreadable(why: &str) -> Failure {

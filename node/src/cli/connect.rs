@@ -34,6 +34,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// The key of the embedded node's mesh, if there is one: it lies in no file.
+    pub(super) fn embedded_key(&self) -> Option<&MeshKey> {
+        self.embedded.as_ref().map(Embedded::key)
+    }
+
     /// Ends the embedded node, if there is one.
     pub(super) async fn close(self) {
         if let Some(embedded) = self.embedded
@@ -66,11 +71,15 @@ impl ConnectArgs {
 
     /// The mesh key, if there is one.
     pub(super) fn key(&self) -> anyhow::Result<Option<MeshKey>> {
+        self.key_path()?.map(|path| Ok(read_key(&path)?)).transpose()
+    }
+
+    /// The file that holds it: the one that was named, which may not exist, or this user's, if it does.
+    pub(super) fn key_path(&self) -> anyhow::Result<Option<PathBuf>> {
         if let Some(path) = &self.key_file {
-            return Ok(Some(read_key(path)?));
+            return Ok(Some(path.clone()));
         }
-        let path = local::key_file(&local::home()?);
-        Ok(if path.exists() { Some(read_key(&path)?) } else { None })
+        Ok(Some(local::key_file(&local::home()?)).filter(|path| path.exists()))
     }
 
     async fn find(&self) -> anyhow::Result<Option<Mesh>> {

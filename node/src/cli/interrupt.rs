@@ -18,9 +18,14 @@ impl Interrupt {
 
     /// Waits for a signal.
     pub(super) async fn wait(&mut self) {
+        self.which().await;
+    }
+
+    /// Waits for a signal, and tells which it was.
+    pub(super) async fn which(&mut self) -> SignalKind {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
         }
     }
 }

@@ -2,26 +2,17 @@
 
 use std::io::{IsTerminal, Read, stdin, stdout};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use floe_client::{Job, Mesh, Sql};
-use futures::StreamExt;
+use floe_client::{Job, JobStatus, Mesh, Sql};
 
 use super::connect::{ConnectArgs, note_embedded};
+use super::drive::drive;
 use super::format::{self, Format};
 use super::interrupt::Interrupt;
 use super::output::{self, Output};
-use super::progress::Progress;
 use super::{End, timeline};
-
-/// How long a submission may take before its user is told that it still goes on.
-const SLOW: Duration = Duration::from_secs(3);
-
-/// How long Ctrl-C waits for the mesh to agree that the job is cancelled.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest statement that is read from stdin.
 const MAX_STATEMENT_BYTES: u64 = 1 << 20;
@@ -118,87 +109,22 @@ async fn query(
     mesh: &Mesh,
     text: String,
     format: Format,
-    output: Output,
+    mut output: Output,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<End> {
-    // The id is chosen before the job is submitted, so that Ctrl-C can cancel it at any moment.
     let spec = args.statement.sql(mesh, text).spec()?;
-    let id = floe_client::new_job_id()?;
     let abandoned = output.abandoned();
-    let work = async {
-        let progress = Progress::start();
-        let job = said_when_slow(mesh.submit_as(id, spec)).await?;
-        let answer = answer(&job, args.timeline, format, output, progress).await;
-        // Read or failed, nobody else will ask for this result.
-        if let Err(error) = job.release().await {
-            tracing::debug!(job = %id, %error, "the job could not be released");
+    let collect = async |job: &Job, last: Option<JobStatus>| {
+        format::write(job.frames().await?, format, &mut output).await?;
+        output.finish()?;
+        if args.timeline
+            && let Some(status) = last
+        {
+            output::note(format_args!("{}", timeline::draw(&status, &mesh.status().await?)));
         }
-        answer
+        Ok(())
     };
-    tokio::select! {
-        done = work => match done {
-            Err(error) if !abandoned.load(Ordering::Relaxed) => Err(error),
-            _ => Ok(End::Done),
-        },
-        () = interrupt.wait() => {
-            cancel(&mesh.job(id), interrupt).await;
-            Ok(End::Interrupted)
-        }
-    }
-}
-
-/// Says that the mesh takes its time, since whoever waits may wonder.
-async fn said_when_slow<T>(submission: impl Future<Output = T>) -> T {
-    tokio::pin!(submission);
-    tokio::select! {
-        done = &mut submission => done,
-        () = tokio::time::sleep(SLOW) => {
-            output::note(format_args!("still waiting for the mesh to accept the query: `floe status` shows who is there"));
-            submission.await
-        }
-    }
-}
-
-async fn answer(
-    job: &Job,
-    show_timeline: bool,
-    format: Format,
-    mut output: Output,
-    progress: Progress,
-) -> anyhow::Result<()> {
-    let mut statuses = job.watch();
-    let mut last = None;
-    while let Some(status) = statuses.next().await {
-        let status = status?;
-        progress.show(&status);
-        last = Some(status);
-    }
-    drop(progress);
-    let result = job.frames().await?;
-    format::write(result, format, &mut output).await?;
-    output.finish()?;
-    if show_timeline && let Some(status) = last {
-        output::note(format_args!("{}", timeline::draw(&status, &job.mesh().status().await?)));
-    }
-    Ok(())
-}
-
-/// Cancels the job, unless a second Ctrl-C shows that its user will not wait.
-async fn cancel(job: &Job, interrupt: &mut Interrupt) {
-    let agreed = tokio::select! {
-        // A job that had ended is not cancelled any more, but its result can go.
-        agreed = tokio::time::timeout(CANCEL_PATIENCE, async { job.cancel().await.and(job.release().await) }) => agreed,
-        () = interrupt.wait() => return,
-    };
-    match agreed {
-        Ok(Ok(())) => output::note(format_args!("cancelled job {}", job.id())),
-        Ok(Err(error)) => output::note(format_args!("job {} could not be cancelled: {error}", job.id())),
-        Err(_) => output::note(format_args!(
-            "the mesh did not confirm within {} s that job {} is cancelled: check with `floe jobs`",
-            CANCEL_PATIENCE.as_secs(),
-            job.id(),
-        )),
-    }
+    drive(mesh, spec, interrupt, abandoned, collect).await
 }
 
 #[cfg(test)]

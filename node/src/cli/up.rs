@@ -1,6 +1,6 @@
 //! `floe up`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -48,6 +48,12 @@ pub(super) struct UpArgs {
     /// How many tasks run at once; one a core unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     slots: Option<u32>,
+    /// The Python that functions run with, where its version is the one they need; found unless given
+    #[arg(long, value_name = "FILE", env = "FLOE_PYTHON")]
+    python: Option<PathBuf>,
+    /// End when standard input ends, as that of a program that started this node
+    #[arg(long, hide = true)]
+    while_stdin: bool,
     /// Wait for this many nodes, this one included, before founding a new mesh
     #[arg(long, value_name = "N")]
     expect: Option<usize>,
@@ -62,7 +68,8 @@ pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
         None => DataDir::open_numbered(&config::nodes(&home))?,
     };
     let key = key(&args, &data_dir)?;
-    let settings = settings(args, local::registry(&home), number);
+    let while_stdin = args.while_stdin;
+    let settings = settings(args, &home, number);
     output::note(format_args!(
         "floe {FLOE_VERSION}: node {} keeps its data in {} and looks for the others",
         settings.name,
@@ -77,7 +84,7 @@ pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
     output::print(format_args!("ready {address}\n"))?;
     tokio::select! {
         error = node.failed() => Err(error.into()),
-        () = interrupt.wait() => {
+        () = interrupted_or_abandoned(&mut interrupt, while_stdin) => {
             tracing::info!("leaving the mesh");
             tokio::select! {
                 left = node.leave() => left?,
@@ -86,6 +93,24 @@ pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
             }
             Ok(End::Done)
         }
+    }
+}
+
+/// Ends with Ctrl-C, or, for a node that lives as long as the program which started it, with standard input.
+async fn interrupted_or_abandoned(interrupt: &mut Interrupt, while_stdin: bool) {
+    // On a thread of its own, which nothing waits for: a read from standard input cannot be given up.
+    let (abandoned, ended) = tokio::sync::oneshot::channel();
+    if while_stdin {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = abandoned.send(());
+        });
+        tokio::select! {
+            _ = ended => {}
+            () = interrupt.wait() => {}
+        }
+    } else {
+        interrupt.wait().await;
     }
 }
 
@@ -112,7 +137,7 @@ fn key(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<MeshKey> {
 }
 
 /// `number` tells the nodes of one machine apart, from 0.
-fn settings(args: UpArgs, registry: PathBuf, number: usize) -> Settings {
+fn settings(args: UpArgs, home: &Path, number: usize) -> Settings {
     let mut join = args.join;
     join.extend(args.ticket.into_iter().flat_map(|ticket| ticket.addresses));
     Settings {
@@ -125,7 +150,9 @@ fn settings(args: UpArgs, registry: PathBuf, number: usize) -> Settings {
         memory_bytes: args.memory.unwrap_or_else(config::default_memory_bytes),
         slots: args.slots.unwrap_or_else(config::default_slots),
         expect: args.expect,
-        registry: Some(registry),
+        registry: Some(local::registry(home)),
+        environments: Some(config::environments(home)),
+        python: args.python,
     }
 }
 

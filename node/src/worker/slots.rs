@@ -61,6 +61,11 @@ impl Slots {
         Slot { _permit: Arc::clone(&self.free).acquire_owned().await.ok() }
     }
 
+    /// How many there are.
+    pub(super) fn total(&self) -> usize {
+        self.total
+    }
+
     /// Takes an attempt out of the list. False: it was aborted before.
     pub(super) fn end(&self, attempt: &AttemptId) -> bool {
         self.lock().remove(attempt).is_some()
@@ -95,7 +100,7 @@ impl Slots {
 
 /// A slot, taken until it is dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub struct Slot {
     _permit: Option<OwnedSemaphorePermit>,
 }
 

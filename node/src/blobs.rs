@@ -1,0 +1,390 @@
+//! Bytes by content: code, arguments and shared objects that functions need, on this node's disk once they were
+//! needed here.
+//!
+//! ```text
+//!   driver ── PutBlob ──> a node ── PutBlob ──> other nodes, until [`COPIES`] have it
+//!   a node that needs it ── GetBlob ──> any node that has it; asked once, however many tasks wait
+//! ```
+//!
+//! A file here is whole and is what its name says: it is written beside its place, checked, and moved there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use floe_network::Network;
+use floe_protocol::function::{Blob, MAX_BLOB_BYTES};
+use floe_protocol::{BlobId, Failure, NodeId, Request, Response};
+use floe_transport::call::{read_frame, write_frame};
+use floe_transport::stream::{Body, send_body};
+use floe_transport::{BlobHasher, blob_id};
+use futures::future::BoxFuture;
+use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
+use memmap2::Mmap;
+use tempfile::NamedTempFile;
+use tokio::time::{sleep, timeout};
+
+use crate::stream::chunks_of;
+use crate::submit::blocking;
+use crate::worker::hosts;
+
+/// How many nodes have a blob by the time its driver is told that it is kept: losing any one of them, and then
+/// another before anybody fetched it, loses nothing.
+const COPIES: usize = 3;
+
+/// How many bytes of blobs a node keeps. Beyond it those that were not used for longest go.
+const MAX_KEPT_BYTES: u64 = 16 << 30;
+
+/// Blobs that were used within this time stay whatever the disk holds: a host may be about to open them.
+const IN_USE: Duration = Duration::from_secs(15 * 60);
+
+/// How long a node may take to begin answering.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a blob that no node has is looked for: one that has it may be coming back.
+const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it is looked for meanwhile.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A node's blobs. Cheap to clone; clones are one.
+#[derive(Clone, Debug)]
+pub struct Blobs(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    network: Network,
+    index: Mutex<Index>,
+    /// Held while a blob is fetched, so that many who want it fetch it once.
+    fetching: Mutex<BTreeMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    blobs: BTreeMap<BlobId, Kept>,
+    bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    bytes: u64,
+    /// Its last use; of one that a former process left, none is known.
+    used: Option<Instant>,
+}
+
+/// The directory for blobs is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use {} for the code and objects of functions: {source}", path.display())]
+pub struct Error {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Blobs {
+    /// Opens the blobs in `dir`. What a former process left half written is removed.
+    pub fn open(dir: &Path, network: Network) -> Result<Self, Error> {
+        let index = scan(dir).map_err(|source| Error { path: dir.to_owned(), source })?;
+        let inner =
+            Inner { dir: dir.to_owned(), network, index: Mutex::new(index), fetching: Mutex::default() };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Whether it is here.
+    pub fn has(&self, id: BlobId) -> bool {
+        self.0.index().blobs.contains_key(&id)
+    }
+
+    /// Keeps a copy that somebody sends on a stream.
+    pub async fn receive<S>(&self, blob: Blob, stream: S) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if blob.bytes > MAX_BLOB_BYTES {
+            let message = format!(
+                "{} bytes are too many for one object: at most {} GiB travel as one",
+                blob.bytes,
+                MAX_BLOB_BYTES >> 30
+            );
+            return Err(Failure::Refused { message });
+        }
+        let broken = |what: &dyn std::fmt::Display| Failure::Unavailable {
+            message: format!("object {} did not arrive whole: {what}", blob.id),
+        };
+        let mut file = self.0.create()?;
+        let mut hasher = BlobHasher::default();
+        let mut left = blob.bytes;
+        let mut body = Body::new(stream);
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(|error| broken(&error))?;
+            left =
+                left.checked_sub(piece.len() as u64).ok_or_else(|| broken(&"it is longer than it said"))?;
+            hasher.update(&piece);
+            // Pieces are small: what a page cache takes in microseconds needs no thread of its own.
+            file.write_all(&piece).map_err(|error| no_room(&error))?;
+        }
+        if left > 0 || hasher.finish() != blob.id {
+            return Err(broken(&"it is not what its name says"));
+        }
+        self.0.keep(blob, file)
+    }
+
+    /// Makes sure that some other nodes have it too, as far as there are any that take it.
+    pub async fn spread(&self, blob: Blob) {
+        let mut copies = 1;
+        for node in self.0.others(blob.id) {
+            if copies >= COPIES {
+                break;
+            }
+            match self.copy_to(node, blob).await {
+                Ok(()) => copies += 1,
+                Err(failure) => tracing::info!(%node, blob = %blob.id, %failure, "object not copied"),
+            }
+        }
+    }
+
+    async fn copy_to(&self, node: NodeId, blob: Blob) -> Result<(), Failure> {
+        let network = &self.0.network;
+        if let Ok(Response::Has(true)) =
+            network.call(node, &Request::HasBlob { id: blob.id }, ANSWER_TIMEOUT).await
+        {
+            return Ok(());
+        }
+        let bytes = self.0.map(blob.id)?;
+        let mut stream = network.open(node).await.map_err(Failure::internal)?;
+        write_frame(&mut stream, &Request::PutBlob { blob }).await.map_err(Failure::internal)?;
+        let chunks = chunks_of(bytes).map(Ok);
+        send_body(&mut stream, stream::iter(chunks)).await.map_err(Failure::internal)?;
+        let answer = timeout(ANSWER_TIMEOUT, read_frame(&mut stream)).await.map_err(Failure::internal)?;
+        match answer.map_err(Failure::internal)? {
+            Response::Done => Ok(()),
+            Response::Failed(failure) => Err(failure),
+            other => Err(Failure::internal(format!("node {node} answered an object with {other:?}"))),
+        }
+    }
+
+    /// Answers [`Request::GetBlob`]; for a driver, after getting it from other nodes where it is not here.
+    pub async fn serve<S>(&self, mut stream: S, id: BlobId, search: bool) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let found = match self.0.map(id) {
+            Err(_) if search => self.find(id, None).await.and_then(|_| self.0.map(id)),
+            found => found,
+        };
+        let bytes = match found {
+            Ok(bytes) => bytes,
+            Err(failure) => {
+                return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
+            }
+        };
+        let response = Response::Blob { bytes: bytes.len() as u64 };
+        write_frame(&mut stream, &response).await.map_err(Failure::internal)?;
+        send_body(&mut stream, stream::iter(chunks_of(bytes).map(Ok))).await.map_err(Failure::internal)?;
+        Ok(())
+    }
+
+    /// A file with these bytes, fetched from another node if it is not here yet.
+    async fn find(&self, id: BlobId, bytes: Option<u64>) -> Result<PathBuf, Failure> {
+        if let Some(path) = self.0.use_(id) {
+            return Ok(path);
+        }
+        let turn = Arc::clone(self.0.fetching().entry(id).or_default());
+        let held = turn.lock().await;
+        let found = self.fetch(id, bytes).await;
+        drop(held);
+        // Whoever waits has a handle of its own; a later one begins anew.
+        self.0.fetching().remove(&id);
+        found
+    }
+
+    async fn fetch(&self, id: BlobId, bytes: Option<u64>) -> Result<PathBuf, Failure> {
+        let until = Instant::now() + SEARCH_PATIENCE;
+        loop {
+            for node in self.0.others(id) {
+                if let Some(path) = self.0.use_(id) {
+                    return Ok(path);
+                }
+                match self.fetch_from(node, id, bytes).await {
+                    Ok(()) => {}
+                    Err(failure) => tracing::debug!(%node, blob = %id, %failure, "object not had"),
+                }
+            }
+            if let Some(path) = self.0.use_(id) {
+                return Ok(path);
+            }
+            if Instant::now() >= until {
+                return Err(missing(id));
+            }
+            sleep(SEARCH_INTERVAL).await;
+        }
+    }
+
+    async fn fetch_from(&self, node: NodeId, id: BlobId, bytes: Option<u64>) -> Result<(), Failure> {
+        let begin = async {
+            let mut stream = self.0.network.open(node).await.map_err(Failure::internal)?;
+            write_frame(&mut stream, &Request::GetBlob { id }).await.map_err(Failure::internal)?;
+            let response: Response = read_frame(&mut stream).await.map_err(Failure::internal)?;
+            Ok::<_, Failure>((stream, response))
+        };
+        let (stream, response) = timeout(ANSWER_TIMEOUT, begin).await.map_err(Failure::internal)??;
+        match response {
+            Response::Blob { bytes: announced } => {
+                let blob = Blob { id, bytes: bytes.unwrap_or(announced) };
+                self.receive(blob, stream).await
+            }
+            Response::Failed(failure) => Err(failure),
+            other => Err(Failure::internal(format!("node {node} answered a request with {other:?}"))),
+        }
+    }
+}
+
+impl hosts::Blobs for Blobs {
+    fn get(&self, blob: Blob) -> BoxFuture<'_, Result<PathBuf, Failure>> {
+        Box::pin(self.find(blob.id, Some(blob.bytes)))
+    }
+
+    fn put(&self, bytes: Bytes) -> BoxFuture<'_, Result<Blob, Failure>> {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            blocking(move || {
+                let blob = Blob { id: blob_id(&bytes), bytes: bytes.len() as u64 };
+                let mut file = inner.create()?;
+                file.write_all(&bytes).map_err(|error| no_room(&error))?;
+                inner.keep(blob, file)?;
+                Ok(blob)
+            })
+            .await?
+        })
+    }
+}
+
+impl Inner {
+    fn path(&self, id: BlobId) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    fn create(&self) -> Result<NamedTempFile, Failure> {
+        NamedTempFile::with_prefix_in(".part-", &self.dir).map_err(|error| no_room(&error))
+    }
+
+    /// Moves a whole file to its place, and makes room for it.
+    fn keep(&self, blob: Blob, file: NamedTempFile) -> Result<(), Failure> {
+        file.persist(self.path(blob.id)).map_err(|error| no_room(&error.error))?;
+        let mut index = self.index();
+        let kept = Kept { bytes: blob.bytes, used: Some(Instant::now()) };
+        if index.blobs.insert(blob.id, kept).is_none() {
+            index.bytes += blob.bytes;
+        }
+        let evicted = index.evict();
+        drop(index);
+        for id in evicted {
+            if let Err(error) = fs::remove_file(self.path(id)) {
+                tracing::warn!(blob = %id, %error, "an old object cannot be removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// The file, if it is here, marked as used now.
+    fn use_(&self, id: BlobId) -> Option<PathBuf> {
+        let mut index = self.index();
+        index.blobs.get_mut(&id)?.used = Some(Instant::now());
+        drop(index);
+        let path = self.path(id);
+        // For the next process, which knows of no use but this.
+        let touched = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            tracing::debug!(blob = %id, %error, "the time of an object's use is not noted");
+        }
+        Some(path)
+    }
+
+    fn map(&self, id: BlobId) -> Result<Bytes, Failure> {
+        let path = self.use_(id).ok_or_else(|| missing(id))?;
+        let file = fs::File::open(path).map_err(Failure::internal)?;
+        // Nothing cannot be mapped.
+        if file.metadata().map_err(Failure::internal)?.len() == 0 {
+            return Ok(Bytes::new());
+        }
+        // SAFETY: a blob's file is complete before it is given its name, and never written again; removing it leaves
+        // the mapping's pages.
+        let map = unsafe { Mmap::map(&file) }.map_err(Failure::internal)?;
+        Ok(Bytes::from_owner(map))
+    }
+
+    /// The nodes that are connected, beginning at a place that depends on the blob, so that not all blobs lie on the
+    /// same ones.
+    fn others(&self, id: BlobId) -> Vec<NodeId> {
+        let here = self.network.node();
+        let connected = self.network.peers().into_iter().filter(|peer| peer.connected && peer.node != here);
+        let mut nodes: Vec<NodeId> = connected.map(|peer| peer.node).collect();
+        if !nodes.is_empty() {
+            let first = (id.0 % nodes.len() as u128) as usize;
+            nodes.rotate_left(first);
+        }
+        nodes
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // Every change is whole before the lock is given back.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fetching(&self) -> MutexGuard<'_, BTreeMap<BlobId, Arc<tokio::sync::Mutex<()>>>> {
+        self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    /// Takes out what has to go for the rest to be within [`MAX_KEPT_BYTES`].
+    fn evict(&mut self) -> Vec<BlobId> {
+        let mut evicted = Vec::new();
+        while self.bytes > MAX_KEPT_BYTES {
+            let idle =
+                self.blobs.iter().filter(|(_, kept)| kept.used.is_none_or(|used| used.elapsed() > IN_USE));
+            let Some((id, kept)) = idle.min_by_key(|(_, kept)| kept.used).map(|(id, kept)| (*id, *kept))
+            else {
+                break;
+            };
+            self.blobs.remove(&id);
+            self.bytes -= kept.bytes;
+            evicted.push(id);
+        }
+        evicted
+    }
+}
+
+/// What a former process left.
+fn scan(dir: &Path) -> io::Result<Index> {
+    fs::create_dir_all(dir)?;
+    let mut index = Index::default();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let id = entry.file_name().to_str().and_then(|name| name.parse::<BlobId>().ok());
+        match id {
+            Some(id) => {
+                let bytes = entry.metadata()?.len();
+                index.bytes += bytes;
+                index.blobs.insert(id, Kept { bytes, used: None });
+            }
+            None => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(index)
+}
+
+fn missing(id: BlobId) -> Failure {
+    Failure::Unavailable { message: format!("object {id} lies on no node that is here: put it again") }
+}
+
+fn no_room(error: &io::Error) -> Failure {
+    Failure::Exhausted {
+        what: "disk".to_owned(),
+        message: format!("an object that a function needs cannot be written: {error}"),
+    }
+}

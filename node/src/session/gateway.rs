@@ -1,0 +1,439 @@
+//! The driver's side of a session: which node gets which call, and what happens to it when the node is lost.
+//!
+//! ```text
+//!             a seat has room           result
+//!   waiting ─────────────────> under way ─────> told to the driver
+//!      ^──── node lost, unfit, or the host crashed: tried again ────┘
+//! ```
+//!
+//! A seat's room follows from how long calls took lately: short calls are sent ahead, so that its hosts never wait
+//! for the network; long ones one a slot, so that a node that becomes free takes the next.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use floe_protocol::session::{
+    Call, CallFrame, CallResult, MAX_CALL_BYTES, MAX_CALLS, MAX_CALLS_BYTES, MAX_FUNCTIONS, ResultFrame,
+};
+use floe_protocol::{Failure, Function, JobId, NodeId, Request, Response};
+use floe_transport::call::{call, read_frame};
+use futures::AsyncReadExt;
+use libp2p::Stream;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{seat, wire};
+use crate::config;
+use crate::mailbox::{Ask, Mailbox};
+use crate::worker::Worker;
+
+/// How often the gateway looks for nodes that came, and whether its session was ended by somebody else.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How much work a seat is sent ahead of its results, per slot: some round trips' worth, on a busy machine too.
+const AHEAD_US: u64 = 20_000;
+
+/// How many calls that is at most, per slot.
+const MAX_AHEAD: usize = 512;
+
+/// How often a call is tried whose host crashed, or whose node was lost while it ran: more of it is its own doing.
+const MAX_TRIES: u32 = 3;
+
+/// How many frames of calls wait for a seat. A seat is sent no more than it has room for, so they are few.
+const SEAT_FRAMES: usize = 64;
+
+/// How many of them are kept for what is not calls.
+const SPARE_FRAMES: usize = 16;
+
+/// How many calls without a seat are passed over in search of one that has.
+const MAX_BLOCKED: usize = 64;
+
+/// A call's place in the gateway.
+#[derive(Clone, Debug)]
+struct Placed {
+    function: u32,
+    /// The only node that will do, if its driver said so.
+    only: Option<NodeId>,
+    call: Call,
+    tries: u32,
+}
+
+/// A node that runs calls of this session.
+struct Seat {
+    name: String,
+    slots: usize,
+    calls: mpsc::Sender<CallFrame>,
+    defined: BTreeSet<u32>,
+    under_way: BTreeMap<u64, Placed>,
+    /// Functions that it cannot run: what each needs, and why it cannot be had.
+    unfit: BTreeMap<u32, (String, String)>,
+    _pump: AbortOnDropHandle<()>,
+}
+
+/// What a seat says.
+enum Said {
+    Results(Vec<CallResult>),
+    Gone,
+}
+
+struct Gateway<'a> {
+    mailbox: &'a Mailbox,
+    worker: &'a Worker,
+    session: JobId,
+    functions: BTreeMap<u32, Box<Function>>,
+    seats: BTreeMap<NodeId, Seat>,
+    waiting: VecDeque<Placed>,
+    waiting_bytes: usize,
+    lately_us: BTreeMap<u32, u64>,
+    said: mpsc::Sender<(NodeId, Said)>,
+    results: mpsc::Sender<ResultFrame>,
+}
+
+/// Serves a session's driver. True: it closed the session; false: it is gone, and may come back, here or elsewhere.
+pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, stream: Stream) -> bool {
+    let (mut reader, writer) = stream.split();
+    let (frames, mut received) = mpsc::channel::<CallFrame>(wire::FRAMES);
+    let (results, sent) = mpsc::channel(wire::FRAMES);
+    let (said, mut heard) = mpsc::channel(wire::FRAMES);
+    let _read = AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok(frame) = read_frame(&mut reader).await {
+            if frames.send(frame).await.is_err() {
+                break;
+            }
+        }
+    }));
+    // Ends once the gateway has dropped its sender and everything is written.
+    let write = tokio::spawn(wire::write(writer, sent));
+    let mut gateway = Gateway {
+        mailbox,
+        worker,
+        session,
+        functions: BTreeMap::new(),
+        seats: BTreeMap::new(),
+        waiting: VecDeque::new(),
+        waiting_bytes: 0,
+        lately_us: BTreeMap::new(),
+        said,
+        results,
+    };
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let outcome = loop {
+        let step = tokio::select! {
+            frame = received.recv() => match frame {
+                None => break Ok(false),
+                Some(CallFrame::Close) => break Ok(true),
+                Some(frame) => gateway.take(frame).await,
+            },
+            Some((node, said)) = heard.recv() => gateway.heard(node, said).await,
+            _ = looks.tick() => gateway.look().await,
+        };
+        if let Err(failure) = step.and(gateway.dispatch().await) {
+            break Err(failure);
+        }
+    };
+    match outcome {
+        Ok(closed) => closed,
+        Err(failure) => {
+            // The driver may be gone, and the frame with it.
+            let _ = gateway.results.send(ResultFrame::Ended(failure)).await;
+            drop(gateway);
+            let _ = write.await;
+            false
+        }
+    }
+}
+
+impl Gateway<'_> {
+    /// Takes in what the driver sends.
+    async fn take(&mut self, frame: CallFrame) -> Result<(), Failure> {
+        match frame {
+            CallFrame::Define { function, definition } => {
+                if self.functions.len() >= MAX_FUNCTIONS && !self.functions.contains_key(&function) {
+                    let message =
+                        format!("one session holds {MAX_FUNCTIONS} functions: open another for more");
+                    return Err(Failure::Refused { message });
+                }
+                self.functions.insert(function, definition);
+            }
+            CallFrame::Calls { function, node, calls } => {
+                if !self.functions.contains_key(&function) {
+                    let message = format!("function {function} was called before it was defined");
+                    return Err(Failure::Refused { message });
+                }
+                for call in calls {
+                    self.waiting_bytes += call.argument.len();
+                    self.waiting.push_back(Placed { function, only: node, call, tries: 0 });
+                }
+                let under_way: usize = self.seats.values().map(|seat| seat.under_way.len()).sum();
+                // A driver of this version keeps to half of it.
+                let too_many = self.waiting.len() + under_way > 2 * MAX_CALLS
+                    || self.waiting_bytes > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
+                if too_many {
+                    let message = "the driver sent more calls than it may have under way".to_owned();
+                    return Err(Failure::Refused { message });
+                }
+            }
+            CallFrame::Cancel { calls } => {
+                let unwanted: BTreeSet<u64> = calls.iter().copied().collect();
+                let mut kept = VecDeque::new();
+                for placed in self.waiting.drain(..) {
+                    if unwanted.contains(&placed.call.id) {
+                        self.waiting_bytes -= placed.call.argument.len();
+                    } else {
+                        kept.push_back(placed);
+                    }
+                }
+                self.waiting = kept;
+                for seat in self.seats.values_mut() {
+                    let its: Vec<u64> =
+                        calls.iter().copied().filter(|call| seat.under_way.remove(call).is_some()).collect();
+                    if !its.is_empty() {
+                        // A seat that is gone has stopped them; one with no room left finishes them in vain.
+                        let _ = seat.calls.try_send(CallFrame::Cancel { calls: its });
+                    }
+                }
+            }
+            CallFrame::Close => {}
+        }
+        Ok(())
+    }
+
+    /// Takes in what a seat says.
+    async fn heard(&mut self, node: NodeId, said: Said) -> Result<(), Failure> {
+        match said {
+            Said::Results(results) => {
+                let mut told = Vec::with_capacity(results.len());
+                for result in results {
+                    let Some(seat) = self.seats.get_mut(&node) else { break };
+                    // Of one that was cancelled, nobody wants to hear.
+                    let Some(placed) = seat.under_way.remove(&result.id) else { continue };
+                    match result.outcome {
+                        Err(Failure::Unfit { needs, why }) => {
+                            seat.unfit.insert(placed.function, (needs, why));
+                            self.put_back(placed);
+                        }
+                        Err(Failure::Crashed { .. }) if placed.tries + 1 < MAX_TRIES => {
+                            self.put_back(Placed { tries: placed.tries + 1, ..placed });
+                        }
+                        _ => {
+                            let lately_us =
+                                self.lately_us.entry(placed.function).or_insert(result.elapsed_us);
+                            *lately_us = (*lately_us * 7 + result.elapsed_us) / 8;
+                            told.push(result);
+                        }
+                    }
+                }
+                self.tell(node, told).await
+            }
+            Said::Gone => self.lost(node).await,
+        }
+    }
+
+    /// A node is gone: its calls run elsewhere, but those that must run there, or take nodes with them.
+    async fn lost(&mut self, node: NodeId) -> Result<(), Failure> {
+        let Some(seat) = self.seats.remove(&node) else { return Ok(()) };
+        let mut told = Vec::new();
+        for (id, placed) in seat.under_way.into_iter().rev() {
+            if placed.only == Some(node) || placed.tries + 1 >= MAX_TRIES {
+                let outcome = Err(Failure::NodeLost { node });
+                told.push(CallResult { id, outcome, elapsed_us: 0 });
+            } else {
+                self.put_back(Placed { tries: placed.tries + 1, ..placed });
+            }
+        }
+        self.tell(node, told).await
+    }
+
+    async fn tell(&self, node: NodeId, results: Vec<CallResult>) -> Result<(), Failure> {
+        if results.is_empty() {
+            return Ok(());
+        }
+        let told = self.results.send(ResultFrame::Results { node, results }).await;
+        // A driver that takes nothing any more is noticed by what it does not send.
+        told.map_err(|_| Failure::Cancelled)
+    }
+
+    /// The next to run, since it came before those that wait.
+    fn put_back(&mut self, placed: Placed) {
+        self.waiting_bytes += placed.call.argument.len();
+        self.waiting.push_front(placed);
+    }
+
+    /// Why a call can run on none of the nodes that are here; nothing if it can, or none is here yet.
+    fn nowhere(&self, placed: &Placed) -> Option<Failure> {
+        let allowed = |node: &NodeId| placed.only.is_none_or(|only| only == *node);
+        let mut needed = None;
+        let mut looked = Vec::new();
+        for (_, seat) in self.seats.iter().filter(|(node, _)| allowed(node)) {
+            let (needs, why) = seat.unfit.get(&placed.function)?;
+            needed = Some(needs.clone());
+            looked.push(format!("{}: {why}", seat.name));
+        }
+        needed.map(|needs| Failure::NoneFits { needs, looked: looked.join("; ") })
+    }
+
+    /// Opens seats at nodes that are new, and ends with the session's job.
+    async fn look(&mut self) -> Result<(), Failure> {
+        let session = self.session;
+        if let Some(job) = self.mailbox.ask(|reply| Ask::Job(session, reply)).await?
+            && job.phase.is_terminal()
+        {
+            return Err(match job.phase {
+                floe_protocol::JobPhase::Failed(failure) => failure,
+                _ => Failure::Cancelled,
+            });
+        }
+        let status = self.mailbox.ask(Ask::Status).await?;
+        for info in status.nodes {
+            let id = info.member.id;
+            let reachable = id == status.node || self.mailbox.network().is_connected(id);
+            if !reachable || info.member.slots == 0 || self.seats.contains_key(&id) {
+                continue;
+            }
+            let (calls, pump) = self.open_seat(id, id == status.node);
+            let seat = Seat {
+                name: info.member.name,
+                slots: info.member.slots as usize,
+                calls,
+                defined: BTreeSet::new(),
+                under_way: BTreeMap::new(),
+                unfit: BTreeMap::new(),
+                _pump: pump,
+            };
+            self.seats.insert(id, seat);
+        }
+        // What only a node can run that is not here is not waited for: it may never come.
+        let (kept, lost): (VecDeque<Placed>, VecDeque<Placed>) = self
+            .waiting
+            .drain(..)
+            .partition(|placed| placed.only.is_none_or(|only| self.seats.contains_key(&only)));
+        self.waiting = kept;
+        for Placed { only, call, .. } in lost {
+            self.waiting_bytes -= call.argument.len();
+            let node = only.unwrap_or(status.node);
+            let outcome = Err(Failure::NodeLost { node });
+            self.tell(node, vec![CallResult { id: call.id, outcome, elapsed_us: 0 }]).await?;
+        }
+        Ok(())
+    }
+
+    fn open_seat(&self, node: NodeId, here: bool) -> (mpsc::Sender<CallFrame>, AbortOnDropHandle<()>) {
+        let said = self.said.clone();
+        if here {
+            let (calls, mut results) = seat::start(self.worker.clone(), node, self.session);
+            let pump = async move {
+                while let Some(ResultFrame::Results { results, .. }) = results.recv().await {
+                    if said.send((node, Said::Results(results))).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = said.send((node, Said::Gone)).await;
+            };
+            return (calls, AbortOnDropHandle::new(tokio::spawn(pump)));
+        }
+        let (calls, queued) = mpsc::channel(SEAT_FRAMES);
+        let network = self.mailbox.network().clone();
+        let session = self.session;
+        let pump = async move {
+            let opened = async {
+                let mut stream = network.open(node).await.ok()?;
+                let request = Request::Seat { session };
+                let answer = call(&mut stream, &request, config::CALL_TIMEOUT).await.ok()?;
+                (answer == Response::Done).then_some(stream)
+            };
+            if let Some(stream) = opened.await {
+                let (mut reader, writer) = stream.split();
+                let read = async {
+                    while let Ok(ResultFrame::Results { results, .. }) = read_frame(&mut reader).await {
+                        if said.send((node, Said::Results(results))).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = read => {}
+                    () = wire::write(writer, queued) => {}
+                }
+            }
+            let _ = said.send((node, Said::Gone)).await;
+        };
+        (calls, AbortOnDropHandle::new(tokio::spawn(pump)))
+    }
+
+    /// Sends waiting calls to seats with room, the least busy first.
+    async fn dispatch(&mut self) -> Result<(), Failure> {
+        let mut blocked = VecDeque::new();
+        while let Some(first) = self.waiting.pop_front() {
+            let Some((node, room)) = self.choose(&first) else {
+                if let Some(failure) = self.nowhere(&first) {
+                    self.waiting_bytes -= first.call.argument.len();
+                    let result = CallResult { id: first.call.id, outcome: Err(failure), elapsed_us: 0 };
+                    self.tell(self.mailbox.network().node(), vec![result]).await?;
+                    continue;
+                }
+                blocked.push_back(first);
+                // Others, of another function or for another node, may have room; but who looks at all of them for
+                // each result spends more than that gains.
+                if blocked.len() >= MAX_BLOCKED {
+                    break;
+                }
+                continue;
+            };
+            let (function, only) = (first.function, first.only);
+            let mut chosen = vec![first];
+            // Shared among the seats where there is little.
+            let share = self.waiting.len().div_ceil(self.seats.len().max(1)).max(1);
+            while chosen.len() < room.min(share)
+                && self.waiting.front().is_some_and(|next| next.function == function && next.only == only)
+            {
+                chosen.extend(self.waiting.pop_front());
+            }
+            self.send(node, function, chosen);
+        }
+        for placed in blocked.into_iter().rev() {
+            self.waiting.push_front(placed);
+        }
+        Ok(())
+    }
+
+    /// The seat for a call, and how many like it have room there.
+    fn choose(&self, placed: &Placed) -> Option<(NodeId, usize)> {
+        let ahead = match self.lately_us.get(&placed.function) {
+            Some(lately_us) => ((AHEAD_US / lately_us.max(&1)) as usize).clamp(1, MAX_AHEAD),
+            None => 1,
+        };
+        let here = self.mailbox.network().node();
+        let seats = self.seats.iter().filter(|(node, seat)| {
+            placed.only.is_none_or(|only| only == **node)
+                && !seat.unfit.contains_key(&placed.function)
+                && seat.under_way.len() < seat.slots * ahead
+                && seat.calls.capacity() > SPARE_FRAMES
+        });
+        // Among equals this node itself, since that spares a hop.
+        let best = seats
+            .min_by_key(|(node, seat)| (seat.under_way.len() * 1024 / seat.slots.max(1), **node != here));
+        best.map(|(node, seat)| (*node, seat.slots * ahead - seat.under_way.len()))
+    }
+
+    /// Never waits, since a seat may be waiting for this gateway to take its results.
+    fn send(&mut self, node: NodeId, function: u32, chosen: Vec<Placed>) {
+        let Some(seat) = self.seats.get_mut(&node) else { return };
+        let mut sound = true;
+        if seat.defined.insert(function)
+            && let Some(definition) = self.functions.get(&function).cloned()
+        {
+            sound = seat.calls.try_send(CallFrame::Define { function, definition }).is_ok();
+        }
+        let calls: Vec<Call> = chosen.iter().map(|placed| placed.call.clone()).collect();
+        for placed in chosen {
+            self.waiting_bytes -= placed.call.argument.len();
+            seat.under_way.insert(placed.call.id, placed);
+        }
+        sound = sound && seat.calls.try_send(CallFrame::Calls { function, node: None, calls }).is_ok();
+        if !sound {
+            tracing::debug!(%node, "a session's seat is gone; its pump says so too");
+        }
+    }
+}

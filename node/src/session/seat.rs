@@ -1,0 +1,329 @@
+//! One session's calls on one node: a queue, and runners that work it off, each with a slot of the node and a host.
+//!
+//! ```text
+//!   CallFrame ──> queue ──> runner: slot ──> host ──> outbox ──> ResultFrame
+//!                   ^─────── what a host that ended had not begun
+//! ```
+//!
+//! A runner keeps its slot while there are calls, but gives it to whoever waits for it every [`QUANTUM`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use floe_protocol::session::{Call, CallFrame, CallResult, ResultFrame};
+use floe_protocol::{AttemptId, Failure, Function, JobId, NodeId, StageId, TaskId};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::wire::FRAMES;
+use crate::worker::hosts::CallHost;
+use crate::worker::{Slot, Worker};
+
+/// How long a runner keeps its slot at most while others wait for one.
+const QUANTUM: Duration = Duration::from_millis(100);
+
+/// How long a runner without calls keeps its host: longer than a driver that waits for one result before it makes the
+/// next call, and short enough that others soon get it from the pool.
+const HOST_KEPT: Duration = Duration::from_secs(1);
+
+/// How much work a host gets at once, by what the calls before took: more spares switches between processes, less
+/// shares better among hosts.
+const BATCH_US: u64 = 2_000;
+
+/// How many calls that is at most.
+const MAX_BATCH: usize = 256;
+
+/// How many results go into one frame at most.
+const MAX_RESULTS: usize = 1024;
+
+/// How many bytes of results go into one frame, roughly; the largest single result fits.
+const MAX_RESULTS_BYTES: usize = 4 << 20;
+
+/// Starts a seat; it ends when the sender is dropped, and whatever it runs with it.
+pub(super) fn start(
+    worker: Worker,
+    node: NodeId,
+    session: JobId,
+) -> (mpsc::Sender<CallFrame>, mpsc::Receiver<ResultFrame>) {
+    let (calls, received) = mpsc::channel(FRAMES);
+    let (results, sent) = mpsc::channel(FRAMES);
+    let seat = Arc::new(Seat {
+        worker,
+        session,
+        state: Mutex::default(),
+        work: Notify::new(),
+        done: Notify::new(),
+        cancelled: Notify::new(),
+        hosts: AtomicU64::new(0),
+    });
+    tokio::spawn(run(seat, node, received, results));
+    (calls, sent)
+}
+
+struct Seat {
+    worker: Worker,
+    session: JobId,
+    state: Mutex<State>,
+    /// There are calls that nobody has taken.
+    work: Notify,
+    /// There are results to send.
+    done: Notify,
+    /// Something that may be running is to be stopped.
+    cancelled: Notify,
+    /// Counts hosts, for the names of their logs.
+    hosts: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    functions: BTreeMap<u32, Arc<Function>>,
+    queue: VecDeque<(u32, Call)>,
+    /// Calls that runners have taken and not finished.
+    running: BTreeSet<u64>,
+    /// Those of them that nobody wants any more.
+    unwanted: BTreeSet<u64>,
+    /// Bounded by the calls that a driver may have under way.
+    outbox: Vec<CallResult>,
+    /// What a call of a function took lately, in microseconds.
+    lately_us: BTreeMap<u32, u64>,
+}
+
+async fn run(
+    seat: Arc<Seat>,
+    node: NodeId,
+    mut frames: mpsc::Receiver<CallFrame>,
+    results: mpsc::Sender<ResultFrame>,
+) {
+    let mut runners = JoinSet::new();
+    loop {
+        tokio::select! {
+            frame = frames.recv() => match frame {
+                // Aborting the runners drops their hosts, which end.
+                None | Some(CallFrame::Close) => return,
+                Some(frame) => {
+                    let waiting = seat.take(frame);
+                    let wanted = waiting.min(seat.worker.slots());
+                    while runners.len() < wanted {
+                        runners.spawn(Arc::clone(&seat).work());
+                    }
+                }
+            },
+            () = seat.done.notified() => {
+                while let Some(ready) = seat.ready() {
+                    if results.send(ResultFrame::Results { node, results: ready }).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Seat {
+    /// Takes a frame in; returns how many calls there are.
+    fn take(&self, frame: CallFrame) -> usize {
+        let mut state = self.lock();
+        match frame {
+            CallFrame::Define { function, definition } => {
+                state.functions.insert(function, Arc::new(*definition));
+            }
+            CallFrame::Calls { function, calls, .. } => {
+                state.queue.extend(calls.into_iter().map(|call| (function, call)));
+                // Whoever takes some of it wakes the next.
+                self.work.notify_one();
+            }
+            CallFrame::Cancel { calls } => {
+                let calls: BTreeSet<u64> = calls.into_iter().collect();
+                state.queue.retain(|(_, call)| !calls.contains(&call.id));
+                let running: Vec<u64> = calls.intersection(&state.running).copied().collect();
+                if !running.is_empty() {
+                    state.unwanted.extend(running);
+                    self.cancelled.notify_waiters();
+                }
+            }
+            CallFrame::Close => {}
+        }
+        state.queue.len() + state.running.len()
+    }
+
+    /// The next results to send.
+    fn ready(&self) -> Option<Vec<CallResult>> {
+        let mut state = self.lock();
+        let mut bytes = 0;
+        let mut count = 0;
+        while count < state.outbox.len().min(MAX_RESULTS) && bytes < MAX_RESULTS_BYTES {
+            bytes += size(&state.outbox[count]);
+            count += 1;
+        }
+        if count == 0 {
+            return None;
+        }
+        let rest = state.outbox.split_off(count);
+        Some(std::mem::replace(&mut state.outbox, rest))
+    }
+
+    /// Runs calls for as long as the seat lives.
+    async fn work(self: Arc<Self>) {
+        let mut host: Option<CallHost> = None;
+        let mut slot: Option<(Slot, Instant)> = None;
+        loop {
+            let Some((key, function, calls)) = self.next_batch() else {
+                slot = None;
+                // A notification that came first is stored.
+                if timeout(HOST_KEPT, self.work.notified()).await.is_err() {
+                    host = None;
+                    self.work.notified().await;
+                }
+                continue;
+            };
+            if slot.as_ref().is_none_or(|(_, since)| since.elapsed() > QUANTUM) {
+                drop(slot.take());
+                slot = Some((self.worker.slot().await, Instant::now()));
+            }
+            host = self.run_batch(host, key, &function, calls).await;
+        }
+    }
+
+    /// Runs some calls of one function; returns the host if it can be used again.
+    async fn run_batch(
+        &self,
+        host: Option<CallHost>,
+        key: u32,
+        function: &Function,
+        calls: Vec<Call>,
+    ) -> Option<CallHost> {
+        let mut host = match host.filter(|host| host.serves(function)) {
+            Some(host) => host,
+            None => {
+                let number = self.hosts.fetch_add(1, Ordering::Relaxed);
+                let task = TaskId { job: self.session, stage: StageId(0), partition: 0 };
+                match self.worker.hosts().call_host(AttemptId { task, attempt: number }, function).await {
+                    Ok(host) => host,
+                    Err(failure) => {
+                        let failed = |call: Call| CallResult {
+                            id: call.id,
+                            outcome: Err(failure.clone()),
+                            elapsed_us: 0,
+                        };
+                        self.finished(key, calls.into_iter().map(failed).collect());
+                        return None;
+                    }
+                }
+            }
+        };
+        let ids: BTreeSet<u64> = calls.iter().map(|call| call.id).collect();
+        let mut left: BTreeMap<u64, Call> = calls.iter().map(|call| (call.id, call.clone())).collect();
+        let mut report = |results: Vec<CallResult>| {
+            for result in &results {
+                left.remove(&result.id);
+            }
+            self.finished(key, results);
+        };
+        let ended = tokio::select! {
+            ended = host.call(key, function, calls, &mut report) => ended,
+            () = self.until_unwanted(&ids) => {
+                // Dropping a host that runs something ends it. What it had not finished and somebody wants runs again.
+                drop(host);
+                self.put_back(key, left.into_values().collect());
+                return None;
+            }
+        };
+        match ended {
+            Ok(()) => Some(host),
+            Err(ended) => {
+                let mut unfinished = ended.unfinished.into_iter();
+                if let Some(culprit) = unfinished.next() {
+                    let outcome = Err(ended.failure);
+                    self.finished(key, vec![CallResult { id: culprit.id, outcome, elapsed_us: 0 }]);
+                }
+                self.put_back(key, unfinished.collect());
+                None
+            }
+        }
+    }
+
+    /// Waits until one of these calls is unwanted while it runs.
+    async fn until_unwanted(&self, ids: &BTreeSet<u64>) {
+        loop {
+            let cancelled = self.cancelled.notified();
+            tokio::pin!(cancelled);
+            cancelled.as_mut().enable();
+            if self.lock().unwanted.iter().any(|call| ids.contains(call)) {
+                return;
+            }
+            cancelled.await;
+        }
+    }
+
+    /// Some calls of one function from the front of the queue: as many as fit [`BATCH_US`], and no more than leaves
+    /// some for other runners.
+    fn next_batch(&self) -> Option<(u32, Arc<Function>, Vec<Call>)> {
+        let mut state = self.lock();
+        loop {
+            let key = state.queue.front()?.0;
+            let Some(function) = state.functions.get(&key).cloned() else {
+                // The gateway defines before it calls.
+                state.queue.pop_front();
+                continue;
+            };
+            let by_time = match state.lately_us.get(&key) {
+                Some(lately_us) => (BATCH_US / lately_us.max(&1)) as usize,
+                None => 1,
+            };
+            let share = state.queue.len().div_ceil(self.worker.slots());
+            let count = by_time.min(share).clamp(1, MAX_BATCH);
+            let mut calls = Vec::with_capacity(count);
+            while calls.len() < count && state.queue.front().is_some_and(|(next, _)| *next == key) {
+                calls.extend(state.queue.pop_front().map(|(_, call)| call));
+            }
+            state.running.extend(calls.iter().map(|call| call.id));
+            if !state.queue.is_empty() {
+                self.work.notify_one();
+            }
+            return Some((key, function, calls));
+        }
+    }
+
+    fn finished(&self, key: u32, results: Vec<CallResult>) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        for result in results {
+            state.running.remove(&result.id);
+            let lately_us = state.lately_us.entry(key).or_insert(result.elapsed_us);
+            *lately_us = (*lately_us * 7 + result.elapsed_us) / 8;
+            if !state.unwanted.remove(&result.id) {
+                state.outbox.push(result);
+            }
+        }
+        self.done.notify_one();
+    }
+
+    /// Calls that were taken and did not run.
+    fn put_back(&self, key: u32, calls: Vec<Call>) {
+        let mut state = self.lock();
+        for call in calls.into_iter().rev() {
+            state.running.remove(&call.id);
+            if !state.unwanted.remove(&call.id) {
+                state.queue.push_front((key, call));
+            }
+        }
+        self.work.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A runner that panicked left the lists whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn size(result: &CallResult) -> usize {
+    match &result.outcome {
+        Ok(floe_protocol::session::Returned::Inline(bytes)) => bytes.len(),
+        Ok(_) => 64,
+        Err(Failure::Exception { exception, traceback, .. }) => exception.len() + traceback.len(),
+        Err(_) => 1024,
+    }
+}

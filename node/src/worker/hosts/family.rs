@@ -1,0 +1,82 @@
+//! All children of a node, from their start to when they are gone without a trace.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+use super::guard::Guard;
+use super::processes;
+
+/// A node's children. Cheap to clone; clones are one.
+#[derive(Clone, Debug)]
+pub(super) struct Family(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    groups: watch::Sender<BTreeSet<i32>>,
+    guard: Guard,
+    closed: AtomicBool,
+}
+
+impl Family {
+    pub(super) fn new(guard: Guard) -> Self {
+        let groups = watch::Sender::new(BTreeSet::new());
+        Self(Arc::new(Inner { groups, guard, closed: AtomicBool::new(false) }))
+    }
+
+    /// Takes a child in, unless the node is stopping.
+    pub(super) fn enter(&self, group: i32) -> bool {
+        self.0.guard.add(group);
+        self.0.groups.send_modify(|groups| {
+            groups.insert(group);
+        });
+        // Whoever closes looks at the groups after that.
+        !self.0.closed.load(Ordering::SeqCst) || {
+            self.leave(group);
+            false
+        }
+    }
+
+    /// A child and all that it started are gone.
+    pub(super) fn leave(&self, group: i32) {
+        self.0.guard.remove(group);
+        self.0.groups.send_modify(|groups| {
+            groups.remove(&group);
+        });
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::SeqCst)
+    }
+
+    /// From now on there are no new children.
+    pub(super) fn close(&self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn kill(&self) {
+        let groups = self.0.groups.borrow().clone();
+        for group in groups {
+            processes::kill_group(group);
+        }
+    }
+
+    /// Waits until all are gone.
+    pub(super) async fn gone(&self) {
+        let mut groups = self.0.groups.subscribe();
+        // The sender lives as long as `self`.
+        let _ = groups.wait_for(BTreeSet::is_empty).await;
+    }
+
+    #[cfg(test)]
+    pub(super) fn guard(&self) -> &Guard {
+        &self.0.guard
+    }
+
+    #[cfg(test)]
+    pub(super) fn groups(&self) -> BTreeSet<i32> {
+        self.0.groups.borrow().clone()
+    }
+}
