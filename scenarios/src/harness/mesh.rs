@@ -261,10 +261,12 @@ impl Cluster {
         &self.floe
     }
 
-    /// `ARGS --connect NODE --key-file KEY`: the arguments of a driver's command against node `i`.
+    /// `COMMAND --connect NODE --key-file KEY ARGS`: the arguments of a driver's command against node `i`, with
+    /// the command's name first in `args`.
     pub fn args(&self, i: usize, args: &[&str]) -> Vec<String> {
         let driver = ["--connect", self.nodes[i].address(), "--key-file", &self.key_file.to_string_lossy()];
-        args.iter().copied().chain(driver).map(str::to_owned).collect()
+        let (command, rest) = args.split_at(args.len().min(1));
+        command.iter().chain(&driver).chain(rest).map(|arg| (*arg).to_owned()).collect()
     }
 
     /// Runs a driver's command against node `i` to its end.

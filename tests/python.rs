@@ -1,0 +1,89 @@
+//! The Python package: built and installed into a virtual environment that is made once, then its own tests.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::FLOE;
+
+/// What the package's tests and examples need besides what it itself requires.
+const REQUIREMENTS: &[&str] = &[
+    "maturin>=1.9,<2",
+    "pytest>=8",
+    "cloudpickle>=3",
+    "numpy",
+    "pandas",
+    "polars>=1.40",
+    "pyarrow",
+    "scikit-learn",
+    "joblib",
+    "psycopg[binary]",
+    "tqdm",
+];
+
+/// Needs Python 3.10 or later and, the first time, the package index.
+#[test]
+fn the_python_package_passes_its_tests() {
+    let Some(python) = python() else {
+        eprintln!("skipped: there is no Python 3.10 or later on this machine");
+        return;
+    };
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/python");
+    let environment = environment(&python);
+    let bin = environment.join("bin");
+    run(Command::new(bin.join("maturin"))
+        .args(["develop", "--quiet", "--locked"])
+        .current_dir(&package)
+        .env("CARGO_TARGET_DIR", target_dir())
+        .env("VIRTUAL_ENV", &environment));
+    let mut tests = Command::new(bin.join("python"));
+    tests.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]).current_dir(&package);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("FLOE_") {
+            tests.env_remove(name);
+        }
+    }
+    run(tests.env("FLOE_BINARY", FLOE).env("VIRTUAL_ENV", &environment).env("PYTHONDONTWRITEBYTECODE", "1"));
+}
+
+/// An interpreter that is new enough.
+fn python() -> Option<PathBuf> {
+    let new_enough = |python: &str| {
+        let check = "import sys, venv; sys.exit(sys.version_info < (3, 10))";
+        let status = Command::new(python).args(["-c", check]).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    ["python3", "python3.13", "python3.12", "python3.11", "python3.10"]
+        .into_iter()
+        .find(|python| new_enough(python))
+        .map(PathBuf::from)
+}
+
+/// Where cargo builds, from where it put the binary under test.
+fn target_dir() -> PathBuf {
+    Path::new(FLOE).ancestors().nth(2).unwrap().to_owned()
+}
+
+/// A virtual environment with [`REQUIREMENTS`], made once for each interpreter and list.
+fn environment(python: &Path) -> PathBuf {
+    let version = Command::new(python).arg("-VV").output().unwrap().stdout;
+    let mut hasher = DefaultHasher::new();
+    (version, REQUIREMENTS).hash(&mut hasher);
+    let environment = target_dir().join(format!("python-{:016x}", hasher.finish()));
+    let complete = environment.join("complete");
+    if !complete.exists() {
+        run(Command::new(python).args(["-m", "venv", "--clear"]).arg(&environment));
+        run(Command::new(environment.join("bin/python"))
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(REQUIREMENTS));
+        fs::write(complete, "").unwrap();
+    }
+    environment
+}
+
+fn run(command: &mut Command) {
+    let status = command.stdin(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{command:?} ended with {status}");
+}
