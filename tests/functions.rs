@@ -9,7 +9,35 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::{cluster, floe};
+use crate::{FLOE, cluster, floe};
+
+/// An example of the Rust client, which cargo has built beside the binary under test.
+fn example(name: &str) -> PathBuf {
+    Path::new(FLOE).with_file_name("examples").join(name)
+}
+
+/// The executable of a driver travels to the nodes and runs its functions there.
+#[tokio::test(flavor = "multi_thread")]
+async fn rust_functions_run_on_the_nodes_and_a_node_that_dies_changes_nothing() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    for name in ["iris_area", "word_count", "primes"] {
+        let program = example(name).display().to_string();
+        cluster.run(0, &["run", &program]).await.unwrap().success().unwrap();
+    }
+    // The leader goes while calls are under way.
+    let leader = cluster.leader().await.unwrap();
+    let program = example("primes").display().to_string();
+    let driver = cluster.floe().command(cluster.args((leader + 1) % 3, &["run", &program])).spawn().unwrap();
+    wait_until("the session is there", DEADLINE, async || {
+        let jobs = cluster.run((leader + 1) % 3, &["jobs"]).await.ok()?.success().ok()?;
+        jobs.lines().any(|line| line.contains("running")).then_some(())
+    })
+    .await
+    .unwrap();
+    cluster.node(leader).kill().await.unwrap();
+    let output = driver.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
 
 /// Writes a program that any node can run.
 fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
@@ -99,7 +127,7 @@ async fn what_goes_wrong_with_a_program_is_told_and_the_mesh_goes_on() {
         .await;
     expect("kill -SEGV $$", &[], &["signal 11"]).await;
     expect("printf '\\377\\000\\001' ", &["--stdout", "arrow"], &["Arrow"]).await;
-    expect("exec sleep 600", &["--time", "300ms"], &["time"]).await;
+    expect("exec sleep 600", &["--time", "300ms"], &["300 ms"]).await;
     expect("exec awk 'BEGIN { s = \"x\"; while (1) s = s s }'", &["--memory", "64MiB"], &["memory", "64"])
         .await;
     let missing = map(&cluster, Path::new("no-such-command"), &["--in", &files]).await.failure().unwrap();

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut progress = job.watch();
     while let Some(status) = progress.next().await {
         let status = status?;
-        let done: u32 = status.stages.iter().map(|stage| stage.done).sum();
+        let done = status.stages.last().map_or(0, |stage| stage.done);
         println!("{}: {done} of {} parts", status.phase.name(), job.partitions());
     }
     let areas = job.collect().await?;

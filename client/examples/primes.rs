@@ -55,7 +55,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert!(factors.len() == 9998 && factors.iter().all(|factor| *factor == 2));
 
     // What a function refuses is the failure of its call.
-    let refused = mesh.try_parallel(smallest_factor).await?.call(7919).await;
+    let factor = mesh.try_parallel(smallest_factor).await?;
+    let refused = factor.call(7919).await;
     let refusal = refused.err().map(|error| error.to_string()).unwrap_or_default();
     println!("{refusal}");
     assert!(refusal.contains("7919 is a prime"));
@@ -63,6 +64,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count = mesh.map_reduce(0..1_000_000, count_primes, total).await?;
     println!("there are {count} primes below a million");
     assert_eq!(count, 78_498);
+    on_mesh.close().await?;
+    factor.close().await?;
     Ok(())
 }
 

@@ -50,8 +50,8 @@ impl ResultStream {
                 let Some(piece) = fetch.next().await? else {
                     return Ok(None);
                 };
+                batches.check(partition, &piece, &fetch)?;
                 batches.take(piece).map_err(|error| fetch.malformed(error))?;
-                batches.check(partition)?;
             }
         });
         Ok(Self { schema, partitions, batches: Box::pin(batches) })
@@ -94,8 +94,6 @@ struct Batches {
     ready: VecDeque<RecordBatch>,
     /// The columns of the first partition, if the others may have other ones.
     first: Option<Vec<Column>>,
-    /// Whether a schema came that was not compared with the first one.
-    unchecked: bool,
 }
 
 impl Batches {
@@ -104,22 +102,22 @@ impl Batches {
         let Some(piece) = fetch.next().await? else {
             return Ok(SchemaRef::new(Schema::empty()));
         };
-        self.take(piece).map_err(|error| fetch.malformed(error))?;
-        self.unchecked = false;
-        let schema = self.decoder.schema().ok_or_else(|| fetch.malformed("partition 0 has no schema"))?;
+        let schema = match &piece {
+            Piece::Schema(message) => schema_in(message).map_err(|error| fetch.malformed(error))?,
+            _ => return Err(fetch.malformed("partition 0 does not begin with its schema")),
+        };
         self.first = Some(columns(&schema));
+        self.take(piece).map_err(|error| fetch.malformed(error))?;
         Ok(schema)
     }
 
     /// Refuses a partition that does not fit the first one.
-    fn check(&mut self, partition: u32) -> Result<()> {
-        if !std::mem::take(&mut self.unchecked) {
-            return Ok(());
-        }
-        let (Some(first), Some(schema)) = (&self.first, self.decoder.schema()) else {
+    fn check(&self, partition: u32, piece: &Piece, fetch: &Fetch) -> Result<()> {
+        let (Some(first), Piece::Schema(message)) = (&self.first, piece) else {
             return Ok(());
         };
-        match difference(first, partition, &columns(&schema)) {
+        let other = schema_in(message).map_err(|error| fetch.malformed(error))?;
+        match difference(first, partition, &columns(&other)) {
             Some(difference) => Err(Error::PartitionsDiffer { partition, difference }),
             None => Ok(()),
         }
@@ -129,7 +127,6 @@ impl Batches {
         match piece {
             Piece::Schema(message) => {
                 self.decoder = StreamDecoder::new();
-                self.unchecked = true;
                 self.feed(message)
             }
             Piece::Dictionary { message, .. } | Piece::Batch { message, .. } => self.feed(message),
@@ -148,6 +145,11 @@ impl Batches {
 
 fn columns(schema: &Schema) -> Vec<Column> {
     schema.fields().iter().map(|field| (field.name().clone(), field.data_type().to_string())).collect()
+}
+
+/// The schema in a message of its own, which the decoder takes to be whole once something follows it.
+fn schema_in(message: &Bytes) -> Result<SchemaRef, ArrowError> {
+    decode_schema(&[message, END_OF_STREAM.as_slice()].concat().into())
 }
 
 fn decode_schema(bytes: &Bytes) -> Result<SchemaRef, ArrowError> {

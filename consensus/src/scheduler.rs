@@ -595,8 +595,8 @@ impl Input {
     }
 }
 
-/// The node for a task: where at least half of its input lies, if that is much or the node as idle as any, else
-/// the least loaded that may run it.
+/// The node for a task: the least loaded where at least half of its input lies, if that is much or the node as idle as
+/// any, else the least loaded that may run it.
 fn choose(
     nodes: &Nodes,
     job: &Job,
@@ -612,14 +612,15 @@ fn choose(
     let mut total = 0;
     for segment in inputs.iter().flatten() {
         total += segment.bytes;
-        if let Some(node) = segment.nodes.first() {
+        for node in &segment.nodes {
             *bytes_at.entry(*node).or_default() += segment.bytes;
         }
     }
-    let local = bytes_at.into_iter().filter(|(_, bytes)| total > 0 && *bytes * 2 >= total);
+    let near = bytes_at.into_iter().filter(|(_, bytes)| total > 0 && *bytes * 2 >= total);
+    let near: Vec<NodeId> = near.map(|(node, _)| node).collect();
     let sees = |node: &NodeId| nodes.is_live(*node) && !stage.refused.contains_key(node);
     let wish = Wish {
-        local: local.max_by_key(|(_, bytes)| *bytes).map(|(node, _)| node),
+        near: &near,
         heavy: total >= HEAVY_BYTES,
         only: if spec.seen_by.iter().any(sees) { &spec.seen_by } else { &[] },
         memory_bytes,

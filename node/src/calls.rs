@@ -35,7 +35,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
 const RECOMPUTE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many partitions of a result this node holds at once while it relays them: each is held whole.
-const RESULT_READ_AHEAD: usize = 1;
+const RESULT_READ_AHEAD: usize = 2;
 
 /// How many jobs `jobs` answers at most, the newest first.
 const MAX_LISTED_JOBS: usize = 1000;

@@ -39,13 +39,13 @@ impl Mesh {
     /// ```no_run
     /// # fn primes(below: u64) -> Vec<u64> { vec![below] }
     /// # async fn example(mesh: floe_client::Mesh) -> floe_client::Result<()> {
-    /// use futures::TryStreamExt;
+    /// use futures::{StreamExt, TryStreamExt};
     ///
     /// let all: Vec<Vec<u64>> = mesh.map(primes, 100..200).try_collect().await?;
     ///
     /// let mut completed = mesh.map(primes, 100..200).as_completed();
-    /// while let Some((item, primes)) = completed.try_next().await? {
-    ///     println!("{item}: {primes:?}");
+    /// while let Some((item, primes)) = completed.next().await {
+    ///     println!("{item}: {:?}", primes?);
     /// }
     /// # Ok(())
     /// # }
@@ -109,7 +109,8 @@ impl<R: DeserializeOwned + Send + 'static> Calls<R> {
 
     super::limit_methods!();
 
-    /// What it returns as it comes, with each item's place, from 0.
+    /// What it returns as it comes, with each item's place, from 0. An error that is no item's own, since the mesh
+    /// is lost, comes last and with any place.
     pub fn as_completed(mut self) -> Completed<R> {
         self.ordered = false;
         Completed(self)
@@ -149,11 +150,10 @@ impl<R> std::fmt::Debug for Calls<R> {
 pub struct Completed<R>(Calls<R>);
 
 impl<R: DeserializeOwned + Send + 'static> Stream for Completed<R> {
-    type Item = Result<(u64, R)>;
+    type Item = (u64, Result<R>);
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let pair = self.0.poll_pair(context);
-        pair.map(|pair| pair.map(|(item, result)| result.map(|value| (item, value))))
+        self.0.poll_pair(context)
     }
 }
 

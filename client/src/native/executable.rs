@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use floe_protocol::function::{Blob, Function, Host, Limits, Native, Payload, target};
 use floe_protocol::message::{Request, Response};
+use floe_transport::BlobHasher;
 use tokio::sync::OnceCell;
 
 use super::host::is_host;
@@ -17,6 +18,9 @@ use crate::mesh::Mesh;
 
 /// The executable's digest and size, once they are known: it does not change while it runs.
 static EXECUTABLE: OnceCell<Blob> = OnceCell::const_new();
+
+/// How much of it is read at once.
+const READ_BYTES: usize = 1 << 20;
 
 /// A function of this process by the name that its other processes know it by.
 #[derive(Clone, Debug)]
@@ -58,17 +62,19 @@ impl Registered {
 
 /// Puts the executable into a mesh, unless it has it already.
 async fn put(mesh: &Mesh) -> Result<Blob> {
-    if let Some(blob) = EXECUTABLE.get()
-        && has(mesh, *blob).await?
-    {
-        return Ok(*blob);
+    let blob = *EXECUTABLE.get_or_try_init(|| aside(digest)).await?;
+    if has(mesh, blob).await? {
+        return Ok(blob);
     }
-    let bytes = tokio::task::spawn_blocking(read)
+    mesh.put(aside(read).await?).await
+}
+
+/// Reads the executable on a thread that may wait.
+async fn aside<T: Send + 'static>(read: fn() -> io::Result<T>) -> Result<T> {
+    tokio::task::spawn_blocking(read)
         .await
         .map_err(|error| Error::Local(error.to_string()))?
-        .map_err(|error| Error::Local(format!("this process's executable cannot be read: {error}")))?;
-    let blob = mesh.put(bytes).await?;
-    Ok(*EXECUTABLE.get_or_init(async || blob).await)
+        .map_err(|error| Error::Local(format!("this process's executable cannot be read: {error}")))
 }
 
 async fn has(mesh: &Mesh, blob: Blob) -> Result<bool> {
@@ -76,6 +82,21 @@ async fn has(mesh: &Mesh, blob: Blob) -> Result<bool> {
     match answer {
         Response::Has(has) => Ok(has),
         other => Err(exchange.unexpected(&other)),
+    }
+}
+
+/// Its digest, without holding it in memory: the mesh mostly has it.
+fn digest() -> io::Result<Blob> {
+    let mut file = File::open(path()?)?;
+    let (mut hasher, mut bytes, mut chunk) = (BlobHasher::default(), 0, vec![0; READ_BYTES]);
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(Blob { id: hasher.finish(), bytes }),
+            read => {
+                hasher.update(chunk.get(..read).unwrap_or_default());
+                bytes += read as u64;
+            }
+        }
     }
 }
 
@@ -98,5 +119,7 @@ mod tests {
     fn the_executable_is_read_as_it_runs() {
         let running = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert!(read().unwrap() == running);
+        let blob = Blob { id: floe_transport::blob_id(&running), bytes: running.len() as u64 };
+        assert_eq!(digest().unwrap(), blob);
     }
 }

@@ -19,6 +19,7 @@ use super::executable::Registered;
 use super::object;
 use super::registry::Shape;
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::mesh::Mesh;
 use crate::session::{CallOutcome, Session};
 
@@ -105,6 +106,19 @@ impl<A, R> Clone for Parallel<A, R> {
     }
 }
 
+impl<A, R> Parallel<A, R> {
+    /// The session's standing job, whose logs are what the calls printed.
+    pub fn job(&self) -> Job {
+        self.line.session.mesh().job(self.line.session.id())
+    }
+
+    /// Ends the session, for all clones and for replies that are awaited, and waits for the mesh to hear of it. Not
+    /// needed where the program goes on: dropping does the same in the background.
+    pub async fn close(self) -> Result<()> {
+        self.line.session.close().await
+    }
+}
+
 impl<A: Serialize, R: DeserializeOwned> Parallel<A, R> {
     /// Calls the function on any node. The call is on its way at once, whether or not its reply is awaited.
     pub fn call(&self, argument: A) -> Reply<R> {
@@ -122,11 +136,6 @@ impl<A: Serialize, R: DeserializeOwned> Parallel<A, R> {
             Err(error) => State::Refused(Some(error)),
         };
         Reply { state, value: PhantomData }
-    }
-
-    /// The session's standing job, whose logs are what the calls printed.
-    pub fn job(&self) -> crate::Job {
-        self.line.session.mesh().job(self.line.session.id())
     }
 }
 

@@ -82,8 +82,8 @@ pub(super) enum Standing {
 
 /// What a task wants of its node.
 pub(super) struct Wish<'a> {
-    /// Where at least half of its input lies, if any node has that much.
-    pub(super) local: Option<NodeId>,
+    /// Where at least half of its input lies: several nodes where it lies on several.
+    pub(super) near: &'a [NodeId],
     /// Whether so much lies there that it is worth an idle slot elsewhere.
     pub(super) heavy: bool,
     /// If not empty, only one of these will do. In order of id.
@@ -190,12 +190,11 @@ impl Nodes {
                 && !refuses(id)
         };
         let allowed = |id: &NodeId| wish.only.is_empty() || wish.only.binary_search(id).is_ok();
-        if let Some(local) = wish.local.filter(|local| allowed(local) && suits(*local)) {
-            let load = |key: Option<&Key>| key.map(|(load, ..)| *load);
-            let own = self.nodes.get(&local).and_then(|node| load(node.key.as_ref()));
-            if wish.heavy || own <= load(self.free.first()) {
-                return Some(local);
-            }
+        let near = wish.near.iter().filter(|near| allowed(near) && suits(**near));
+        if let Some((load, _, near)) = near.filter_map(|near| self.nodes.get(near)?.key).min()
+            && (wish.heavy || self.free.first().is_none_or(|least| load <= least.0))
+        {
+            return Some(near);
         }
         // Walk the shorter of both lists.
         if !wish.only.is_empty() && wish.only.len() < self.free.len() {

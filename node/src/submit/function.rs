@@ -15,10 +15,14 @@ use floe_protocol::{
     Exchange, Failure, Function, FunctionJob, JobId, JobKind, JobSpec, NodeId, OutputMeta, Placed, Query,
     Read, Stage, StageGraph, StageId, StageInput, TaskId, TaskSpec, Work, frame,
 };
+use futures::{StreamExt, TryStreamExt, stream};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Looked, Submitter, blocking};
 use crate::store::ipc;
+
+/// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
+const COPIED_AT_ONCE: usize = 4;
 
 /// The most partitions that one call of a merging function gets.
 const MAX_FAN_IN: u32 = 1024;
@@ -81,22 +85,18 @@ impl Submitter {
         status: &Status,
         keep: bool,
     ) -> Result<Stage, Failure> {
-        let mut held = Vec::with_capacity(frames.len());
-        for (partition, Frame { rows, file }) in frames.into_iter().enumerate() {
-            ipc::stream_of(&file).map_err(|error| Failure::Refused {
-                message: format!("partition {partition} of the input cannot be read: {error}"),
-            })?;
-            let buckets = vec![BucketMeta { rows, bytes: file.len() as u64 }];
-            let meta = OutputMeta { buckets, mark: xxh3_64(&file).max(1) };
+        let frames = frames.into_iter().enumerate().map(|(partition, frame)| async move {
+            let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
+            let (file, meta) = blocking(move || describe_frame(partition, frame)).await??;
             let mut nodes = Vec::new();
             if keep {
-                let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
                 let (store, of_copy) = (self.store.clone(), meta.clone());
                 blocking(move || store.put_segments(task, vec![file], of_copy)).await??;
                 nodes = self.copy(task, &meta, status).await;
             }
-            held.push(Placed { nodes, meta });
-        }
+            Ok::<_, Failure>(Placed { nodes, meta })
+        });
+        let held: Vec<Placed> = stream::iter(frames).buffered(COPIED_AT_ONCE).try_collect().await?;
         let tasks = vec![TaskSpec::default(); held.len()];
         Ok(Stage {
             id: StageId(0),
@@ -140,6 +140,17 @@ impl Looked {
             Inspected::Missing(_) => &[],
         })
     }
+}
+
+/// A frame's file and what is to be known of it.
+fn describe_frame(partition: usize, frame: Frame) -> Result<(Bytes, OutputMeta), Failure> {
+    let Frame { rows, file } = frame;
+    ipc::stream_of(&file).map_err(|error| Failure::Refused {
+        message: format!("partition {partition} of the input cannot be read: {error}"),
+    })?;
+    let buckets = vec![BucketMeta { rows, bytes: file.len() as u64 }];
+    let mark = xxh3_64(&file).max(1);
+    Ok((file, OutputMeta { buckets, mark }))
 }
 
 /// A stage that calls a function, without inputs of other stages.

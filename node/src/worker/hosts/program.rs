@@ -87,7 +87,19 @@ pub(super) async fn run(
     };
     let wrote = match within(work, (around.meter, group), exit, allowed, &running).await {
         Ok(wrote) => wrote,
-        Err(trouble) => return Err(process.conclude(trouble, &function.name).await),
+        Err(trouble) => {
+            let failure = process.conclude(trouble, &function.name).await;
+            return Err(match failure {
+                // That is how a program says that it cannot do what it should, anywhere.
+                Failure::Crashed { name, how, output }
+                    if end.is_over() && end.ended().await.code().is_some() =>
+                {
+                    let message = format!("it {how}{output}");
+                    Failure::Exception { name, message, traceback: String::new(), exception: Bytes::new() }
+                }
+                failure => failure,
+            });
+        }
     };
     process.printed.drain();
     let (format, typed, name) = (program.stdout, program.typed, function.name.clone());

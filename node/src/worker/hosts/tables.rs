@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(run(&it, &cat(Format::Arrow, Format::Arrow), arrow, Vec::new()).await, mixed());
         let empty = file("empty.csv", b"");
         assert_eq!(
-            run(&it, &cat(Format::Arrow, Format::Csv), empty.clone(), Vec::new()).await.shape(),
+            run(&it, &cat(Format::Arrow, Format::Arrow), empty.clone(), Vec::new()).await.shape(),
             (0, 0)
         );
         assert_eq!(run(&it, &cat(Format::Csv, Format::Csv), empty, Vec::new()).await.shape(), (0, 0));

@@ -664,7 +664,7 @@ pub(super) fn a_fixture() -> Fixture {
 }
 
 #[tokio::test]
-async fn a_program_that_fails_is_a_crash_and_one_that_is_missing_makes_the_node_unfit() {
+async fn a_program_that_fails_has_its_last_words_told_and_one_that_is_missing_makes_the_node_unfit() {
     let it = a_fixture();
     let exits = program(
         &it,
@@ -673,8 +673,7 @@ async fn a_program_that_fails_is_a_crash_and_one_that_is_missing_makes_the_node_
         Format::Csv,
     );
     let failure = it.run(&exits).await.unwrap_err();
-    let text =
-        "the process that ran clean.sh ended with exit status 9; the last it printed was:\nno such luck";
+    let text = "clean.sh failed: it ended with exit status 9; the last it printed was:\nno such luck";
     assert_eq!(failure.to_string(), text);
     assert_eq!(it.log(0), "no such luck\n");
     let missing = ProgramFile::OnPath("floe-no-such-program".to_owned());
