@@ -26,15 +26,23 @@ use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
 use memmap2::Mmap;
 use tempfile::NamedTempFile;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::stream::chunks_of;
 use crate::submit::blocking;
 use crate::worker::hosts;
 
-/// How many nodes have a blob by the time its driver is told that it is kept: losing any one of them, and then
-/// another before anybody fetched it, loses nothing.
+/// How many nodes are given a blob, two of them before its driver is told that it is kept: losing any one of them,
+/// and then another before anybody fetched it, loses nothing.
 const COPIES: usize = 3;
+
+/// How long its driver waits for the second of them: a large blob over a slow link should not end in an error when one
+/// node has it.
+const SPREAD_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How much of a blob is written at once, on a thread that may wait for the disk.
+const WRITTEN_BYTES: usize = 4 << 20;
 
 /// How many bytes of blobs a node keeps. Beyond it those that were not used for longest go.
 const MAX_KEPT_BYTES: u64 = 16 << 30;
@@ -77,6 +85,12 @@ struct Kept {
     used: Option<Instant>,
 }
 
+/// A blob that is being received.
+struct Part {
+    file: NamedTempFile,
+    hasher: BlobHasher,
+}
+
 /// The directory for blobs is of no use.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use {} for the code and objects of functions: {source}", path.display())]
@@ -115,36 +129,45 @@ impl Blobs {
         let broken = |what: &dyn std::fmt::Display| Failure::Unavailable {
             message: format!("object {} did not arrive whole: {what}", blob.id),
         };
-        let mut file = self.0.create()?;
-        let mut hasher = BlobHasher::default();
+        let mut part = Part { file: self.0.create()?, hasher: BlobHasher::default() };
         let mut left = blob.bytes;
         let mut body = Body::new(stream);
+        let mut gathered = Vec::new();
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| broken(&error))?;
             left =
                 left.checked_sub(piece.len() as u64).ok_or_else(|| broken(&"it is longer than it said"))?;
-            hasher.update(&piece);
-            // Pieces are small: what a page cache takes in microseconds needs no thread of its own.
-            file.write_all(&piece).map_err(|error| no_room(&error))?;
+            gathered.extend_from_slice(&piece);
+            if gathered.len() >= WRITTEN_BYTES {
+                part = part.write(std::mem::take(&mut gathered)).await?;
+            }
         }
+        let Part { file, hasher } = part.write(gathered).await?;
         if left > 0 || hasher.finish() != blob.id {
             return Err(broken(&"it is not what its name says"));
         }
-        self.0.keep(blob, file)
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.keep(blob, file)).await?
     }
 
-    /// Makes sure that some other nodes have it too, as far as there are any that take it.
+    /// Makes sure that another node has it too, if there is one that takes it within [`SPREAD_PATIENCE`]. Further
+    /// copies are made in the background.
     pub async fn spread(&self, blob: Blob) {
-        let mut copies = 1;
-        for node in self.0.others(blob.id) {
-            if copies >= COPIES {
-                break;
+        let (copied, mut copies) = watch::channel(0);
+        let blobs = self.clone();
+        tokio::spawn(async move {
+            for node in blobs.0.others(blob.id) {
+                if *copied.borrow() + 1 >= COPIES {
+                    break;
+                }
+                match blobs.copy_to(node, blob).await {
+                    Ok(()) => copied.send_modify(|copies| *copies += 1),
+                    Err(failure) => tracing::info!(%node, blob = %blob.id, %failure, "object not copied"),
+                }
             }
-            match self.copy_to(node, blob).await {
-                Ok(()) => copies += 1,
-                Err(failure) => tracing::info!(%node, blob = %blob.id, %failure, "object not copied"),
-            }
-        }
+        });
+        // An error means that no node took it.
+        let _ = timeout(SPREAD_PATIENCE, copies.wait_for(|copies| *copies > 0)).await;
     }
 
     async fn copy_to(&self, node: NodeId, blob: Blob) -> Result<(), Failure> {
@@ -240,6 +263,17 @@ impl Blobs {
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a request with {other:?}"))),
         }
+    }
+}
+
+impl Part {
+    async fn write(mut self, bytes: Vec<u8>) -> Result<Self, Failure> {
+        blocking(move || {
+            self.hasher.update(&bytes);
+            self.file.write_all(&bytes).map_err(|error| no_room(&error))?;
+            Ok(self)
+        })
+        .await?
     }
 }
 
@@ -386,5 +420,40 @@ fn no_room(error: &io::Error) -> Failure {
     Failure::Exhausted {
         what: "disk".to_owned(),
         message: format!("an object that a function needs cannot be written: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
+        let mut index = Index::default();
+        let mut add = |id, used: Option<Instant>| {
+            index.blobs.insert(BlobId(id), Kept { bytes: MAX_KEPT_BYTES / 2, used });
+            index.bytes += MAX_KEPT_BYTES / 2;
+        };
+        let long_ago = Instant::now().checked_sub(IN_USE * 2);
+        add(1, Some(Instant::now()));
+        add(2, long_ago);
+        add(3, None);
+        add(4, Some(Instant::now()));
+        assert_eq!(index.evict(), [BlobId(3), BlobId(2)]);
+        assert_eq!(index.bytes, MAX_KEPT_BYTES);
+        index.bytes += 1;
+        assert!(index.evict().is_empty(), "all that is left is in use");
+    }
+
+    #[test]
+    fn what_a_former_process_left_half_written_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = blob_id(b"whole");
+        fs::write(dir.path().join(id.to_string()), b"whole").unwrap();
+        fs::write(dir.path().join(".part-x"), b"ha").unwrap();
+        let index = scan(dir.path()).unwrap();
+        assert_eq!((index.bytes, index.blobs.len()), (5, 1));
+        assert!(index.blobs.contains_key(&id));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -116,6 +116,16 @@ impl Job {
         wait(py, self.job.release())?.map_err(|error| raised(py, error))
     }
 
+    /// The same in the background: for when nobody is left who could wait.
+    fn release_later(&self) -> PyResult<()> {
+        let job = self.job.clone();
+        runtime()?.spawn(async move {
+            // A result that is not released goes within the hour.
+            drop(job.release().await);
+        });
+        Ok(())
+    }
+
     /// What its functions printed, as tuples of node, stage, partition, attempt and bytes: of all tasks or of those of
     /// one partition; with `follow` until it has ended.
     #[pyo3(signature = (partition=None, follow=false))]

@@ -143,8 +143,9 @@ def test_a_library_of_another_version(mesh, monkeypatch):
 
 def test_another_python(mesh, monkeypatch):
     monkeypatch.setattr(environment, "python_version", lambda: "3.99")
+    # A function that no earlier test has defined.
     for way in (
-        lambda: floe.parallel(len)("x").value,
+        lambda: floe.parallel(lambda x: -x)(1).value,
         lambda: mesh.parallelize([1], len, merge=None).collect(),
     ):
         with pytest.raises(floe.EnvironmentMismatch) as caught:

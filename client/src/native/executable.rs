@@ -66,7 +66,14 @@ async fn put(mesh: &Mesh) -> Result<Blob> {
     if has(mesh, blob).await? {
         return Ok(blob);
     }
-    mesh.put(aside(read).await?).await
+    match mesh.put(aside(read).await?).await {
+        // Only the answer was lost, or other nodes are slow to get their copies: it is there.
+        Err(error) if has(mesh, blob).await.unwrap_or(false) => {
+            tracing::debug!(%error, "the executable is in the mesh, though putting it failed");
+            Ok(blob)
+        }
+        put => put,
+    }
 }
 
 /// Reads the executable on a thread that may wait.

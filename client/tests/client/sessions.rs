@@ -297,8 +297,7 @@ async fn most_under_way(arguments: Vec<Bytes>) -> (usize, usize) {
     session.calls(echo, (0..).zip(arguments), None).unwrap();
     let distinct: BTreeSet<_> = ids(&collected(&session, total).await).into_iter().collect();
     assert_eq!(distinct.len(), total);
-    let most = *most.lock().unwrap();
-    most
+    *most.lock().unwrap()
 }
 
 #[tokio::test]

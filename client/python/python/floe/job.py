@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterator, TypeVar
 
@@ -48,7 +49,7 @@ class Job(Generic[T]):
     """One submission, on its way or done. Awaiting it in asyncio collects it.
 
     It goes on whatever becomes of this program: :meth:`floe.Mesh.job` finds it again by its :attr:`id`. Its
-    result is kept for an hour, or until it is released.
+    result is kept for an hour, or until it is released; once it was collected, for as long as this object is.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Job(Generic[T]):
         self._kind = kind
         self._name = name
         self._assemble = assemble
+        #: Frees the result once it was collected and nobody has this object any more.
+        self._freeing: weakref.finalize[..., Job[T]] | None = None
 
     @property
     def id(self) -> str:
@@ -144,6 +147,9 @@ class Job(Generic[T]):
         if timeout is not None and not self.wait(timeout):
             raise TimeoutError(f"job {self.id} has not ended within {time.monotonic() - started:.1f} s")
         parts = list(self.partitions())
+        if self._freeing is None:
+            self._freeing = weakref.finalize(self, self._core.release_later)
+            self._freeing.atexit = False
         return self._assemble(parts) if self._assemble is not None else _plain(parts, self._name)
 
     def cancel(self) -> None:
