@@ -150,7 +150,7 @@ impl Blobs {
         blocking(move || inner.keep(blob, file)).await?
     }
 
-    /// Makes sure that another node has it too, if there is one that takes it within [`SPREAD_PATIENCE`]. Further
+    /// Makes sure that another node has it too, if there is one that takes it soon enough. Further
     /// copies are made in the background.
     pub async fn spread(&self, blob: Blob) {
         let (copied, mut copies) = watch::channel(0);
