@@ -279,3 +279,10 @@ def test_asyncio_cancels(mesh):
 
     job = asyncio.run(main())
     wait_until("the job's end", lambda: job.phase == "cancelled")
+
+
+def test_many_arguments_of_some_size(mesh):
+    """Together they are far more than one frame takes."""
+    with mesh.executor() as executor:
+        futures = [executor.submit(len, bytes(400_000 + n)) for n in range(120)]
+        assert [future.result(timeout=120) for future in futures] == [400_000 + n for n in range(120)]

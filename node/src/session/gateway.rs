@@ -40,6 +40,9 @@ const MAX_AHEAD: usize = 512;
 /// How often a call is tried whose host crashed, or whose node was lost while it ran: more of it is its own doing.
 const MAX_TRIES: u32 = 3;
 
+/// How many bytes of arguments share a frame; one call may exceed it alone. All of it is far below what a frame may be.
+const MAX_FRAME_ARGUMENTS_BYTES: usize = 1 << 20;
+
 /// How many frames of calls wait for a seat. A seat is sent no more than it has room for, so they are few.
 const SEAT_FRAMES: usize = 64;
 
@@ -382,12 +385,16 @@ impl Gateway<'_> {
                 continue;
             };
             let (function, only) = (first.function, first.only);
+            let mut bytes = first.call.argument.len();
             let mut chosen = vec![first];
             // Shared among the seats where there is little.
             let share = self.waiting.len().div_ceil(self.seats.len().max(1)).max(1);
             while chosen.len() < room.min(share)
-                && self.waiting.front().is_some_and(|next| next.function == function && next.only == only)
+                && let Some(next) = self.waiting.front()
+                && (next.function, next.only) == (function, only)
+                && bytes + next.call.argument.len() <= MAX_FRAME_ARGUMENTS_BYTES
             {
+                bytes += next.call.argument.len();
                 chosen.extend(self.waiting.pop_front());
             }
             self.send(node, function, chosen);
