@@ -119,8 +119,11 @@ def test_lazy_frames_are_collected():
     assert back(pl.LazyFrame({"a": [1]}).select(pl.col("a") + 1).collect(), "polars")[1].item() == 2
 
 
+BINARY = [pa.binary(), pa.large_binary(), *([pa.binary_view()] if hasattr(pa, "binary_view") else [])]
+
+
 @pytest.mark.parametrize("size", [0, 1, 12, 13, 100_000])
-@pytest.mark.parametrize("column", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize("column", BINARY, ids=str)
 @pytest.mark.parametrize("writer", ["file", "stream"])
 def test_objects_need_no_arrow_library(size, column, writer):
     value = bytes(i % 251 for i in range(size))

@@ -137,7 +137,9 @@ class _Node:
     """A node that lives no longer than this process: it ends when its standard input does."""
 
     def __init__(self, command: str, key_file: str | None, timeout: float | None) -> None:
-        arguments = [command, "up", "--while-stdin"] + (["--key-file", key_file] if key_file else [])
+        # There are no others on this machine that it should wait for before it founds a mesh.
+        arguments = [command, "up", "--while-stdin", "--expect", "1"]
+        arguments += ["--key-file", key_file] if key_file else []
         self._log = tempfile.TemporaryFile()
         try:
             # The node's own functions run in this interpreter, unless the user has said otherwise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import time
 import weakref
@@ -128,6 +129,11 @@ class Job(Generic[T]):
 
     def partitions(self) -> Iterator[Any]:
         """Its result's partitions, in order and one after the other, once it has succeeded."""
+        for part in self._encoded():
+            yield frames.decode(part, self._kind)
+
+    def _encoded(self) -> Iterator[bytes]:
+        """Its partitions as they arrive."""
         with _cancelling(self):
             parts = iter(_translated(self._core.partitions))
             while True:
@@ -135,7 +141,7 @@ class Job(Generic[T]):
                     part = _translated(next, parts)
                 except StopIteration:
                     return
-                yield frames.decode(part, self._kind)
+                yield part
 
     def collect(self, timeout: float | None = None) -> T:
         """Waits for its result and returns it; raises what went wrong.
@@ -146,7 +152,10 @@ class Job(Generic[T]):
         started = time.monotonic()
         if timeout is not None and not self.wait(timeout):
             raise TimeoutError(f"job {self.id} has not ended within {time.monotonic() - started:.1f} s")
-        parts = list(self.partitions())
+        # One partition is decoded while the next one arrives.
+        with concurrent.futures.ThreadPoolExecutor(1, "floe-decode") as decoder:
+            decoded = [decoder.submit(frames.decode, part, self._kind) for part in self._encoded()]
+            parts = [part.result() for part in decoded]
         if self._freeing is None:
             self._freeing = weakref.finalize(self, self._core.release_later)
             self._freeing.atexit = False
@@ -218,7 +227,9 @@ def _translated(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except _core.CoreError as error:
-        raise from_core(error) from None
+        failure = from_core(error)
+    # Not within the handler: `from None` would take away the cause that it has before Python 3.11.
+    raise failure
 
 
 class _cancelling:
