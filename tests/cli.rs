@@ -126,9 +126,10 @@ async fn help_version_and_completions_need_no_mesh() {
     let home = tempfile::tempdir().unwrap();
     let floe = floe(home.path());
     let help = floe.run(["--help"]).await.unwrap().success().unwrap();
-    for command in
-        ["up", "invite", "status", "sql", "explain", "jobs", "cancel", "recover", "chaos", "demo", "key"]
-    {
+    for command in [
+        "up", "invite", "status", "sql", "explain", "map", "run", "jobs", "logs", "cancel", "recover",
+        "chaos", "demo", "key",
+    ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),
             "{command} is missing: {help}"
