@@ -28,7 +28,7 @@ use crate::mailbox::{Ask, Mailbox};
 use crate::submit::unix_ms;
 use crate::worker::Worker;
 
-/// How many sessions one node attends or seats at once. Each may have hosts on every node.
+/// How many sessions one node attends at once. Each may have hosts on every node.
 pub const MAX_SESSIONS: usize = 64;
 
 /// This node's part in all sessions. Cheap to clone; clones are one.
