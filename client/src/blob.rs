@@ -34,13 +34,13 @@ impl Mesh {
             )));
         }
         let blob = digest(bytes.clone()).await?;
-        let (answer, exchange) = self.ask(&Request::HasBlob { id: blob.id }, None).await?;
+        let (answer, exchange) = self.ask(&Request::HasBlob { id: blob.id }, &[]).await?;
         match answer {
             Response::Has(true) => return Ok(blob),
             Response::Has(false) => {}
             other => return Err(exchange.unexpected(&other)),
         }
-        let (answer, exchange) = self.ask(&Request::PutBlob { blob }, Some(&bytes)).await?;
+        let (answer, exchange) = self.ask(&Request::PutBlob { blob }, &[vec![bytes]]).await?;
         match answer {
             Response::Done => Ok(blob),
             other => Err(exchange.unexpected(&other)),
@@ -52,7 +52,7 @@ impl Mesh {
         let mut patience = self.link().patience();
         loop {
             let request = Request::GetBlob { id: blob.id };
-            let (answer, mut exchange) = self.link().ask(&request, None, &mut patience).await?;
+            let (answer, mut exchange) = self.link().ask(&request, &[], &mut patience).await?;
             match answer {
                 Response::Blob { bytes } if bytes == blob.bytes => {}
                 Response::Blob { bytes } => {

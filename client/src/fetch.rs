@@ -28,8 +28,6 @@ pub(crate) struct Fetch {
     place: Place,
     source: Option<Source>,
     patience: Patience,
-    /// Whether the reader wants a partition that broke off from its start.
-    from_start: bool,
 }
 
 /// How far the reader has come.
@@ -52,18 +50,8 @@ struct Source {
 }
 
 impl Fetch {
-    /// Asks for the whole result, for a reader of batches: each is given out once.
+    /// Asks for the whole result. Each batch is given out once.
     pub(crate) async fn open(job: Job) -> Result<Self> {
-        Self::begin(job, false).await
-    }
-
-    /// Asks for the whole result, for a reader that puts partitions together: one that broke off begins anew, with
-    /// its schema.
-    pub(crate) async fn open_whole(job: Job) -> Result<Self> {
-        Self::begin(job, true).await
-    }
-
-    async fn begin(job: Job, from_start: bool) -> Result<Self> {
         let patience = job.patience();
         let mut fetch = Self {
             job,
@@ -73,7 +61,6 @@ impl Fetch {
             place: Place::default(),
             source: None,
             patience,
-            from_start,
         };
         let (schema, partitions, source) = fetch.ask().await?;
         (fetch.schema, fetch.partitions, fetch.source) = (schema, partitions, Some(source));
@@ -133,9 +120,6 @@ impl Fetch {
     async fn broke_off(&mut self, reason: &str) -> Result<()> {
         tracing::debug!(address = self.address, reason, "a result broke off");
         self.source = None;
-        if self.from_start {
-            self.place = Place { partition: self.place.partition, ..Place::default() };
-        }
         if self.patience.pause().await {
             return Ok(());
         }

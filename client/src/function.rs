@@ -18,7 +18,9 @@ const PUTS_AT_ONCE: usize = 8;
 
 impl Mesh {
     /// Submits a function over data: a task for each part of its input, and a tree of merges if there is one.
-    /// Code and arguments that are large travel apart, once a node.
+    /// Code and arguments that are large travel apart, once a node. Frames need their files too: see [`Submission`].
+    ///
+    /// [`Submission`]: crate::Submission
     ///
     /// ```no_run
     /// # async fn example(mesh: floe_client::Mesh) -> floe_client::Result<()> {
@@ -44,7 +46,7 @@ impl Mesh {
     /// };
     /// let input = FunctionInput::Files { paths: vec!["logs/*.ndjson".into()], directory: "/srv".into() };
     /// let job = mesh.run_function("sorted logs", FunctionJob { function: sort, input, merge: None }).await?;
-    /// let mut partitions = job.partitions().await?;
+    /// let mut partitions = job.partitions();
     /// while let Some(partition) = partitions.try_next().await? {
     ///     println!("{} bytes of Arrow IPC", partition.len());
     /// }

@@ -22,9 +22,9 @@ use crate::watch::Watch;
 /// driver went over to may have yet to hear of it.
 const HEARSAY: Duration = Duration::from_secs(5);
 
-/// Specifications up to this size are kept with their handle, to be submitted again should that be needed: more would
+/// Submissions up to this size are kept with their handle, to be submitted again should that be needed: more would
 /// double what a driver needs for its frames.
-const MAX_KEPT_SPEC_BYTES: usize = 16 << 20;
+const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// One submission. Dropping the handle leaves the job alone: [`Mesh::job`] finds it again by its id, from any
 /// process and through any node.
@@ -52,28 +52,29 @@ pub struct Job {
     mesh: Mesh,
     id: JobId,
     /// Set if this handle saw the mesh accept the job, so that it must exist.
-    submission: Option<Submission>,
+    accepted: Option<Accepted>,
 }
 
 /// What a handle knows of the job that it submitted.
 #[derive(Clone, Debug)]
-struct Submission {
+struct Accepted {
     /// What was submitted, unless that is too large to be kept.
-    spec: Option<Bytes>,
+    bodies: Option<Arc<[Vec<Bytes>]>>,
     /// Whether the job was seen to have ended.
     ended: Arc<AtomicBool>,
 }
 
 impl Job {
     /// A job that the mesh has just accepted.
-    pub(crate) fn accepted(mesh: Mesh, id: JobId, spec: Bytes) -> Self {
-        let spec = (spec.len() <= MAX_KEPT_SPEC_BYTES).then_some(spec);
-        Self { mesh, id, submission: Some(Submission { spec, ended: Arc::default() }) }
+    pub(crate) fn accepted(mesh: Mesh, id: JobId, bodies: Vec<Vec<Bytes>>) -> Self {
+        let bytes: usize = bodies.iter().flatten().map(Bytes::len).sum();
+        let bodies = (bytes <= MAX_KEPT_BYTES).then(|| bodies.into());
+        Self { mesh, id, accepted: Some(Accepted { bodies, ended: Arc::default() }) }
     }
 
     /// A job that somebody submitted, perhaps.
     pub(crate) fn named(mesh: Mesh, id: JobId) -> Self {
-        Self { mesh, id, submission: None }
+        Self { mesh, id, accepted: None }
     }
 
     /// Its id, in text 16 hexadecimal digits.
@@ -131,12 +132,12 @@ impl Job {
         ResultStream::open(self.clone()).await
     }
 
-    /// Waits until it succeeded, then gives its result partition by partition, each whole and in memory, in order,
-    /// as an Arrow IPC stream with its own schema. This is how to read what functions return: frames whose columns
-    /// may differ, and objects, which [`object_of`](crate::object_of) takes out.
-    pub async fn partitions(&self) -> Result<PartitionStream> {
-        self.succeeded().await?;
-        PartitionStream::open(self.clone()).await
+    /// Gives its result partition by partition, each whole and in memory, in order, as an Arrow IPC stream with its
+    /// own schema; the first ones while the others are still being made. It ends with an error if the job fails, also
+    /// after some partitions. This is how to read what functions return: frames whose columns may differ, and objects,
+    /// which [`object_of`](crate::object_of) takes out.
+    pub fn partitions(&self) -> PartitionStream {
+        PartitionStream::new(self.clone())
     }
 
     /// What its functions printed to stdout and stderr, of one task only if one is given; with `follow` until the
@@ -173,8 +174,15 @@ impl Job {
 
     /// Notes how the job stands.
     pub(crate) fn saw(&self, status: &JobStatus) {
-        if let Some(submission) = self.submission.as_ref().filter(|_| status.phase.is_terminal()) {
-            submission.ended.store(true, Ordering::Relaxed);
+        if status.phase.is_terminal() {
+            self.saw_end();
+        }
+    }
+
+    /// Notes that the job has ended.
+    pub(crate) fn saw_end(&self) {
+        if let Some(accepted) = &self.accepted {
+            accepted.ended.store(true, Ordering::Relaxed);
         }
     }
 
@@ -186,18 +194,19 @@ impl Job {
         request: &Request,
         patience: &mut Patience,
     ) -> Result<(Response, Exchange)> {
-        let mut hearsay = Patience::new(if self.submission.is_some() { HEARSAY } else { Duration::ZERO });
-        let mut again = self.submission.as_ref().and_then(|submission| {
-            let asks = matches!(request, Request::Job { .. } | Request::Watch { .. });
-            submission.spec.clone().filter(|_| asks && !submission.ended.load(Ordering::Relaxed))
+        let mut hearsay = Patience::new(if self.accepted.is_some() { HEARSAY } else { Duration::ZERO });
+        let mut again = self.accepted.as_ref().and_then(|accepted| {
+            let asks =
+                matches!(request, Request::Job { .. } | Request::Watch { .. } | Request::Partitions { .. });
+            accepted.bodies.clone().filter(|_| asks && !accepted.ended.load(Ordering::Relaxed))
         });
         loop {
-            match self.mesh.link().ask(request, None::<&Bytes>, patience).await {
+            match self.mesh.link().ask(request, &[], patience).await {
                 Err(Error::Failure(Failure::NoSuchJob { .. })) if hearsay.pause().await => {}
-                Err(Error::Failure(Failure::NoSuchJob { .. })) if again.is_some() => {
-                    let spec = again.take();
+                Err(Error::Failure(failure @ Failure::NoSuchJob { .. })) => {
+                    let Some(bodies) = again.take() else { return Err(Error::Failure(failure)) };
                     tracing::warn!(job = %self.id, "no node here knows the job: submitting it again");
-                    self.mesh.link().ask(&Request::Submit { id: self.id }, spec.as_ref(), patience).await?;
+                    self.mesh.link().ask(&Request::Submit { id: self.id }, &bodies, patience).await?;
                 }
                 answer => return answer,
             }

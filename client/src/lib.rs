@@ -66,7 +66,7 @@ pub use error::{Error, Result};
 pub use frame::{FrameStream, lazy_spec};
 pub use job::Job;
 pub use logs::LogStream;
-pub use mesh::{Mesh, MeshBuilder, new_job_id};
+pub use mesh::{Mesh, MeshBuilder, Submission, new_job_id};
 pub use partitions::{OBJECT_COLUMN, PartitionStream, object_of, read_partition};
 pub use patience::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT};
 pub use query::Sql;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use floe_protocol::message::Status;
 use floe_protocol::{Failure, Request, Response};
-use floe_transport::stream::send_bytes;
+use floe_transport::stream::send_body;
 use floe_transport::{
     Body, BodyError, CALL, CallError, Connection, Credentials, DialError, MeshKey, Refusal, Role, Stream,
     read_frame, write_frame,
@@ -103,7 +103,7 @@ impl Link {
             current: tokio::sync::Mutex::new(None),
         });
         let (response, exchange) =
-            link.ask(&Request::Status, None, &mut Patience::new(connect_timeout)).await?;
+            link.ask(&Request::Status, &[], &mut Patience::new(connect_timeout)).await?;
         match response {
             Response::Status(status) => link.learn(&status),
             other => return Err(exchange.unexpected(&other)),
@@ -117,18 +117,18 @@ impl Link {
         Patience::new(self.timeout)
     }
 
-    /// Asks until a node answers with more than that it cannot: one after the other, while there is patience.
-    /// Returns its first response, and the stream for what follows.
+    /// Asks until a node answers with more than that it cannot: one after the other, while there is patience. After the
+    /// request go these bodies, each in its pieces. Returns its first response, and the stream for what follows.
     pub(crate) async fn ask(
         &self,
         request: &Request,
-        body: Option<&Bytes>,
+        bodies: &[Vec<Bytes>],
         patience: &mut Patience,
     ) -> Result<(Response, Exchange)> {
         let mut excuses = 0;
         loop {
             let connection = self.connection(patience).await?;
-            let failure = match ask_once(&connection, request, body).await {
+            let failure = match ask_once(&connection, request, bodies).await {
                 Ok((Response::Failed(failure), _)) if is_excuse(&failure) => failure,
                 Ok((Response::Failed(failure), _)) => return Err(Error::Failure(failure)),
                 Ok((Response::NotLeader(_), _)) => {
@@ -260,7 +260,7 @@ impl Link {
         let Some(connection) = connection.filter(Connection::is_open) else {
             return;
         };
-        if let Ok((Response::Status(status), _)) = ask_once(&connection, &Request::Status, None).await {
+        if let Ok((Response::Status(status), _)) = ask_once(&connection, &Request::Status, &[]).await {
             self.learn(&status);
         }
     }
@@ -278,7 +278,7 @@ async fn refresh(link: Weak<Link>) {
 async fn ask_once(
     connection: &Connection,
     request: &Request,
-    body: Option<&Bytes>,
+    bodies: &[Vec<Bytes>],
 ) -> Result<(Response, Exchange), Lost> {
     let waited = match request {
         Request::Submit { .. }
@@ -300,13 +300,15 @@ async fn ask_once(
         Ok::<_, CallError>(stream)
     };
     let mut stream = tokio::time::timeout(waited, ask).await.map_err(timeout)??;
-    if let Some(body) = body {
+    for body in bodies {
         // However long it takes: the transfer itself notices when it stands still.
-        send_bytes(&mut stream, body.clone()).await?;
+        send_body(&mut stream, futures::stream::iter(body.iter().cloned().map(Ok))).await?;
     }
     let response = tokio::time::timeout(waited, read_frame(&mut stream)).await.map_err(timeout)??;
     let channel = match &response {
-        Response::Result { .. } | Response::Blob { .. } => Channel::Body(Box::new(Body::new(stream))),
+        Response::Result { .. } | Response::Partitions | Response::Blob { .. } => {
+            Channel::Body(Box::new(Body::new(stream)))
+        }
         _ => Channel::Frames(stream),
     };
     let address = connection.address().clone();

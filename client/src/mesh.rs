@@ -76,7 +76,7 @@ impl Mesh {
 
     /// The mesh as the connected node knows it: its members, their roles and load, the leader.
     pub async fn status(&self) -> Result<Status> {
-        let (answer, exchange) = self.ask(&Request::Status, None).await?;
+        let (answer, exchange) = self.ask(&Request::Status, &[]).await?;
         match answer {
             Response::Status(status) => Ok(status),
             other => Err(exchange.unexpected(&other)),
@@ -100,25 +100,29 @@ impl Mesh {
 
     /// Submits a job under a new id. Returns when a majority of the mesh's voters hold it: from then on it
     /// survives its driver and the loss of any node.
-    pub async fn submit(&self, spec: JobSpec) -> Result<Job> {
-        self.submit_as(new_job_id()?, spec).await
+    pub async fn submit(&self, submission: impl Into<Submission>) -> Result<Job> {
+        self.submit_as(new_job_id()?, submission).await
     }
 
     /// Submits a job under an id that the caller chose, with [`new_job_id`], and can therefore cancel at any
     /// moment. Repeating it with the same id submits once.
-    pub async fn submit_as(&self, id: JobId, spec: JobSpec) -> Result<Job> {
-        let body = encode(&spec)?;
-        let (answer, exchange) = self.ask(&Request::Submit { id }, Some(&body)).await?;
+    pub async fn submit_as(&self, id: JobId, submission: impl Into<Submission>) -> Result<Job> {
+        let Submission { spec, files } = submission.into();
+        let mut bodies = vec![vec![encode(&spec)?]];
+        if !files.is_empty() {
+            bodies.push(files);
+        }
+        let (answer, exchange) = self.ask(&Request::Submit { id }, &bodies).await?;
         match answer {
-            Response::Accepted { id } => Ok(Job::accepted(self.clone(), id, body)),
+            Response::Accepted { id } => Ok(Job::accepted(self.clone(), id, bodies)),
             other => Err(exchange.unexpected(&other)),
         }
     }
 
     /// The stages that a job would become, without running it.
     pub async fn explain(&self, spec: &JobSpec) -> Result<StageGraph> {
-        let body = encode(spec)?;
-        let (answer, exchange) = self.ask(&Request::Explain, Some(&body)).await?;
+        let body = vec![encode(spec)?];
+        let (answer, exchange) = self.ask(&Request::Explain, &[body]).await?;
         match answer {
             Response::Explained(graph) => Ok(graph),
             other => Err(exchange.unexpected(&other)),
@@ -127,7 +131,7 @@ impl Mesh {
 
     /// Every job that the mesh knows.
     pub async fn jobs(&self) -> Result<Vec<JobStatus>> {
-        let (answer, exchange) = self.ask(&Request::Jobs, None).await?;
+        let (answer, exchange) = self.ask(&Request::Jobs, &[]).await?;
         match answer {
             Response::Jobs(jobs) => Ok(jobs),
             other => Err(exchange.unexpected(&other)),
@@ -136,7 +140,7 @@ impl Mesh {
 
     /// Whether the mesh has to be recovered: an error with the reason while it can decide by itself.
     pub async fn needs_recovery(&self) -> Result<()> {
-        let (answer, exchange) = self.ask(&Request::Recover { agreed: false }, None).await?;
+        let (answer, exchange) = self.ask(&Request::Recover { agreed: false }, &[]).await?;
         match answer {
             Response::Done => Ok(()),
             other => Err(exchange.unexpected(&other)),
@@ -146,7 +150,7 @@ impl Mesh {
     /// Goes on without voters that are lost for good, and says with whose knowledge. Refused while the mesh can
     /// decide by itself.
     pub async fn recover(&self) -> Result<NodeId> {
-        let (answer, exchange) = self.ask(&Request::Recover { agreed: true }, None).await?;
+        let (answer, exchange) = self.ask(&Request::Recover { agreed: true }, &[]).await?;
         match answer {
             Response::Recovered { node } => Ok(node),
             other => Err(exchange.unexpected(&other)),
@@ -162,8 +166,23 @@ impl Mesh {
         &self.link
     }
 
-    pub(crate) async fn ask(&self, request: &Request, body: Option<&Bytes>) -> Result<(Response, Exchange)> {
-        self.link.ask(request, body, &mut self.link.patience()).await
+    pub(crate) async fn ask(&self, request: &Request, bodies: &[Vec<Bytes>]) -> Result<(Response, Exchange)> {
+        self.link.ask(request, bodies, &mut self.link.patience()).await
+    }
+}
+
+/// A job, and what comes with it.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// What is to be done.
+    pub spec: JobSpec,
+    /// One Arrow IPC file for each [`Frame`](crate::function::Frame) of its input, in order.
+    pub files: Vec<Bytes>,
+}
+
+impl From<JobSpec> for Submission {
+    fn from(spec: JobSpec) -> Self {
+        Self { spec, files: Vec::new() }
     }
 }
 
@@ -234,14 +253,14 @@ fn parse_address(text: String) -> Result<Multiaddr> {
 }
 
 fn encode(spec: &JobSpec) -> Result<Bytes> {
-    // Frames may be large: room for them is made once.
+    // Plans may be large: room for them is made once.
     let mut bytes = Vec::with_capacity(carried_bytes(spec) + SPEC_BYTES);
     ciborium::into_writer(spec, &mut bytes)
         .map_err(|error| Error::Local(format!("the job cannot be written: {error}")))?;
     Ok(bytes.into())
 }
 
-/// How many bytes of frames and plans a job carries.
+/// How many bytes of plans a job carries.
 fn carried_bytes(spec: &JobSpec) -> usize {
     let in_query = |query: &Query| match query {
         Query::Plan { dsl, .. } => dsl.len(),
@@ -250,9 +269,8 @@ fn carried_bytes(spec: &JobSpec) -> usize {
     match &spec.kind {
         JobKind::Query(query) => in_query(query),
         JobKind::Function(job) => match &job.input {
-            FunctionInput::Frames(frames) => frames.iter().map(|frame| frame.file.len()).sum(),
             FunctionInput::Query(query) => in_query(query),
-            FunctionInput::Arguments(_) | FunctionInput::Files { .. } => 0,
+            FunctionInput::Arguments(_) | FunctionInput::Frames(_) | FunctionInput::Files { .. } => 0,
         },
     }
 }

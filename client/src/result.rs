@@ -19,7 +19,7 @@ use crate::job::Job;
 use crate::schema::{Column, difference};
 
 /// How a partition ends; it makes the decoder give out a last batch that has no body.
-pub(crate) const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
 /// A job's result, made by [`Job::stream`]: its batches in the query's order. It goes on through another node,
 /// where it was, when the one it comes from is lost.

@@ -21,7 +21,7 @@ use std::mem;
 use std::sync::Arc;
 
 use floe_protocol::job::TaskRun;
-use floe_protocol::message::{Assignment, Inventory, Report, Segment};
+use floe_protocol::message::{Assignment, Inventory, Made, Report, Segment};
 use floe_protocol::{
     AttemptId, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed, StageGraph,
     StageId, StageProgress, TaskId, Work,
@@ -285,6 +285,11 @@ impl Scheduler {
     /// as much.
     pub fn progress(&self, job: JobId) -> Option<Vec<StageProgress>> {
         self.jobs.get(&job).filter(|job| !job.succeeded).map(Job::progress)
+    }
+
+    /// Where a partition of a running job's result lies, if it was made.
+    pub fn made(&self, job: JobId, partition: u32) -> Made {
+        self.jobs.get(&job).filter(|job| !job.succeeded).map_or(Made::NotYet, |job| job.made(partition))
     }
 
     /// Whether a node answers.

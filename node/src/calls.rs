@@ -7,11 +7,13 @@ use bytes::{Bytes, BytesMut};
 use floe_consensus::{Command, Entry};
 use floe_network::Caller;
 use floe_protocol::function::Blob;
-use floe_protocol::message::{Inspected, Segment};
-use floe_protocol::{Failure, JobId, JobPhase, JobStatus, OutputMeta, Request, Response, TaskId, frame};
+use floe_protocol::message::{Inspected, Made, Segment};
+use floe_protocol::{
+    Failure, JobId, JobPhase, JobStatus, OutputMeta, Placed, Request, Response, StageId, TaskId, frame,
+};
 use floe_transport::call::write_frame;
 use floe_transport::stream::{Body, send_body};
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use libp2p::Stream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -31,6 +33,9 @@ use crate::worker::task_logs::TaskLogs;
 /// How often a watched job's live counts are asked of the leader.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
 
+/// How soon a partition that a driver waits for is asked for again; each further time it takes twice as long.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+
 /// How long a result stream waits for a lost partition to be made again.
 const RECOMPUTE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,6 +44,14 @@ const RESULT_READ_AHEAD: usize = 2;
 
 /// How many jobs `jobs` answers at most, the newest first.
 const MAX_LISTED_JOBS: usize = 1000;
+
+/// Where a partition of a result lies.
+struct Placement {
+    stage: StageId,
+    placed: Placed,
+    /// The result's columns, if they are known without it.
+    schema: Bytes,
+}
 
 /// Serves calls.
 #[derive(Clone, Debug)]
@@ -81,7 +94,7 @@ impl Calls {
         match request {
             Request::Submit { id } => {
                 let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.submit(id, spec).await,
+                    Ok(spec) => self.submitter.submit(id, spec, &mut stream).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }))
@@ -103,6 +116,7 @@ impl Calls {
             }
             Request::Watch { id } => self.watch(&mut stream, id).await,
             Request::Result { id, from_partition } => self.result(stream, id, from_partition).await,
+            Request::Partitions { id, from_partition } => self.partitions(stream, id, from_partition).await,
             Request::Fetch { partition, bucket } => self.streams.serve_fetch(stream, partition, bucket).await,
             Request::Session { id, label } => self.sessions.attend(stream, id, label).await,
             Request::Seat { session } => self.sessions.seat(stream, session).await,
@@ -136,6 +150,9 @@ impl Calls {
             Request::Progress { id } => {
                 let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
                 known.map(Response::Job).ok_or(Failure::NoSuchJob { job: id })
+            }
+            Request::Made { id, partition } => {
+                Ok(Response::Made(self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?.0))
             }
             Request::Jobs => {
                 let mut jobs = self.mailbox.ask(Ask::Jobs).await?;
@@ -269,26 +286,90 @@ impl Calls {
         Ok(())
     }
 
+    /// Streams a result's partitions from their holders to the driver, each as soon as it was made.
+    async fn partitions(&self, mut stream: Stream, id: JobId, from: u32) -> Result<(), Failure> {
+        // A node that has yet to hear of the job must not say that there is none.
+        let known = match self.progress(id).await {
+            Err(Failure::NoSuchJob { .. }) => self.job(id).await,
+            known => known,
+        };
+        if let Err(failure) = known {
+            return reply(&mut stream, Response::Failed(failure)).await;
+        }
+        reply(&mut stream, Response::Partitions).await?;
+        let calls = self.clone();
+        let made = stream::try_unfold((calls, from), move |(calls, partition)| async move {
+            let made = calls.made(id, partition).await?;
+            Ok::<_, Failure>(made.map(|_| (partition, (calls, partition + 1))))
+        });
+        let calls = self.clone();
+        let fetched = made
+            .map_ok(move |partition| {
+                let calls = calls.clone();
+                async move { calls.result_partition(id, partition).await }
+            })
+            .try_buffered(RESULT_READ_AHEAD);
+        let chunks = fetched.map_ok(|streams| {
+            let length: usize = streams.iter().map(Bytes::len).sum();
+            let head = Bytes::copy_from_slice(&(length as u64).to_be_bytes());
+            stream::iter(std::iter::once(head).chain(streams.into_iter().flat_map(chunks_of)).map(Ok))
+        });
+        send_body(&mut stream, chunks.try_flatten()).await.map_err(Failure::internal)?;
+        Ok(())
+    }
+
+    /// Waits until a partition of a job's result is made: where it lies, or nothing if the result has fewer.
+    async fn made(&self, id: JobId, partition: u32) -> Result<Option<Placement>, Failure> {
+        let mut changes = self.mailbox.changes();
+        let network = self.mailbox.network();
+        let mut wait = FIRST_LOOK;
+        loop {
+            changes.mark_unchanged();
+            // Asked before the partition is: what has ended by then is all there is.
+            let phase = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.map(|job| job.phase);
+            let (mut made, leader) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
+            if made == Made::NotYet
+                && let Some(leader) = leader.filter(|leader| *leader != network.node())
+                && let Ok(Response::Made(known)) =
+                    network.call(leader, &Request::Made { id, partition }, config::CALL_TIMEOUT).await
+            {
+                made = known;
+            }
+            match made {
+                Made::Here { stage, placed, schema } => return Ok(Some(Placement { stage, placed, schema })),
+                Made::Beyond => return Ok(None),
+                Made::NotYet => {}
+            }
+            match phase {
+                Some(JobPhase::Failed(failure)) => return Err(failure),
+                Some(JobPhase::Cancelled) => return Err(Failure::Cancelled),
+                // Released, or forgotten.
+                Some(JobPhase::Succeeded) | None => return Err(Failure::NoSuchJob { job: id }),
+                Some(JobPhase::Running) => {}
+            }
+            let _ = timeout(wait, changes.changed()).await;
+            wait = (wait * 2).min(PROGRESS_INTERVAL);
+        }
+    }
+
     /// One result partition as Arrow IPC streams. One that its holders lost is made again by the leader, which
     /// this waits for.
     async fn result_partition(&self, id: JobId, partition: u32) -> Result<Vec<Bytes>, Failure> {
         let deadline = Instant::now() + RECOMPUTE_PATIENCE;
         loop {
-            let outputs = self.outputs(id).await?;
-            let placed = outputs
-                .partitions
-                .get(partition as usize)
-                .ok_or_else(|| Failure::internal(format!("job {id} has no partition {partition}")))?;
+            let Some(Placement { stage, placed, schema }) = self.made(id, partition).await? else {
+                return Err(Failure::internal(format!("job {id} has no partition {partition}")));
+            };
             // Of a function, an empty partition has columns that only it knows.
-            if placed.meta.rows() == 0 && !outputs.schema.is_empty() {
-                return Ok(vec![outputs.schema]);
+            if placed.meta.rows() == 0 && !schema.is_empty() {
+                return Ok(vec![schema]);
             }
             let segment = Segment {
-                partition: TaskId { job: id, stage: outputs.stage, partition },
+                partition: TaskId { job: id, stage, partition },
                 bucket: None,
                 rows: placed.meta.rows(),
                 bytes: placed.meta.bytes(),
-                nodes: placed.nodes.clone(),
+                nodes: placed.nodes,
             };
             match self.streams.fetch_segment(&segment).await {
                 Ok(files) => {
@@ -347,7 +428,7 @@ impl Calls {
             .await
             .map_err(|error| Failure::internal(format!("a copied partition was not received: {error}")))?;
         let store = self.store.clone();
-        blocking(move || store.put_segments(partition, segments, meta)).await?
+        blocking(move || store.put_segments(partition, segments, meta).map(drop)).await?
     }
 }
 
@@ -365,6 +446,7 @@ fn is_for_nodes(request: &Request) -> bool {
             | Request::CarryOn { .. }
             | Request::Join { .. }
             | Request::Progress { .. }
+            | Request::Made { .. }
     )
 }
 

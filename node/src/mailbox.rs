@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use floe_consensus::{Command, Entry};
 use floe_network::Network;
-use floe_protocol::message::{MeshView, Status, Survivor};
+use floe_protocol::message::{Made, MeshView, Status, Survivor};
 use floe_protocol::{
     Era, Failure, JobId, JobStatus, Member, NodeId, Placed, Request, RequestId, Response, StageId, TaskId,
     frame,
@@ -39,6 +39,8 @@ pub enum Ask {
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
     Outputs(JobId, oneshot::Sender<Option<Outputs>>),
+    /// Where a partition of a job's result lies as far as this node knows, and who leads and may know more.
+    Made(JobId, u32, oneshot::Sender<(Made, Option<NodeId>)>),
     /// Make this node a member, if this node leads.
     Join(Member, oneshot::Sender<Proposed>),
     /// A result partition could not be had from a node that should hold it.

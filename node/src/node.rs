@@ -18,7 +18,7 @@ use floe_consensus::replica::{self, TICK_MS};
 use floe_consensus::{Command, Entry, Event as Applied, ProposeError, Replica};
 use floe_network::{Event as NetworkEvent, Hint, Network};
 use floe_protocol::job::TaskRun;
-use floe_protocol::message::{Inventory, Report, Status};
+use floe_protocol::message::{Inventory, Made, Report, Status};
 use floe_protocol::version::FLOE_VERSION;
 use floe_protocol::{
     Era, Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
@@ -606,6 +606,9 @@ impl Loop {
             Ask::Outputs(id, reply) => {
                 let _ = reply.send(self.outputs(id));
             }
+            Ask::Made(id, partition, reply) => {
+                let _ = reply.send((self.made(id, partition), self.participant.leader()));
+            }
             Ask::Found(reply) => {
                 let _ = reply.send(self.found());
             }
@@ -736,6 +739,23 @@ impl Loop {
             voters: standing.configuration.voters.union(&standing.configuration.outgoing).copied().collect(),
             rival: self.participant.rival(),
         }
+    }
+
+    fn made(&self, id: JobId, partition: u32) -> Made {
+        let job = self.participant.state().job(id).filter(|job| job.phase == JobPhase::Succeeded);
+        let Some(work) = job.and_then(|job| job.work.as_ref()) else {
+            let scheduler = self.participant.scheduler();
+            return scheduler.map_or(Made::NotYet, |scheduler| scheduler.made(id, partition));
+        };
+        let (Some(stage), Some(Some(outputs))) = (work.graph.stages.last(), work.outputs.last()) else {
+            return Made::NotYet;
+        };
+        let placed = outputs.get(partition as usize).cloned();
+        placed.map_or(Made::Beyond, |placed| Made::Here {
+            stage: stage.id,
+            placed,
+            schema: work.graph.schema.clone(),
+        })
     }
 
     fn outputs(&self, id: JobId) -> Option<Outputs> {

@@ -155,22 +155,27 @@ impl Store {
         Ok(self.0.insert(task, writer.finish(mark)?))
     }
 
-    /// Stores a copy that a peer sent, as it is: one Arrow IPC file a bucket of `meta`.
-    pub fn put_segments(&self, task: TaskId, segments: Vec<Bytes>, meta: OutputMeta) -> Result<(), Failure> {
+    /// Stores files that came from elsewhere, as they are: one Arrow IPC file a bucket of `meta`. With a mark of 0 they
+    /// get that of their content.
+    pub fn put_segments(
+        &self,
+        task: TaskId,
+        segments: Vec<Bytes>,
+        meta: OutputMeta,
+    ) -> Result<OutputMeta, Failure> {
         let sizes = segments.iter().map(|segment| segment.len() as u64);
         if !sizes.eq(meta.buckets.iter().map(|bucket| bucket.bytes)) {
             let message = format!("the segments of partition {task} are not of the sizes announced");
             return Err(Failure::Refused { message });
         }
-        if self.meta(task).is_some_and(|there| there.mark == meta.mark) {
-            return Ok(());
+        if let Some(there) = self.meta(task).filter(|there| there.mark == meta.mark) {
+            return Ok(there);
         }
         let mut writer = PartitionWriter::new(&self.0, task);
         for (bytes, bucket) in segments.into_iter().zip(&meta.buckets) {
             writer.push_bytes(bytes, bucket.rows)?;
         }
-        self.0.insert(task, writer.finish(Some(meta.mark))?);
-        Ok(())
+        Ok(self.0.insert(task, writer.finish((meta.mark != 0).then_some(meta.mark))?))
     }
 
     /// One segment, or all of them in order, without copying. [`Failure::InputLost`] if this node does not hold

@@ -23,6 +23,10 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest chunk handed to a bulk stream at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// How much room is made for a file on the word of its sender alone. Beyond it the room grows only with bytes that
+/// really came.
+const MAX_PREALLOCATED_BYTES: usize = 64 << 20;
+
 /// Gets partitions from this node's store or from the peers that hold them.
 #[derive(Clone, Debug)]
 pub struct Streams {
@@ -168,30 +172,68 @@ pub enum FilesError {
     Long,
 }
 
-/// Reads a body that holds files of these lengths, one after the other, to its end, which acknowledges it.
+/// A body that holds files whose lengths are known, one after the other.
+pub struct Files<S> {
+    body: Body<S>,
+    rest: Bytes,
+    ended: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Files<S> {
+    /// The files of the body that begins here.
+    pub fn new(stream: S) -> Self {
+        Self { body: Body::new(stream), rest: Bytes::new(), ended: false }
+    }
+
+    /// The next file, of so many bytes.
+    pub async fn next(&mut self, length: u64) -> Result<Bytes, FilesError> {
+        let room = usize::try_from(length).unwrap_or(MAX_PREALLOCATED_BYTES).min(MAX_PREALLOCATED_BYTES);
+        let mut file = BytesMut::with_capacity(room);
+        while (file.len() as u64) < length {
+            if self.rest.is_empty() {
+                self.rest = self.body.next().await.ok_or(FilesError::Short)??;
+            }
+            let wanted = (length - file.len() as u64).min(self.rest.len() as u64) as usize;
+            file.extend_from_slice(&self.rest.split_to(wanted));
+        }
+        Ok(file.freeze())
+    }
+
+    /// The body's end, which this acknowledges.
+    pub async fn end(&mut self) -> Result<(), FilesError> {
+        self.ended = true;
+        match self.body.next().await {
+            None if self.rest.is_empty() => Ok(()),
+            Some(Err(error)) => Err(error.into()),
+            None | Some(Ok(_)) => Err(FilesError::Long),
+        }
+    }
+
+    /// Takes what is left, up to so many bytes, without looking at it: its sender listens when it has sent all.
+    pub async fn pass_over(&mut self, mut limit_bytes: u64) {
+        while !self.ended
+            && let Some(Ok(piece)) = self.body.next().await
+        {
+            match limit_bytes.checked_sub(piece.len() as u64) {
+                Some(left_bytes) => limit_bytes = left_bytes,
+                None => self.ended = true,
+            }
+        }
+    }
+}
+
+/// Reads a body that holds files of these lengths, one after the other, to its end.
 pub async fn read_files<S>(stream: S, lengths: impl Iterator<Item = u64>) -> Result<Vec<Bytes>, FilesError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut body = Body::new(stream);
+    let mut body = Files::new(stream);
     let mut files = Vec::new();
-    let mut rest = Bytes::new();
     for length in lengths {
-        let mut file = BytesMut::new();
-        while (file.len() as u64) < length {
-            if rest.is_empty() {
-                rest = body.next().await.ok_or(FilesError::Short)??;
-            }
-            let wanted = (length - file.len() as u64).min(rest.len() as u64) as usize;
-            file.extend_from_slice(&rest.split_to(wanted));
-        }
-        files.push(file.freeze());
+        files.push(body.next(length).await?);
     }
-    match body.next().await {
-        None if rest.is_empty() => Ok(files),
-        Some(Err(error)) => Err(error.into()),
-        None | Some(Ok(_)) => Err(FilesError::Long),
-    }
+    body.end().await?;
+    Ok(files)
 }
 
 /// Cuts bytes into chunks without copying them.

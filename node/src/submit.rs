@@ -17,13 +17,14 @@ use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::send_body;
 use futures::future::join_all;
-use futures::stream;
+use futures::{AsyncRead, AsyncWrite, stream};
+use libp2p::Stream;
 use tokio::time::timeout;
 
 use crate::config;
 use crate::mailbox::{Ask, Mailbox};
 use crate::store::Store;
-use crate::stream::{Streams, chunks_of};
+use crate::stream::{Files, Streams, chunks_of};
 
 /// The part of a node's memory, over all its slots, that one task's input should take: decoded columns,
 /// hash tables and output are several times their input.
@@ -52,14 +53,43 @@ impl Submitter {
         Self { mailbox, store, streams }
     }
 
-    /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id.
-    pub async fn submit(&self, id: JobId, spec: Bytes) -> Result<(), Failure> {
+    /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id. The files of the frames
+    /// that it names are the next body of `stream`.
+    pub async fn submit<S>(&self, id: JobId, spec: Bytes, stream: &mut S) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let decoded = decode_spec(spec.clone()).await?;
+        let frames_bytes = function::frames_bytes(&decoded);
+        let mut files = Files::new(stream);
+        let outcome = self.accept(id, decoded, spec, &mut files).await;
+        if let Some(bytes) = frames_bytes {
+            files.pass_over(bytes).await;
+        }
+        outcome
+    }
+
+    async fn accept<S>(
+        &self,
+        id: JobId,
+        decoded: JobSpec,
+        spec: Bytes,
+        files: &mut Files<S>,
+    ) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         if self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
             return Ok(());
         }
-        let decoded = decode_spec(spec.clone()).await?;
         let label = decoded.label.clone();
-        let graph = self.plan(id, decoded, spec, true).await?;
+        let graph = match decoded.kind {
+            JobKind::Query(query) => self.plan_query(id, query, spec, true).await?,
+            JobKind::Function(job) => {
+                let status = self.mailbox.ask(Ask::Status).await?;
+                self.plan_function(id, *job, &status, Some(files)).await?
+            }
+        };
         let submitted_unix_ms = unix_ms();
         self.mailbox.propose(Command::Submit { job: id, label, graph, submitted_unix_ms }).await?;
         self.applied(id).await
@@ -67,7 +97,14 @@ impl Submitter {
 
     /// Plans without running.
     pub async fn explain(&self, spec: Bytes) -> Result<StageGraph, Failure> {
-        self.plan(JobId(0), decode_spec(spec.clone()).await?, spec, false).await
+        let id = JobId(0);
+        match decode_spec(spec.clone()).await?.kind {
+            JobKind::Query(query) => self.plan_query(id, query, spec, false).await,
+            JobKind::Function(job) => {
+                let status = self.mailbox.ask(Ask::Status).await?;
+                self.plan_function(id, *job, &status, None::<&mut Files<Stream>>).await
+            }
+        }
     }
 
     /// Answers [`Request::Plan`]: plans here or not at all.
@@ -96,24 +133,6 @@ impl Submitter {
         };
         // Past the wait the job is accepted all the same; this node is merely behind.
         timeout(config::CALL_TIMEOUT, known).await.unwrap_or(Ok(()))
-    }
-
-    async fn plan(
-        &self,
-        id: JobId,
-        spec: JobSpec,
-        encoded: Bytes,
-        keep_frames: bool,
-    ) -> Result<StageGraph, Failure> {
-        match spec.kind {
-            JobKind::Query(query) => self.plan_query(id, query, encoded, keep_frames).await,
-            JobKind::Function(job) => {
-                // It is large where frames came with it, and they are in `job` now.
-                drop(encoded);
-                let status = self.mailbox.ask(Ask::Status).await?;
-                self.plan_function(id, *job, &status, keep_frames).await
-            }
-        }
     }
 
     /// Plans a query where its files are seen. `encoded` is a specification of it, for another node to read.

@@ -193,13 +193,13 @@ pub enum FunctionInput {
     Query(Query),
 }
 
-/// A frame that comes with a submission.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A frame that comes with a submission: its file, one Arrow IPC file, follows the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
     /// Its rows.
     pub rows: u64,
-    /// One Arrow IPC file.
-    pub file: Bytes,
+    /// How long its file is.
+    pub bytes: u64,
 }
 
 /// What a stage that calls a function does in each of its tasks: the content of [`crate::Work::Function`].

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::function::Blob;
-use crate::graph::{OutputMeta, StageGraph, Work};
+use crate::graph::{OutputMeta, Placed, StageGraph, Work};
 use crate::ids::{AttemptId, BlobId, Era, Fence, JobId, NodeId, RequestId, StageId, TaskId};
 use crate::job::{JobStatus, TaskRun};
 use crate::node::{Load, Member, NodeInfo};
@@ -161,8 +161,8 @@ pub enum Request {
     /// Who are you, and who else is there? -> [`Response::Status`]
     Status,
     /// Accept this job -> [`Response::Accepted`] once a majority holds it. Repeating it with the same id is safe.
-    /// The [`crate::JobSpec`], encoded, follows as a bulk body, since a plan
-    /// may carry frames.
+    /// The [`crate::JobSpec`], encoded, follows as a bulk body, since a plan may carry frames; and, where a function's
+    /// input are [`crate::function::Frame`]s, a second body of their files, one after the other.
     Submit {
         /// The job's id, chosen by the driver.
         id: JobId,
@@ -190,6 +190,22 @@ pub enum Request {
     Release {
         /// The job.
         id: JobId,
+    },
+    /// A job's result, partition by partition as they are made -> [`Response::Partitions`], then those from
+    /// `from_partition` on as a bulk body: of each its length, a big-endian `u64`, and an Arrow IPC stream of its own.
+    /// The body ends with the last partition, and fails if the job does.
+    Partitions {
+        /// The job.
+        id: JobId,
+        /// The first partition wanted, from 0.
+        from_partition: u32,
+    },
+    /// Of nodes: where a partition of a job's result lies, as far as the leader knows -> [`Response::Made`].
+    Made {
+        /// The job.
+        id: JobId,
+        /// Which one, from 0.
+        partition: u32,
     },
     /// A succeeded job's result -> [`Response::Result`], then the partitions from `from_partition` on as a bulk
     /// body: concatenated Arrow IPC streams, one a partition, each ended by its end-of-stream marker.
@@ -340,6 +356,10 @@ pub enum Response {
         /// Rows and bytes of each partition, from partition 0.
         partitions: Vec<OutputMeta>,
     },
+    /// To [`Request::Partitions`]: a body follows.
+    Partitions,
+    /// To [`Request::Made`].
+    Made(Made),
     /// To [`Request::Inspect`], in the order asked.
     Inspected(Vec<Inspected>),
     /// To [`Request::Fetch`]: a body follows.
@@ -371,6 +391,24 @@ pub enum Response {
     Failed(Failure),
     /// The node is not the leader; this one is, as far as it knows.
     NotLeader(Option<NodeId>),
+}
+
+/// What is known of a partition of a job's result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Made {
+    /// It lies somewhere.
+    Here {
+        /// The stage that it is of.
+        stage: StageId,
+        /// Where it lies, and its size.
+        placed: Placed,
+        /// The result's columns, as an Arrow IPC stream without batches; empty if only partitions tell theirs.
+        schema: Bytes,
+    },
+    /// It is still to be made, as far as is known.
+    NotYet,
+    /// The result has fewer partitions.
+    Beyond,
 }
 
 /// Something that a function's process printed, to stdout or stderr.

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tokio::sync::{Mutex, mpsc};
 
+use crate::bytes::Buffer;
 use crate::error::raised;
 use crate::json;
 use crate::mesh::seconds;
@@ -17,10 +18,6 @@ use crate::runtime::{runtime, wait};
 
 /// How many partitions are fetched ahead of the one that Python works on.
 const READ_AHEAD: usize = 1;
-
-/// How many times a result is read from its start again, because it was made anew while it was read, before its first
-/// partition was given out.
-const MAX_READS: usize = 3;
 
 /// One submission.
 #[pyclass(frozen, module = "floe._core")]
@@ -76,30 +73,15 @@ impl Job {
         checked.map_err(|error| raised(py, error))
     }
 
-    /// Waits until it has succeeded, then gives its partitions one by one, each an Arrow IPC stream.
-    fn partitions(&self, py: Python<'_>) -> PyResult<Partitions> {
-        let job = self.job.clone();
-        wait(py, self.job.succeeded())?.map_err(|error| raised(py, error))?;
+    /// Gives its partitions one by one as they are made, each an Arrow IPC stream.
+    fn partitions(&self) -> PyResult<Partitions> {
+        let mut partitions = self.job.partitions();
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         runtime()?.spawn(async move {
-            let mut given = 0;
-            for read in 1..=MAX_READS {
-                let mut partitions = match job.partitions().await {
-                    Ok(partitions) => partitions,
-                    Err(error) => return drop(sender.send(Err(error)).await),
-                };
-                loop {
-                    match partitions.next().await {
-                        None => return,
-                        Some(Err(Error::ResultChanged { .. })) if given == 0 && read < MAX_READS => break,
-                        Some(partition) => {
-                            given += 1;
-                            // Nobody may be reading any more.
-                            if partition.is_err() | sender.send(partition).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
+            while let Some(partition) = partitions.next().await {
+                // Nobody may be reading any more.
+                if partition.is_err() | sender.send(partition).await.is_err() {
+                    return;
                 }
             }
         });
@@ -147,10 +129,10 @@ impl Partitions {
         this
     }
 
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Buffer>> {
         let next = wait(py, async { self.receiver.lock().await.recv().await })?;
         match next {
-            Some(Ok(partition)) => Ok(Some(PyBytes::new(py, &partition))),
+            Some(Ok(partition)) => Ok(Some(Buffer::new(partition))),
             Some(Err(error)) => Err(raised(py, error)),
             None => Ok(None),
         }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use floe_client::function::{Frame, FunctionInput, FunctionJob, Merge};
-use floe_client::{Error, JobKind, JobSpec, MeshKey, Query, local};
+use floe_client::{Error, JobKind, JobSpec, MeshKey, Query, Submission, local};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -88,7 +89,7 @@ impl Mesh {
         label: Option<String>,
     ) -> PyResult<Job> {
         let spec = self.sql_spec(py, text, tables, &directory, label)?;
-        self.submit(py, async { Ok(spec) })
+        self.submit(py, async { Ok(spec.into()) })
     }
 
     /// Submits a serialized Polars plan.
@@ -101,7 +102,7 @@ impl Mesh {
         label: Option<String>,
     ) -> PyResult<Job> {
         let spec = plan_spec(dsl, directory, label)?;
-        self.submit(py, async { Ok(spec) })
+        self.submit(py, async { Ok(spec.into()) })
     }
 
     /// The stages that a SQL statement would become, as text.
@@ -135,7 +136,7 @@ impl Mesh {
     ) -> PyResult<Job> {
         let arguments =
             arguments.iter().map(|argument| taken(argument).map(payload)).collect::<PyResult<_>>()?;
-        self.run(py, label, function, FunctionInput::Arguments(arguments), merge, fan_in)
+        self.run(py, label, function, FunctionInput::Arguments(arguments), Vec::new(), merge, fan_in)
     }
 
     /// Calls a function once for each of these frames, each its rows and an Arrow IPC file.
@@ -149,9 +150,12 @@ impl Mesh {
         merge: Option<&Function>,
         fan_in: u32,
     ) -> PyResult<Job> {
-        let frame = |(rows, file): &(u64, Bound<'_, PyAny>)| Ok(Frame { rows: *rows, file: taken(file)? });
-        let frames = frames.iter().map(frame).collect::<PyResult<_>>()?;
-        self.run(py, label, function, FunctionInput::Frames(frames), merge, fan_in)
+        let frame = |(rows, file): &(u64, Bound<'_, PyAny>)| {
+            let file = taken(file)?;
+            Ok((Frame { rows: *rows, bytes: file.len() as u64 }, file))
+        };
+        let (frames, files) = frames.iter().map(frame).collect::<PyResult<_>>()?;
+        self.run(py, label, function, FunctionInput::Frames(frames), files, merge, fan_in)
     }
 
     /// Calls a function once for each partition of what a serialized Polars plan gives.
@@ -168,7 +172,7 @@ impl Mesh {
         fan_in: u32,
     ) -> PyResult<Job> {
         let input = FunctionInput::Query(Query::Plan { dsl: taken(dsl)?, directory });
-        self.run(py, label, function, input, merge, fan_in)
+        self.run(py, label, function, input, Vec::new(), merge, fan_in)
     }
 
     /// Calls a function once for each file under these paths or globs.
@@ -184,7 +188,7 @@ impl Mesh {
         merge: Option<&Function>,
         fan_in: u32,
     ) -> PyResult<Job> {
-        self.run(py, label, function, FunctionInput::Files { paths, directory }, merge, fan_in)
+        self.run(py, label, function, FunctionInput::Files { paths, directory }, Vec::new(), merge, fan_in)
     }
 
     /// Puts bytes into the mesh, unless it has them: their digest and size.
@@ -231,12 +235,14 @@ impl Mesh {
         sql.spec().map_err(|error| raised(py, error))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "two are Python's, and the others are a job")]
     fn run(
         &self,
         py: Python<'_>,
         label: String,
         function: &Function,
         input: FunctionInput,
+        files: Vec<Bytes>,
         merge: Option<&Function>,
         fan_in: u32,
     ) -> PyResult<Job> {
@@ -245,17 +251,18 @@ impl Mesh {
         }
         let merge = merge.map(|merge| Merge { function: merge.protocol(), fan_in });
         let job = FunctionJob { function: function.protocol(), input, merge };
-        self.submit(py, self.mesh.function_spec(label, job))
+        let spec = self.mesh.function_spec(label, job);
+        self.submit(py, async { Ok(Submission { spec: spec.await?, files }) })
     }
 
     /// Submits a job. One that Ctrl-C interrupts on its way is cancelled, whether or not it was accepted.
     fn submit(
         &self,
         py: Python<'_>,
-        spec: impl Future<Output = floe_client::Result<JobSpec>> + Send,
+        submission: impl Future<Output = floe_client::Result<Submission>> + Send,
     ) -> PyResult<Job> {
         let id = floe_client::new_job_id().map_err(|error| raised(py, error))?;
-        let submitted = wait(py, async { self.mesh.submit_as(id, spec.await?).await });
+        let submitted = wait(py, async { self.mesh.submit_as(id, submission.await?).await });
         match submitted {
             Ok(job) => job.map(Job::new).map_err(|error| raised(py, error)),
             Err(interrupted) => {

@@ -79,6 +79,49 @@ def test_pandas_comes_back_exactly(name):
     assert expected in (None, how)
 
 
+def as_stream(frame):
+    """A frame's partition as drivers get it."""
+    table = pa.ipc.open_file(frames.arrow_file(frames.pandas_table(frame))).read_all()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return memoryview(sink.getvalue())
+
+
+@pytest.mark.parametrize("cuts", [[1], [1, 1], [1, 2]])
+@pytest.mark.parametrize("name", [name for name, (_, how) in PANDAS.items() if how != "object"])
+def test_joined_partitions_are_what_pandas_joins(name, cuts):
+    frame = pd.concat([PANDAS[name][0]] * 2) if len(PANDAS[name][0]) else PANDAS[name][0]
+    ends = [0, *cuts, len(frame)]
+    parts = [frame.iloc[start:end] for start, end in zip(ends, ends[1:])]
+    if any(frames.pandas_table(part) is None for part in parts):
+        pytest.skip("this pandas has such frames pickled")
+    joined = frames.joined_pandas([as_stream(part) for part in parts])
+    if joined is not None:
+        pd.testing.assert_frame_equal(joined, pd.concat(parts), check_freq=True)
+        assert type(joined.index) is type(pd.concat(parts).index)
+
+
+def test_ranges_are_joined_to_a_range_and_what_differs_is_left_to_pandas():
+    frame = pd.DataFrame({"i": range(10), "f": 0.5})
+    joined = frames.joined_pandas([as_stream(frame.iloc[:4]), as_stream(frame.iloc[4:])])
+    assert joined.equals(frame) and type(joined.index) is pd.RangeIndex
+    joined.loc[3, ["i", "f"]] = 7
+    assert joined.loc[3].tolist() == [7, 7]
+    gap = frames.joined_pandas([as_stream(frame.iloc[:4]), as_stream(frame.iloc[6:])])
+    assert gap.index.tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    other = frame.astype({"i": float})
+    assert frames.joined_pandas([as_stream(frame), as_stream(other)]) is None
+    assert frames.joined_pandas([as_stream(frame), as_stream(frame.rename(columns={"f": "g"}))]) is None
+    assert frames.joined_pandas([as_stream(frame), as_stream(frame.set_index("i"))]) is None
+    assert frames.joined_pandas([as_stream(frame)]) is None
+    wrapped = pa.table({"__floe_object__": pa.array([b"x"], pa.large_binary())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, wrapped.schema) as writer:
+        writer.write_table(wrapped)
+    assert frames.joined_pandas([as_stream(frame), memoryview(sink.getvalue())]) is None
+
+
 def test_attributes_survive():
     frame = pd.DataFrame({"a": [1]})
     frame.attrs["unit"] = "m"

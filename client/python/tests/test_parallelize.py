@@ -126,6 +126,38 @@ def test_raw_partitions(mesh):
     assert list(job.partitions()) == [3, 2]
 
 
+def test_partitions_come_while_others_are_made(mesh, tmp_path):
+    path = tmp_path / "go"
+
+    def slow_last(part):
+        import os
+        import time
+
+        while part["a"].iloc[0] and not os.path.exists(path):
+            time.sleep(0.01)
+        return part
+
+    frame = pd.DataFrame({"a": range(2)})
+    job = mesh.parallelize(frame, slow_last, 2)
+    partitions = job.partitions()
+    assert next(partitions)["a"].tolist() == [0]
+    assert not job.completed
+    path.touch()
+    assert next(partitions)["a"].tolist() == [1] and next(partitions, None) is None
+    pd.testing.assert_frame_equal(job.collect(), frame)
+
+
+def test_partitions_end_with_what_went_wrong(mesh):
+    def fails(part):
+        if part == [1]:
+            raise ZeroDivisionError("the second one")
+        return part
+
+    partitions = mesh.parallelize([0, 1], fails, 2).partitions()
+    with pytest.raises(ZeroDivisionError, match="the second one"):
+        list(partitions)
+
+
 def test_merging_is_a_tree(mesh):
     calls = mesh.parallelize(
         list("abcdefghi"), lambda part: part[0], 9, merge=lambda parts: f"({' '.join(parts)})", fan_in=3

@@ -85,7 +85,7 @@ async fn aside<T: Send + 'static>(read: fn() -> io::Result<T>) -> Result<T> {
 }
 
 async fn has(mesh: &Mesh, blob: Blob) -> Result<bool> {
-    let (answer, exchange) = mesh.ask(&Request::HasBlob { id: blob.id }, None).await?;
+    let (answer, exchange) = mesh.ask(&Request::HasBlob { id: blob.id }, &[]).await?;
     match answer {
         Response::Has(has) => Ok(has),
         other => Err(exchange.unexpected(&other)),

@@ -4,6 +4,7 @@ use std::future::{Future, IntoFuture};
 use std::io::Cursor;
 use std::pin::Pin;
 
+use bytes::Bytes;
 use floe_protocol::function::{Frame, FunctionInput, FunctionJob, Limits, Merge};
 use futures::TryStreamExt;
 use polars::prelude::{DataFrame, IpcStreamReader, SerReader};
@@ -14,7 +15,7 @@ use super::registry::Shape;
 use super::shape::FrameOutput;
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Submission};
 use crate::watch::Watch;
 
 /// How many partitions are merged at once, unless said otherwise.
@@ -121,7 +122,7 @@ impl Parallelize {
             return Err(Error::Local(message));
         }
         let (frame, parts) = (self.frame, self.parts);
-        let frames = tokio::task::spawn_blocking(move || written(&frame, parts))
+        let (frames, files) = tokio::task::spawn_blocking(move || written(&frame, parts))
             .await
             .map_err(|error| Error::Local(error.to_string()))??;
         let partitions = frames.len();
@@ -142,16 +143,18 @@ impl Parallelize {
         };
         let function = function.on(&self.mesh, self.limits).await?;
         let job = FunctionJob { function, input: FunctionInput::Frames(frames), merge };
-        Ok(FrameJob { job: self.mesh.run_function(label, job).await?, partitions })
+        let spec = self.mesh.function_spec(label, job).await?;
+        Ok(FrameJob { job: self.mesh.submit(Submission { spec, files }).await?, partitions })
     }
 }
 
-/// The parts of a frame as they travel.
-fn written(frame: &DataFrame, parts: usize) -> Result<Vec<Frame>> {
+/// The parts of a frame as they travel, and their files.
+fn written(frame: &DataFrame, parts: usize) -> Result<(Vec<Frame>, Vec<Bytes>)> {
     let parts = frame_file::cut(frame, parts).into_iter();
     let written = parts.map(|part| {
         let rows = part.height() as u64;
-        Ok(Frame { rows, file: frame_file::write(part)?.into() })
+        let file = Bytes::from(frame_file::write(part)?);
+        Ok((Frame { rows, bytes: file.len() as u64 }, file))
     });
     written.collect()
 }
@@ -197,7 +200,7 @@ impl FrameJob {
     /// Waits until it succeeded, and gives the partitions of its result in order: what the function returned
     /// for each part, or the one frame that merging left.
     pub async fn partitions_in_order(&self) -> Result<Vec<DataFrame>> {
-        let mut partitions = self.job.partitions().await?;
+        let mut partitions = self.job.partitions();
         let mut frames = Vec::with_capacity(self.partitions);
         while let Some(stream) = partitions.try_next().await? {
             frames.push(IpcStreamReader::new(Cursor::new(stream)).set_rechunk(false).finish()?);

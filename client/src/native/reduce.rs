@@ -243,12 +243,11 @@ impl<T: DeserializeOwned> ValueJob<T> {
 
     /// Waits until it succeeded, and gives the value.
     pub async fn value(&self) -> Result<T> {
-        let mut partitions = self.job.partitions().await?;
-        if partitions.partitions() != 1 {
-            let message = format!("the result has {} values instead of one", partitions.partitions());
-            return Err(Error::Local(message));
-        }
+        let mut partitions = self.job.partitions();
         let partition = partitions.try_next().await?.unwrap_or_default();
+        if partitions.try_next().await?.is_some() {
+            return Err(Error::Local("the result has more values than one".to_owned()));
+        }
         let object = object_of(&partition)?
             .ok_or_else(|| Error::Local("the result is a frame instead of a value".to_owned()))?;
         object::decode(&object).map_err(|error| Error::Local(format!("the result: {error}")))

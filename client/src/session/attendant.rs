@@ -60,7 +60,7 @@ struct Fetches {
 /// Opens the session, or goes on with it, through any node.
 pub(super) async fn open(mesh: &Mesh, desk: &Desk, patience: &mut Patience) -> Result<Exchange> {
     let request = Request::Session { id: desk.session, label: desk.label.clone() };
-    let (answer, exchange) = mesh.link().ask(&request, None, patience).await?;
+    let (answer, exchange) = mesh.link().ask(&request, &[], patience).await?;
     match answer {
         Response::Accepted { id } if id == desk.session => Ok(exchange),
         other => Err(exchange.unexpected(&other)),

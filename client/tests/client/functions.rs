@@ -6,11 +6,11 @@ use arrow_array::{RecordBatch, StringArray};
 use arrow_ipc::writer::StreamWriter;
 use bytes::Bytes;
 use floe_client::function::{
-    Argument, Function, FunctionInput, FunctionJob, Host, Limits, MAX_INLINE_BYTES, Payload, Python,
+    Argument, Frame, Function, FunctionInput, FunctionJob, Host, Limits, MAX_INLINE_BYTES, Payload, Python,
 };
 use floe_client::{
-    AttemptId, Blob, Error, JobKind, JobPhase, JobSpec, LogChunk, MeshKey, NodeId, StageId, TaskId, blob_id,
-    read_partition,
+    AttemptId, Blob, Error, Failure, JobKind, JobPhase, JobSpec, LogChunk, MeshKey, NodeId, StageId,
+    Submission, TaskId, blob_id, read_partition,
 };
 use floe_protocol::{JobId, Request, Response, frame};
 use floe_transport::stream::{Body, send_bytes};
@@ -33,6 +33,15 @@ fn words(words: &[&str]) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
+/// Partitions as they are sent one by one: each with its length.
+fn one_by_one(partitions: &[Vec<u8>]) -> Bytes {
+    let headed = partitions.iter().flat_map(|partition| {
+        let length = (partition.len() as u64).to_be_bytes();
+        length.into_iter().chain(partition.iter().copied())
+    });
+    headed.collect()
+}
+
 /// A node that has a succeeded job with these partitions.
 async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
     Fake::start(key, move |request, mut stream| {
@@ -45,6 +54,11 @@ async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
                     let body = partitions[from_partition as usize..].concat();
                     let _ = send_bytes(&mut stream, body.into()).await;
                 }
+                Request::Partitions { from_partition, .. } => {
+                    say(&mut stream, &Response::Partitions).await;
+                    let body = one_by_one(&partitions[from_partition as usize..]);
+                    let _ = send_bytes(&mut stream, body).await;
+                }
                 _ => say(&mut stream, &job(JobPhase::Succeeded)).await,
             }
         }
@@ -53,17 +67,17 @@ async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
 }
 
 #[tokio::test]
-async fn partitions_come_whole_although_their_sender_is_lost() {
+async fn partitions_come_whole_although_their_sender_is_lost_while_others_are_made() {
     let key = MeshKey::generate();
     let partitions = || [partition(&[&[1, 2], &[3]]), partition(&[&[4], &[5, 6]]), partition(&[&[7]])];
     let second = Fake::start(&key, move |request, mut stream| async move {
-        let Request::Result { from_partition, .. } = request else {
+        let Request::Partitions { from_partition, .. } = request else {
             return;
         };
         // The lost partition was made anew, and is cut otherwise.
         let again = [partition(&[]), partition(&[&[4, 5, 6, 60]]), partition(&[&[7]])];
-        say(&mut stream, &result(&[3, 4, 1])).await;
-        let _ = send_bytes(&mut stream, again[from_partition as usize..].concat().into()).await;
+        say(&mut stream, &Response::Partitions).await;
+        let _ = send_bytes(&mut stream, one_by_one(&again[from_partition as usize..])).await;
     })
     .await;
     let told = second.address.clone();
@@ -72,13 +86,11 @@ async fn partitions_come_whole_although_their_sender_is_lost() {
         async move {
             match request {
                 Request::Status => say(&mut stream, &status_of(&[&told])).await,
-                Request::Watch { .. } => say(&mut stream, &job(JobPhase::Succeeded)).await,
                 _ => {
-                    say(&mut stream, &result(&[3, 3, 1])).await;
-                    let [mut sent, rest, _] = partitions();
-                    sent.extend_from_slice(&rest[..rest.len() * 7 / 10]);
-                    let body =
-                        futures::stream::iter([Ok(Bytes::from(sent))]).chain(futures::stream::pending());
+                    say(&mut stream, &Response::Partitions).await;
+                    let sent = one_by_one(&partitions()[..2]);
+                    let sent = sent.slice(..sent.len() * 7 / 10);
+                    let body = futures::stream::iter([Ok(sent)]).chain(futures::stream::pending());
                     let _ = send_body(&mut stream, body).await;
                 }
             }
@@ -86,8 +98,7 @@ async fn partitions_come_whole_although_their_sender_is_lost() {
     })
     .await;
     let mesh = connect(&key, &[&first]).await;
-    let mut stream = mesh.job(JOB).partitions().await.unwrap();
-    assert_eq!((stream.partitions(), stream.rows()), (3, 7));
+    let mut stream = mesh.job(JOB).partitions();
     let rows = |partition: &Bytes| -> Vec<i64> {
         read_partition(partition).unwrap().iter().flat_map(numbers).collect()
     };
@@ -95,7 +106,66 @@ async fn partitions_come_whole_although_their_sender_is_lost() {
     drop(first);
     let rest: Vec<_> = stream.map(|partition| rows(&partition.unwrap())).collect().await;
     assert_eq!(rest, [vec![4, 5, 6, 60], vec![7]]);
-    assert_eq!(second.asked(), [Request::Result { id: JOB, from_partition: 1 }]);
+    assert_eq!(second.asked(), [Request::Partitions { id: JOB, from_partition: 1 }]);
+}
+
+#[tokio::test]
+async fn partitions_end_with_what_the_job_failed_of() {
+    let key = MeshKey::generate();
+    // Were it not the job's own end, it would be a reason to ask again.
+    let why = || Failure::Unavailable { message: "the disk is full".to_owned() };
+    let node = Fake::start(&key, move |request, mut stream| async move {
+        match request {
+            Request::Status => say(&mut stream, &status_of(&[])).await,
+            Request::Partitions { .. } => {
+                say(&mut stream, &Response::Partitions).await;
+                let made = one_by_one(&[partition(&[&[1]])]);
+                let _ = send_body(&mut stream, futures::stream::iter([Ok(made), Err(why())])).await;
+            }
+            _ => say(&mut stream, &job(JobPhase::Failed(why()))).await,
+        }
+    })
+    .await;
+    let mut stream = connect(&key, &[&node]).await.job(JOB).partitions();
+    assert!(stream.try_next().await.unwrap().is_some());
+    let error = stream.try_next().await.unwrap_err();
+    assert!(matches!(&error, Error::JobFailed { job: JOB, failure } if *failure == why()), "{error}");
+}
+
+#[tokio::test]
+async fn frames_follow_their_specification() {
+    let key = MeshKey::generate();
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let noted = got.clone();
+    let node = Fake::start(&key, move |request, mut stream| {
+        let noted = noted.clone();
+        async move {
+            let answer = match request {
+                Request::Submit { id } => {
+                    let spec: JobSpec = frame::decode(&body_of(&mut stream).await).unwrap();
+                    let files = body_of(&mut stream).await;
+                    noted.lock().unwrap().push((spec, files));
+                    Response::Accepted { id }
+                }
+                _ => status_of(&[]),
+            };
+            say(&mut stream, &answer).await;
+        }
+    })
+    .await;
+    let function = Function {
+        name: "f".into(),
+        host: Host::Python(Python::default()),
+        code: Payload::Inline(Bytes::new()),
+        limits: Limits::default(),
+    };
+    let frames = vec![Frame { rows: 1, bytes: 2 }, Frame { rows: 3, bytes: 4 }];
+    let job = FunctionJob { function, input: FunctionInput::Frames(frames), merge: None };
+    let mesh = connect(&key, &[&node]).await;
+    let spec = mesh.function_spec("frames", job).await.unwrap();
+    let files = vec![Bytes::from_static(b"ab"), Bytes::from_static(b"cdef")];
+    mesh.submit(Submission { spec: spec.clone(), files }).await.unwrap();
+    assert_eq!(*got.lock().unwrap(), [(spec, Bytes::from_static(b"abcdef"))]);
 }
 
 #[tokio::test]
@@ -111,7 +181,7 @@ async fn a_stream_takes_its_schema_from_the_first_partition_and_tells_one_that_d
     let text = "partition 2 of the result does not fit partition 0: \
                 column n is Int64 in partition 0 and Utf8 in partition 2";
     assert_eq!(error.to_string(), text);
-    let partitions: Vec<_> = handle.partitions().await.unwrap().try_collect().await.unwrap();
+    let partitions: Vec<_> = handle.partitions().try_collect().await.unwrap();
     assert_eq!(partitions.len(), 3, "one by one they can be had");
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use floe_protocol::graph::TaskSpec;
 use floe_protocol::job::TaskRun;
-use floe_protocol::message::Segment;
+use floe_protocol::message::{Made, Segment};
 use floe_protocol::{
     AttemptId, JobId, NodeId, OutputMeta, Placed, Read, StageGraph, StageId, StageProgress, TaskId, Work,
 };
@@ -421,6 +421,20 @@ impl Job {
             _ => None,
         });
         placed.collect()
+    }
+
+    /// Where a partition of its result lies.
+    pub(super) fn made(&self, partition: u32) -> Made {
+        let (Some(spec), Some(stage)) = (self.graph.stages.last(), self.stages.last()) else {
+            return Made::Beyond;
+        };
+        match stage.tasks.get(partition as usize).map(|task| &task.state) {
+            Some(State::Done(placed)) => {
+                Made::Here { stage: spec.id, placed: placed.clone(), schema: self.graph.schema.clone() }
+            }
+            Some(_) => Made::NotYet,
+            None => Made::Beyond,
+        }
     }
 
     /// Partitions that came with the submission, are needed, and lie nowhere any more.

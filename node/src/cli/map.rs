@@ -195,7 +195,7 @@ async fn to_directory(
     let files = files_of(&mesh.explain(&spec).await?)?;
     let names = names_for(&files, ending)?;
     let collect = async |job: &Job, _: Option<JobStatus>| {
-        let mut partitions = job.partitions().await?;
+        let mut partitions = job.partitions();
         let mut rows = 0;
         for name in &names {
             let Some(partition) = partitions.try_next().await? else {

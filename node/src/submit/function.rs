@@ -15,34 +15,52 @@ use floe_protocol::{
     Exchange, Failure, Function, FunctionJob, JobId, JobKind, JobSpec, NodeId, OutputMeta, Placed, Query,
     Read, Stage, StageGraph, StageId, StageInput, TaskId, TaskSpec, Work, frame,
 };
-use futures::{StreamExt, TryStreamExt, stream};
-use xxhash_rust::xxh3::xxh3_64;
+use futures::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
 
 use super::{Looked, Submitter, blocking};
 use crate::store::ipc;
+use crate::stream::{Files, FilesError};
 
 /// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
 const COPIED_AT_ONCE: usize = 4;
+
+/// The largest of these: each is held in memory while it is stored.
+const MAX_FRAME_BYTES: u64 = 1 << 30;
+
+/// How many bytes of frames may come with one submission. What has no room in memory goes to disk.
+const MAX_FRAMES_BYTES: u64 = 64 << 30;
 
 /// The most partitions that one call of a merging function gets.
 const MAX_FAN_IN: u32 = 1024;
 
 impl Submitter {
-    /// Plans a function's job; with `keep_frames`, stores the frames that came with it.
-    pub(super) async fn plan_function(
+    /// Plans a function's job; with `files`, for good: the frames that come with it are kept.
+    pub(super) async fn plan_function<S>(
         &self,
         id: JobId,
         job: FunctionJob,
         status: &Status,
-        keep_frames: bool,
-    ) -> Result<StageGraph, Failure> {
+        files: Option<&mut Files<S>>,
+    ) -> Result<StageGraph, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let FunctionJob { function, input, merge } = job;
         let mut stages = match input {
             FunctionInput::Arguments(arguments) => vec![stage(0, &function, argument_tasks(arguments)?)?],
             FunctionInput::Frames(frames) => {
                 bounded(frames.len())?;
+                sized(&frames)?;
                 let tasks = vec![TaskSpec::default(); frames.len()];
-                let held = self.hold(id, frames, status, keep_frames).await?;
+                let held = match files {
+                    Some(files) => self.hold(id, &frames, status, files).await?,
+                    None => frames
+                        .iter()
+                        .map(|frame| Placed { nodes: Vec::new(), meta: meta_of(frame) })
+                        .collect(),
+                };
+                let held = holding(held);
                 vec![held, reading(stage(1, &function, tasks)?, Read::Partition { first: 0 })]
             }
             FunctionInput::Files { paths, directory } => {
@@ -53,7 +71,7 @@ impl Submitter {
                 vec![Stage { seen_by, unseen_by, ..stage(0, &function, tasks)? }]
             }
             FunctionInput::Query(query) => {
-                let mut stages = self.plan_input(id, query, keep_frames).await?;
+                let mut stages = self.plan_input(id, query, files.is_some()).await?;
                 let count = stages.len();
                 let last = stages.last_mut().ok_or_else(|| Failure::internal("a query without stages"))?;
                 last.exchange = Exchange::Pass;
@@ -77,38 +95,53 @@ impl Submitter {
         Ok(self.plan_query(id, query, encoded, keep_frames).await?.stages)
     }
 
-    /// Stores frames on more than one node.
-    async fn hold(
+    /// Stores the frames on more than one node, each as soon as it has arrived.
+    async fn hold<S>(
         &self,
         id: JobId,
-        frames: Vec<Frame>,
+        frames: &[Frame],
         status: &Status,
-        keep: bool,
-    ) -> Result<Stage, Failure> {
-        let frames = frames.into_iter().enumerate().map(|(partition, frame)| async move {
-            let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
-            let (file, meta) = blocking(move || describe_frame(partition, frame)).await??;
-            let mut nodes = Vec::new();
-            if keep {
-                let (store, of_copy) = (self.store.clone(), meta.clone());
-                blocking(move || store.put_segments(task, vec![file], of_copy)).await??;
-                nodes = self.copy(task, &meta, status).await;
+        files: &mut Files<S>,
+    ) -> Result<Vec<Placed>, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut keeping = JoinSet::new();
+        let mut held = vec![Placed::default(); frames.len()];
+        for (partition, frame) in frames.iter().enumerate() {
+            let file = files.next(frame.bytes).await.map_err(|error| broken_off(&error))?;
+            if keeping.len() == COPIED_AT_ONCE {
+                kept(&mut keeping, &mut held).await?;
             }
-            Ok::<_, Failure>(Placed { nodes, meta })
+            let (submitter, status, meta) = (self.clone(), status.clone(), meta_of(frame));
+            let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
+            keeping.spawn(async move { Ok((partition, submitter.keep(task, meta, file, &status).await?)) });
+        }
+        files.end().await.map_err(|error| broken_off(&error))?;
+        while !keeping.is_empty() {
+            kept(&mut keeping, &mut held).await?;
+        }
+        Ok(held)
+    }
+
+    /// Stores one frame, here and elsewhere.
+    async fn keep(
+        &self,
+        task: TaskId,
+        meta: OutputMeta,
+        file: Bytes,
+        status: &Status,
+    ) -> Result<Placed, Failure> {
+        let store = self.store.clone();
+        let stored = blocking(move || {
+            ipc::stream_of(&file).map_err(|error| Failure::Refused {
+                message: format!("partition {} of the input cannot be read: {error}", task.partition),
+            })?;
+            store.put_segments(task, vec![file], meta)
         });
-        let held: Vec<Placed> = stream::iter(frames).buffered(COPIED_AT_ONCE).try_collect().await?;
-        let tasks = vec![TaskSpec::default(); held.len()];
-        Ok(Stage {
-            id: StageId(0),
-            work: Work::Held(held),
-            inputs: Vec::new(),
-            exchange: Exchange::Pass,
-            tasks,
-            operators: vec!["frames of the driver".to_owned()],
-            single_because: None,
-            seen_by: Vec::new(),
-            unseen_by: Vec::new(),
-        })
+        let meta = stored.await??;
+        let nodes = self.copy(task, &meta, status).await;
+        Ok(Placed { nodes, meta })
     }
 
     /// The files under some paths, as a node lists them that sees all of these.
@@ -142,15 +175,53 @@ impl Looked {
     }
 }
 
-/// A frame's file and what is to be known of it.
-fn describe_frame(partition: usize, frame: Frame) -> Result<(Bytes, OutputMeta), Failure> {
-    let Frame { rows, file } = frame;
-    ipc::stream_of(&file).map_err(|error| Failure::Refused {
-        message: format!("partition {partition} of the input cannot be read: {error}"),
-    })?;
-    let buckets = vec![BucketMeta { rows, bytes: file.len() as u64 }];
-    let mark = xxh3_64(&file).max(1);
-    Ok((file, OutputMeta { buckets, mark }))
+/// What is known of a frame before its file is here.
+fn meta_of(frame: &Frame) -> OutputMeta {
+    OutputMeta { buckets: vec![BucketMeta { rows: frame.rows, bytes: frame.bytes }], mark: 0 }
+}
+
+/// Takes note of a frame that was stored.
+async fn kept(
+    keeping: &mut JoinSet<Result<(usize, Placed), Failure>>,
+    held: &mut [Placed],
+) -> Result<(), Failure> {
+    if let Some(kept) = keeping.join_next().await {
+        let (partition, placed) = kept.map_err(Failure::internal)??;
+        held[partition] = placed;
+    }
+    Ok(())
+}
+
+fn broken_off(error: &FilesError) -> Failure {
+    Failure::Refused { message: format!("the job's frames did not arrive whole: {error}") }
+}
+
+/// How many bytes of frames come with a submission, if frames do.
+pub(super) fn frames_bytes(spec: &JobSpec) -> Option<u64> {
+    match &spec.kind {
+        JobKind::Function(job) => match &job.input {
+            FunctionInput::Frames(frames) if !frames.is_empty() => {
+                Some(frames.iter().fold(0, |sum: u64, frame| sum.saturating_add(frame.bytes)))
+            }
+            _ => None,
+        },
+        JobKind::Query(_) => None,
+    }
+}
+
+/// A stage whose partitions are there.
+fn holding(held: Vec<Placed>) -> Stage {
+    Stage {
+        id: StageId(0),
+        tasks: vec![TaskSpec::default(); held.len()],
+        work: Work::Held(held),
+        inputs: Vec::new(),
+        exchange: Exchange::Pass,
+        operators: vec!["frames of the driver".to_owned()],
+        single_because: None,
+        seen_by: Vec::new(),
+        unseen_by: Vec::new(),
+    }
 }
 
 /// A stage that calls a function, without inputs of other stages.
@@ -234,6 +305,24 @@ fn bounded(tasks: usize) -> Result<(), Failure> {
         return Err(Failure::Refused { message });
     }
     Ok(())
+}
+
+/// Refuses frames that are larger than a node should take in at once.
+fn sized(frames: &[Frame]) -> Result<(), Failure> {
+    let sum = frames.iter().fold(0, |sum: u64, frame| sum.saturating_add(frame.bytes));
+    let large = frames.iter().position(|frame| frame.bytes > MAX_FRAME_BYTES);
+    let message = match large {
+        Some(partition) => format!(
+            "partition {partition} of the input is larger than {} MiB: use more partitions",
+            MAX_FRAME_BYTES >> 20
+        ),
+        None if sum > MAX_FRAMES_BYTES => format!(
+            "the input is larger than {} GiB: write it to files and scan those",
+            MAX_FRAMES_BYTES >> 30
+        ),
+        None => return Ok(()),
+    };
+    Err(Failure::Refused { message })
 }
 
 /// A function for people.

@@ -73,6 +73,11 @@ class Mesh:
     def job(self, id: str) -> Job: ...
     def session(self, label: str) -> Session: ...
 
+class Buffer:
+    @property
+    def address(self) -> int: ...
+    def __len__(self) -> int: ...
+
 class Job:
     """One submission."""
 
@@ -87,7 +92,7 @@ class Job:
     def check(self) -> None:
         """Raises what it failed with."""
 
-    def partitions(self) -> Iterator[bytes]:
+    def partitions(self) -> Iterator[Buffer]:
         """An Arrow IPC stream for each partition of the result."""
 
     def cancel(self) -> None: ...

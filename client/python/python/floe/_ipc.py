@@ -8,7 +8,10 @@ interpreter nor the driver's needs pyarrow or Polars to get them out again.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import _core
 
 #: What the only column of such a frame is called.
 OBJECT_COLUMN = b"__floe_object__"
@@ -62,6 +65,15 @@ class _Table:
 
 def _follow(data: memoryview, place: int) -> int:
     return place + struct.unpack_from("<I", data, place)[0]
+
+
+def view(buffer: _core.Buffer) -> memoryview:
+    """What lies in a buffer of the native part, which lives for as long as somebody looks."""
+    import ctypes
+
+    array = (ctypes.c_char * len(buffer)).from_address(buffer.address)
+    array._owner = buffer  # type: ignore[attr-defined]
+    return memoryview(array).cast("B").toreadonly()
 
 
 def object_in(data: Any) -> memoryview | None:

@@ -105,14 +105,20 @@ def _likely_kind(data: Any) -> str:
     raise ImportError("the result is a frame, and neither polars nor pyarrow is installed to read it")
 
 
-def arrow_file(table: Any) -> memoryview:
-    """An Arrow table as an IPC file."""
+def arrow_file(table: Any) -> Any:
+    """An Arrow table as an IPC file, in a buffer of pyarrow's."""
     import pyarrow
 
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return memoryview(sink.getvalue())
+    def write(sink: Any) -> None:
+        with pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    # Written for its size first, which costs little: a buffer that grows is copied again and again.
+    counted = pyarrow.MockOutputStream()
+    write(counted)
+    buffer = pyarrow.allocate_buffer(counted.size())
+    write(pyarrow.FixedSizeBufferWriter(buffer))
+    return buffer
 
 
 def _table(value: Any) -> Any:
@@ -149,24 +155,43 @@ def pandas_table(frame: Any) -> Any:
         table = pyarrow.Table.from_pandas(frame, nthreads=1)
     except (pyarrow.ArrowException, TypeError, ValueError):
         return None
-    # What holds for a row holds for all, since values of these types survive: their names and types have to.
-    back, sample = table_to_pandas(table.slice(0, 1)), frame.iloc[:1]
+    # What holds for one frame of such columns and such an index holds for all.
+    shape = (tuple(columns), columns.dtype, columns.name, tuple(frame.dtypes))
+    shape += (type(index), index.dtype, index.name)
+    same = _KNOWN.get(shape)
+    if same is None:
+        if len(_KNOWN) >= _MAX_KNOWN:
+            _KNOWN.clear()
+        same = _KNOWN[shape] = _same(frame.iloc[:1], table_to_pandas(table.slice(0, 1)))
+    return table if same else None
+
+
+#: Shapes of frames of which it is known whether they come back as they are, and how many are remembered.
+_KNOWN: dict[Any, bool] = {}
+_MAX_KNOWN = 64
+
+
+def _same(sample: Any, back: Any) -> bool:
+    """Whether a frame's first row came back as it was: its names and types, since values of these types survive."""
+    import pandas
+
+    columns, index = sample.columns, sample.index
     same = (
         type(back.columns) is type(columns)
         and back.columns.equals(columns)
         and back.columns.dtype == columns.dtype
         and back.columns.name == columns.name
-        and list(back.dtypes) == list(frame.dtypes)
+        and list(back.dtypes) == list(sample.dtypes)
     )
     # A range is kept as its three numbers, which do not go with one row.
-    if type(index) is not pandas.RangeIndex:
-        same = same and (
-            type(back.index) is type(index)
-            and back.index.dtype == index.dtype
-            and back.index.name == index.name
-            and back.index.equals(sample.index)
-        )
-    return table if same else None
+    if type(index) is pandas.RangeIndex:
+        return same
+    return same and (
+        type(back.index) is type(index)
+        and back.index.dtype == index.dtype
+        and back.index.name == index.name
+        and back.index.equals(index)
+    )
 
 
 def _survives(dtype: Any) -> bool:
@@ -183,12 +208,64 @@ def _survives(dtype: Any) -> bool:
     return kind in "iubMm" or (kind == "f" and dtype.itemsize in (4, 8))
 
 
+def joined_pandas(parts: list[memoryview]) -> Any:
+    """What joining these partitions as pandas frames gives; None if only pandas can tell.
+
+    Joined as Arrow tables they are copied once instead of twice.
+    """
+    import pyarrow
+
+    if len(parts) < 2 or any(_ipc.object_in(part) is not None for part in parts):
+        return None
+    tables = [pyarrow.ipc.open_stream(pyarrow.py_buffer(part)).read_all() for part in parts]
+    first = tables[0].schema
+    described = [_described(table.schema) for table in tables]
+    if described[0] is None or not all(
+        table.schema.equals(first) and description is not None and description[0] == described[0][0]
+        for table, description in zip(tables, described)
+    ):
+        return None
+    # Categories of one partition may be others than those of the next.
+    if any(pyarrow.types.is_dictionary(field.type) for field in first):
+        return None
+    joined = pyarrow.concat_tables([table.replace_schema_metadata(first.metadata) for table in tables])
+    if any(table.num_rows == joined.num_rows for table in tables):
+        # All others are empty, so that its columns might be shown rather than copied.
+        return None
+    frame = joined.to_pandas()
+    ranges = [description[1] for description in described if description is not None]
+    if ranges[0] is not None:
+        frame.index = ranges[0].append(ranges[1:])
+    return frame
+
+
+def _described(schema: Any) -> tuple[Any, Any] | None:
+    """What an Arrow schema says of the pandas frame it is of: what partitions must share, and the index if that is a
+    range. None if it is of none."""
+    import json
+
+    import pandas
+
+    said = (schema.metadata or {}).get(b"pandas")
+    if said is None:
+        return None
+    description = json.loads(said)
+    indexes = description.pop("index_columns")
+    description.pop("partition_columns", None)
+    if len(indexes) == 1 and isinstance(indexes[0], dict):
+        index = indexes[0]
+        return (description, "range"), pandas.RangeIndex(
+            index["start"], index["stop"], index["step"], name=index["name"]
+        )
+    return (description, indexes), None
+
+
 def table_to_pandas(table: Any) -> Any:
     """A pandas frame of an Arrow table that was one, with values that may be written to."""
     frame = table.to_pandas()
     # A column that is alone of its type is not copied but shown, and Arrow's memory is read-only.
-    alone = frame.dtypes.map(str).value_counts()
+    names = [str(dtype) for dtype in frame.dtypes]
     for position, dtype in enumerate(frame.dtypes):
-        if alone[str(dtype)] == 1 and getattr(dtype, "kind", "O") in "iufMm":
+        if names.count(names[position]) == 1 and getattr(dtype, "kind", "O") in "iufMm":
             frame.isetitem(position, frame.iloc[:, position].copy(deep=True))
     return frame

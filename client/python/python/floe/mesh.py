@@ -438,7 +438,14 @@ class Mesh:
         if merge is None:
             return Job(core, self, kind=kind, name=name, assemble=list)
         if merge == CONCAT:
-            return Job(core, self, kind=kind, name=name, assemble=lambda parts: data.concat(parts, name))
+            return Job(
+                core,
+                self,
+                kind=kind,
+                name=name,
+                assemble=lambda parts: data.concat(parts, name),
+                joined=frames.joined_pandas if kind == "pandas" else None,
+            )
         return Job(core, self, kind=kind, name=name, assemble=lambda parts: parts[0])
 
     def _merging(
