@@ -18,9 +18,7 @@ pub(super) const STORY: Story = Story {
 };
 
 async fn play(scene: &mut Scene, round: &mut Round) -> Result<()> {
-    let leader = scene.cluster.leader().await?;
-    let driver = scene.any_but(&mut round.dice, &[leader])?;
-    let job = scene.underway(round, driver).await?;
+    let (leader, job) = scene.leader_of_underway(round).await?;
     let killed_ms = scene.kill(round, leader, "the leader").await?;
     let election = scene.next_election(round, leader, killed_ms).await?;
     if let Some(status) = scene.judge(round, &job).await? {

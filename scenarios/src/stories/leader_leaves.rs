@@ -20,9 +20,7 @@ pub(super) const STORY: Story = Story {
 };
 
 async fn play(scene: &mut Scene, round: &mut Round) -> Result<()> {
-    let leader = scene.cluster.leader().await?;
-    let driver = scene.any_but(&mut round.dice, &[leader])?;
-    let job = scene.underway(round, driver).await?;
+    let (leader, job) = scene.leader_of_underway(round).await?;
     let asked_ms = unix_ms();
     scene.cluster.node(leader).signal(Signal::SIGTERM)?;
     round.tell_at(asked_ms, format!("{}, the leader, is asked to stop (SIGTERM)", scene.name(leader)));

@@ -22,9 +22,7 @@ pub(super) const STORY: Story = Story {
 };
 
 async fn play(scene: &mut Scene, round: &mut Round) -> Result<()> {
-    let leader = scene.cluster.leader().await?;
-    let driver = scene.any_but(&mut round.dice, &[leader])?;
-    let job = scene.underway(round, driver).await?;
+    let (leader, job) = scene.leader_of_underway(round).await?;
     let stopped_ms = unix_ms();
     scene.cluster.node(leader).stop()?;
     round.tell_at(stopped_ms, format!("{}, the leader, stands still (SIGSTOP)", scene.name(leader)));

@@ -156,6 +156,15 @@ impl Scene {
         Ok(job)
     }
 
+    /// A job under way, which came through another node than the leader, and the leader of now: on a busy machine
+    /// another one may have been elected while the job got so far.
+    pub(super) async fn leader_of_underway(&self, round: &mut Round) -> Result<(usize, Job)> {
+        let leader = self.cluster.leader().await?;
+        let driver = self.any_but(&mut round.dice, &[leader])?;
+        let job = self.underway(round, driver).await?;
+        Ok((self.cluster.leader().await?, job))
+    }
+
     /// Kills a node, and returns when, in milliseconds since the Unix epoch.
     pub(super) async fn kill(&mut self, round: &mut Round, node: usize, role: &str) -> Result<f64> {
         let killed_ms = unix_ms();
