@@ -96,7 +96,7 @@ def test_joined_partitions_are_what_pandas_joins(name, cuts):
     parts = [frame.iloc[start:end] for start, end in zip(ends, ends[1:])]
     if any(frames.pandas_table(part) is None for part in parts):
         pytest.skip("this pandas has such frames pickled")
-    joined = frames.joined_pandas([as_stream(part) for part in parts])
+    joined = data.joined_pandas([as_stream(part) for part in parts])
     if joined is not None:
         pd.testing.assert_frame_equal(joined, pd.concat(parts), check_freq=True)
         assert type(joined.index) is type(pd.concat(parts).index)
@@ -104,22 +104,22 @@ def test_joined_partitions_are_what_pandas_joins(name, cuts):
 
 def test_ranges_are_joined_to_a_range_and_what_differs_is_left_to_pandas():
     frame = pd.DataFrame({"i": range(10), "f": 0.5})
-    joined = frames.joined_pandas([as_stream(frame.iloc[:4]), as_stream(frame.iloc[4:])])
+    joined = data.joined_pandas([as_stream(frame.iloc[:4]), as_stream(frame.iloc[4:])])
     assert joined.equals(frame) and type(joined.index) is pd.RangeIndex
     joined.loc[3, ["i", "f"]] = 7
     assert joined.loc[3].tolist() == [7, 7]
-    gap = frames.joined_pandas([as_stream(frame.iloc[:4]), as_stream(frame.iloc[6:])])
+    gap = data.joined_pandas([as_stream(frame.iloc[:4]), as_stream(frame.iloc[6:])])
     assert gap.index.tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
     other = frame.astype({"i": float})
-    assert frames.joined_pandas([as_stream(frame), as_stream(other)]) is None
-    assert frames.joined_pandas([as_stream(frame), as_stream(frame.rename(columns={"f": "g"}))]) is None
-    assert frames.joined_pandas([as_stream(frame), as_stream(frame.set_index("i"))]) is None
-    assert frames.joined_pandas([as_stream(frame)]) is None
+    assert data.joined_pandas([as_stream(frame), as_stream(other)]) is None
+    assert data.joined_pandas([as_stream(frame), as_stream(frame.rename(columns={"f": "g"}))]) is None
+    assert data.joined_pandas([as_stream(frame), as_stream(frame.set_index("i"))]) is None
+    assert data.joined_pandas([as_stream(frame)]) is None
     wrapped = pa.table({"__floe_object__": pa.array([b"x"], pa.large_binary())})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, wrapped.schema) as writer:
         writer.write_table(wrapped)
-    assert frames.joined_pandas([as_stream(frame), memoryview(sink.getvalue())]) is None
+    assert data.joined_pandas([as_stream(frame), memoryview(sink.getvalue())]) is None
 
 
 def test_attributes_survive():

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Iterator
 
-from . import _remote, frames, pickling
+from . import _ipc, _remote, frames, pickling
 from .errors import PartitionWarning, SchemaMismatch
 
 
@@ -129,6 +129,58 @@ def _concat_pandas(values: list[Any], name: str) -> Any:
     if cls is pandas.DataFrame:
         _same_columns([_pandas_schema(value) for value in values], name, types=False)
     return pandas.concat(values)
+
+
+def joined_pandas(parts: list[memoryview]) -> Any:
+    """What joining these partitions as pandas frames gives; None if only pandas can tell.
+
+    Joined as Arrow tables they are copied once instead of twice.
+    """
+    import pyarrow
+
+    if len(parts) < 2 or any(_ipc.object_in(part) is not None for part in parts):
+        return None
+    tables = [pyarrow.ipc.open_stream(pyarrow.py_buffer(part)).read_all() for part in parts]
+    first = tables[0].schema
+    described = [_described(table.schema) for table in tables]
+    if described[0] is None or not all(
+        table.schema.equals(first) and description is not None and description[0] == described[0][0]
+        for table, description in zip(tables, described)
+    ):
+        return None
+    # Categories of one partition may be others than those of the next.
+    if any(pyarrow.types.is_dictionary(field.type) for field in first):
+        return None
+    joined = pyarrow.concat_tables([table.replace_schema_metadata(first.metadata) for table in tables])
+    if any(table.num_rows == joined.num_rows for table in tables):
+        # All others are empty, so that its columns might be shown rather than copied.
+        return None
+    frame = joined.to_pandas()
+    ranges = [description[1] for description in described if description is not None]
+    if ranges[0] is not None:
+        frame.index = ranges[0].append(ranges[1:])
+    return frame
+
+
+def _described(schema: Any) -> tuple[Any, Any] | None:
+    """What an Arrow schema says of the pandas frame it is of: what partitions must share, and the index if that is a
+    range. None if it is of none."""
+    import json
+
+    import pandas
+
+    said = (schema.metadata or {}).get(b"pandas")
+    if said is None:
+        return None
+    description = json.loads(said)
+    indexes = description.pop("index_columns")
+    description.pop("partition_columns", None)
+    if len(indexes) == 1 and isinstance(indexes[0], dict):
+        index = indexes[0]
+        return (description, "range"), pandas.RangeIndex(
+            index["start"], index["stop"], index["step"], name=index["name"]
+        )
+    return (description, indexes), None
 
 
 def _pandas_schema(frame: Any) -> list[tuple[Any, str]]:

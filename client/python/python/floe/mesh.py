@@ -444,7 +444,7 @@ class Mesh:
                 kind=kind,
                 name=name,
                 assemble=lambda parts: data.concat(parts, name),
-                joined=frames.joined_pandas if kind == "pandas" else None,
+                joined=data.joined_pandas if kind == "pandas" else None,
             )
         return Job(core, self, kind=kind, name=name, assemble=lambda parts: parts[0])
 
