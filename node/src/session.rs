@@ -3,6 +3,7 @@
 //! ```text
 //!   gateway   at the node that the driver is connected to: which node gets which call, and again if it is lost
 //!   seat      at every node: the calls that it got, run by hosts in the node's slots
+//!   pace      how long calls took lately: both send ahead by it
 //!   wire      the frames between them
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! not in the log and the leader has no part in them.
 
 mod gateway;
+mod pace;
 mod seat;
 mod wire;
 

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::pace::Pace;
 use super::{seat, wire};
 use crate::config;
 use crate::mailbox::{Ask, Mailbox};
@@ -88,7 +89,7 @@ struct Gateway<'a> {
     seats: BTreeMap<NodeId, Seat>,
     waiting: VecDeque<Placed>,
     waiting_bytes: usize,
-    lately_us: BTreeMap<u32, u64>,
+    pace: Pace,
     said: mpsc::Sender<(NodeId, Said)>,
     results: mpsc::Sender<ResultFrame>,
 }
@@ -116,7 +117,7 @@ pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, st
         seats: BTreeMap::new(),
         waiting: VecDeque::new(),
         waiting_bytes: 0,
-        lately_us: BTreeMap::new(),
+        pace: Pace::default(),
         said,
         results,
     };
@@ -221,9 +222,7 @@ impl Gateway<'_> {
                             self.put_back(Placed { tries: placed.tries + 1, ..placed });
                         }
                         _ => {
-                            let lately_us =
-                                self.lately_us.entry(placed.function).or_insert(result.elapsed_us);
-                            *lately_us = (*lately_us * 7 + result.elapsed_us) / 8;
+                            self.pace.note(placed.function, result.elapsed_us);
                             told.push(result);
                         }
                     }
@@ -407,10 +406,7 @@ impl Gateway<'_> {
 
     /// The seat for a call, and how many like it have room there.
     fn choose(&self, placed: &Placed) -> Option<(NodeId, usize)> {
-        let ahead = match self.lately_us.get(&placed.function) {
-            Some(lately_us) => ((AHEAD_US / lately_us.max(&1)) as usize).clamp(1, MAX_AHEAD),
-            None => 1,
-        };
+        let ahead = self.pace.calls_in(AHEAD_US, placed.function, MAX_AHEAD);
         let here = self.mailbox.network().node();
         let seats = self.seats.iter().filter(|(node, seat)| {
             placed.only.is_none_or(|only| only == **node)

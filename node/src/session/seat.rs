@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::pace::Pace;
 use super::wire::FRAMES;
 use crate::worker::hosts::CallHost;
 use crate::worker::{Slot, Worker};
@@ -87,8 +88,7 @@ struct State {
     unwanted: BTreeSet<u64>,
     /// Bounded by the calls that a driver may have under way.
     outbox: Vec<CallResult>,
-    /// What a call of a function took lately, in microseconds.
-    lately_us: BTreeMap<u32, u64>,
+    pace: Pace,
 }
 
 async fn run(
@@ -269,12 +269,8 @@ impl Seat {
                 state.queue.pop_front();
                 continue;
             };
-            let by_time = match state.lately_us.get(&key) {
-                Some(lately_us) => (BATCH_US / lately_us.max(&1)) as usize,
-                None => 1,
-            };
             let share = state.queue.len().div_ceil(self.worker.slots());
-            let count = by_time.min(share).clamp(1, MAX_BATCH);
+            let count = state.pace.calls_in(BATCH_US, key, MAX_BATCH).min(share);
             let mut calls = Vec::with_capacity(count);
             while calls.len() < count && state.queue.front().is_some_and(|(next, _)| *next == key) {
                 calls.extend(state.queue.pop_front().map(|(_, call)| call));
@@ -292,8 +288,7 @@ impl Seat {
         let state = &mut *state;
         for result in results {
             state.running.remove(&result.id);
-            let lately_us = state.lately_us.entry(key).or_insert(result.elapsed_us);
-            *lately_us = (*lately_us * 7 + result.elapsed_us) / 8;
+            state.pace.note(key, result.elapsed_us);
             if !state.unwanted.remove(&result.id) {
                 state.outbox.push(result);
             }
