@@ -25,7 +25,7 @@ async fn one_known_address_makes_three_nodes_one_mesh() {
             assert!(node["address"].as_str().unwrap().starts_with("/ip4/127.0.0.1/tcp/"), "{text}");
             assert_eq!(node["alive"], true, "{text}");
             assert_eq!(node["slots"], 1, "{text}");
-            assert_eq!(node["memory"], 256 << 20, "{text}");
+            assert_eq!(node["memory_bytes"], 256 << 20, "{text}");
             assert_eq!(node["version"], env!("CARGO_PKG_VERSION"), "{text}");
             let leads = node["id"] == status["leader"];
             assert_eq!(node["role"], if leads { "leader" } else { "voter" }, "{text}");

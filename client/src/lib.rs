@@ -47,6 +47,7 @@ mod frame;
 pub mod function;
 mod ipc;
 mod job;
+pub mod json;
 mod link;
 pub mod local;
 mod logs;

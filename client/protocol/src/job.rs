@@ -99,6 +99,13 @@ pub struct JobStatus {
     pub timeline: Vec<TaskRun>,
 }
 
+impl JobStatus {
+    /// How many tasks are done, and how many there are.
+    pub fn tasks(&self) -> (u32, u32) {
+        self.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))
+    }
+}
+
 /// How many task runs a job's status lists at most; the first ones are kept.
 pub const MAX_TIMELINE: usize = 4096;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use floe_client::{Error, JobPhase, LogStream};
+use floe_client::{Error, JobPhase, LogStream, json};
 use futures::StreamExt;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -12,7 +12,6 @@ use tokio::sync::{Mutex, mpsc};
 
 use crate::bytes::Buffer;
 use crate::error::raised;
-use crate::json;
 use crate::mesh::seconds;
 use crate::runtime::{runtime, wait};
 

@@ -7,7 +7,6 @@ mod bytes;
 mod error;
 mod function;
 mod job;
-mod json;
 mod mesh;
 mod runtime;
 mod session;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_client::function::{Frame, FunctionInput, FunctionJob, Merge};
-use floe_client::{Error, JobKind, JobSpec, MeshKey, Query, Submission, local};
+use floe_client::{Error, JobKind, JobSpec, MeshKey, Query, Submission, json, local};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -15,7 +15,6 @@ use crate::bytes::{blob_of, parsed, taken};
 use crate::error::{Parts, raised};
 use crate::function::{Function, payload};
 use crate::job::Job;
-use crate::json;
 use crate::runtime::{runtime, wait};
 use crate::session::Session;
 

@@ -26,7 +26,7 @@ def others(cluster, mesh):
     """The nodes that this driver is not connected to, the leader first."""
     status = mesh.status()
     names = {node["id"]: node["name"] for node in status["nodes"]}
-    leader, here = names[status["leader"]], names[status["node"]]
+    leader, here = names[status["leader"]], names[status["answered_by"]]
     return sorted(
         (node for name, node in cluster.nodes.items() if name != here), key=lambda node: node.name != leader
     )
@@ -34,7 +34,7 @@ def others(cluster, mesh):
 
 def connected_to(cluster, mesh):
     status = mesh.status()
-    return next(cluster.nodes[node["name"]] for node in status["nodes"] if node["id"] == status["node"])
+    return next(cluster.nodes[node["name"]] for node in status["nodes"] if node["id"] == status["answered_by"])
 
 
 @pytest.mark.parametrize("victim", ["another", "the driver's"])

@@ -175,7 +175,7 @@ async fn half_way(job: &Job) -> anyhow::Result<Option<JobStatus>> {
     let mut statuses = job.watch();
     while let Some(status) = statuses.next().await {
         let status = status?;
-        let (done, tasks) = tasks(&status);
+        let (done, tasks) = status.tasks();
         if status.phase.is_terminal() {
             job.release().await?;
             return Ok(None);
@@ -193,7 +193,7 @@ async fn kill_leader(processes: &mut Processes, mesh: &Mesh, before: &JobStatus)
     let name = name_of(&status, old);
     let pid = processes.kill(&name).await?;
     let killed = Instant::now();
-    let (done, tasks) = tasks(before);
+    let (done, tasks) = before.tasks();
     say(format_args!(
         "   {done} of {tasks} tasks are done: the leader {name} is killed (SIGKILL, process {pid})"
     ))?;
@@ -244,10 +244,6 @@ fn verdict(result: &DataFrame, expected: &DataFrame) -> anyhow::Result<bool> {
             Ok(false)
         }
     }
-}
-
-fn tasks(status: &JobStatus) -> (u32, u32) {
-    status.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))
 }
 
 fn name_of(status: &Status, id: NodeId) -> String {

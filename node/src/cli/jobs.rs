@@ -3,8 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use floe_protocol::{JobPhase, JobStatus};
-use serde_json::{Value, json};
+use floe_client::json;
+use floe_protocol::JobStatus;
+use serde_json::Value;
 
 use super::connect::ConnectArgs;
 use super::format::ListFormat;
@@ -28,7 +29,7 @@ pub(super) async fn run(args: JobsArgs) -> anyhow::Result<End> {
     match args.format {
         ListFormat::Table => output::print(format_args!("{}", as_table(&jobs, unix_ms())))?,
         ListFormat::Json => {
-            let jobs: Vec<_> = jobs.iter().map(as_json).collect();
+            let jobs: Vec<_> = jobs.iter().map(json::job).collect();
             output::print(format_args!("{:#}\n", Value::from(jobs)))?;
         }
     }
@@ -39,7 +40,7 @@ fn as_table(jobs: &[JobStatus], now_unix_ms: u64) -> String {
     let rows: Vec<_> = jobs
         .iter()
         .map(|job| {
-            let (done, tasks) = tasks(job);
+            let (done, tasks) = job.tasks();
             let end = job.ended_unix_ms.unwrap_or(now_unix_ms);
             [
                 job.id.to_string(),
@@ -54,50 +55,12 @@ fn as_table(jobs: &[JobStatus], now_unix_ms: u64) -> String {
     table::layout(["JOB", "PHASE", "TASKS", "AGE", "TIME", "QUERY"], &rows)
 }
 
-fn tasks(job: &JobStatus) -> (u32, u32) {
-    job.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))
-}
-
 fn shorten(label: &str) -> String {
     let line = label.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(MAX_LABEL_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
-}
-
-fn as_json(job: &JobStatus) -> Value {
-    let (done, tasks) = tasks(job);
-    let failure = match &job.phase {
-        JobPhase::Failed(failure) => Some(failure.to_string()),
-        JobPhase::Running | JobPhase::Succeeded | JobPhase::Cancelled => None,
-    };
-    let stages: Vec<_> = job
-        .stages
-        .iter()
-        .map(|stage| {
-            json!({
-                "stage": stage.stage.0,
-                "name": stage.name,
-                "tasks": stage.tasks,
-                "running": stage.running,
-                "done": stage.done,
-                "rows": stage.rows,
-                "bytes": stage.bytes,
-            })
-        })
-        .collect();
-    json!({
-        "id": job.id.to_string(),
-        "label": job.label,
-        "phase": job.phase.name(),
-        "failure": failure,
-        "submitted_unix_ms": job.submitted_unix_ms,
-        "ended_unix_ms": job.ended_unix_ms,
-        "tasks": tasks,
-        "done": done,
-        "stages": stages,
-    })
 }
 
 fn unix_ms() -> u64 {

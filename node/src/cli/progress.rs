@@ -29,13 +29,13 @@ impl Progress {
 
     /// Shows where the job stands.
     pub(super) fn show(&self, status: &JobStatus) {
-        let tasks = status.stages.iter().map(|stage| u64::from(stage.tasks)).sum();
-        let done = status.stages.iter().map(|stage| u64::from(stage.done)).sum();
+        let (done, tasks) = status.tasks();
+        let tasks = u64::from(tasks);
         if self.bar.length() != Some(tasks) {
             self.bar.set_length(tasks);
             self.bar.set_style(style("{spinner} {elapsed} [{bar:24}] {pos}/{len} tasks  {wide_msg}"));
         }
-        self.bar.set_position(done);
+        self.bar.set_position(done.into());
         self.bar.set_message(message(&status.stages));
     }
 }

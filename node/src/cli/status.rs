@@ -1,9 +1,9 @@
 //! `floe status`
 
 use clap::Args;
+use floe_client::json;
 use floe_protocol::NodeInfo;
 use floe_protocol::message::Status;
-use serde_json::{Value, json};
 
 use super::connect::ConnectArgs;
 use super::format::ListFormat;
@@ -24,7 +24,7 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<End> {
     let status = args.connect.mesh().await?.status().await?;
     match args.format {
         ListFormat::Table => output::print(format_args!("{}", as_table(&status)))?,
-        ListFormat::Json => output::print(format_args!("{:#}\n", as_json(&status)))?,
+        ListFormat::Json => output::print(format_args!("{:#}\n", json::mesh(&status)))?,
     }
     Ok(End::Done)
 }
@@ -62,36 +62,4 @@ fn row(node: &NodeInfo) -> [String; 9] {
         member.version.clone(),
         member.addresses.first().cloned().unwrap_or_default(),
     ]
-}
-
-fn as_json(status: &Status) -> Value {
-    let nodes: Vec<_> = status
-        .nodes
-        .iter()
-        .map(|NodeInfo { member, role, alive, load }| {
-            json!({
-                "id": member.id.to_string(),
-                "name": member.name,
-                "address": member.addresses.first(),
-                "addresses": member.addresses,
-                "role": role.name(),
-                "alive": alive,
-                "slots": member.slots,
-                "memory": member.memory_bytes,
-                "version": member.version,
-                "running": load.running,
-                "memory_used": load.memory_used_bytes,
-                "spilled": load.spilled_bytes,
-            })
-        })
-        .collect();
-    json!({
-        "mesh": status.era.map(|era| era.mesh.to_string()),
-        "leader": status.leader.map(|leader| leader.to_string()),
-        "answered_by": status.node.to_string(),
-        "epoch": status.era.map(|era| era.epoch),
-        "begun_by": status.era.map(|era| era.founder.to_string()),
-        "term": status.term,
-        "nodes": nodes,
-    })
 }

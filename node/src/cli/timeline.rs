@@ -57,7 +57,7 @@ pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
         let _ = writeln!(text, "and {} more tasks", runs.len() - MAX_DRAWN);
     }
     let shown: BTreeSet<_> = runs.iter().map(|run| (run.stage, run.partition)).collect();
-    let done: usize = job.stages.iter().map(|stage| stage.done as usize).sum();
+    let done = job.tasks().0 as usize;
     if done > shown.len() && runs.len() < MAX_TIMELINE {
         // Their outputs were found by the next leader, which had not been told of the runs.
         let _ = writeln!(text, "and {} tasks whose runs only a lost leader knew", done - shown.len());
