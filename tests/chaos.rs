@@ -8,15 +8,13 @@ use floe_protocol::message::{Fault, Request, Response};
 use floe_scenarios::chaos::Chaos;
 use floe_scenarios::harness::Cluster;
 use floe_scenarios::reference::same_rows;
-use floe_transport::{Connection, Credentials, Role};
-use libp2p::identity::Keypair;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
 
 use crate::workload::{flights, half_done, slow_query};
-use crate::{FLOE, cluster};
+use crate::{FLOE, cluster, connection};
 
 /// How long anything may take that is waited for.
 const DEADLINE: Duration = floe_scenarios::harness::DEADLINE;
@@ -55,11 +53,7 @@ async fn a_node_refuses_faults_beyond_its_limits() {
     // Without its only node the mesh is nothing.
     let refused = cluster.run(0, &["chaos", "--yes"]).await.unwrap().failure().unwrap();
     assert!(refused.contains("start more nodes"), "{refused}");
-    let key = std::fs::read_to_string(cluster.key_file()).unwrap().trim().parse().unwrap();
-    let credentials = Credentials::new(key, Role::Driver);
-    let address = cluster.node(0).address().parse().unwrap();
-    let connection =
-        Connection::dial(&Keypair::generate_ed25519(), credentials, address, DEADLINE).await.unwrap();
+    let connection = connection(&mut cluster, 0).await;
     for fault in
         [Fault::Pause { pause_ms: u64::MAX }, Fault::Pause { pause_ms: 0 }, Fault::Crash { down_ms: 1 }]
     {

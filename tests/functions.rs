@@ -1,20 +1,13 @@
 //! Programs over files, their logs and limits, and drivers that find their mesh.
 
 use std::fs;
-use std::io::Cursor;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use floe_client::function::{
-    Format, Frame, Function, FunctionInput, FunctionJob, Host, Limits, Payload, Program, ProgramFile,
-};
-use floe_client::{Mesh, Submission};
 use floe_scenarios::harness::{Cluster, DEADLINE, Finished, wait_until};
-use futures::TryStreamExt;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use polars::prelude::{DataFrame, IpcStreamReader, IpcWriter, SerReader, SerWriter, df};
 
 use crate::{FLOE, cluster, floe};
 
@@ -278,67 +271,4 @@ async fn a_driver_that_is_run_finds_its_mesh() {
     assert!(text.starts_with(cluster.node(0).address()), "{text}");
     let missing = cluster.run(0, &["run", "./no-such-driver"]).await.unwrap().failure().unwrap();
     assert!(missing.contains("no-such-driver cannot be started"), "{missing}");
-}
-
-/// A frame as it travels.
-fn file_of(mut frame: DataFrame) -> Vec<u8> {
-    let mut file = Vec::new();
-    IpcWriter::new(&mut file).finish(&mut frame).unwrap();
-    file
-}
-
-/// Gives `cat` frames of these files, of which this is said.
-async fn through_cat(mesh: &Mesh, said: &[Frame], files: &[Vec<u8>]) -> Result<Vec<DataFrame>, String> {
-    let program = Program {
-        file: ProgramFile::OnPath("cat".into()),
-        arguments: Vec::new(),
-        stdin: Format::Arrow,
-        stdout: Format::Arrow,
-        typed: false,
-        env: Default::default(),
-    };
-    let function = Function {
-        name: "cat".into(),
-        host: Host::Program(program),
-        code: Payload::Inline(Default::default()),
-        limits: Limits::default(),
-    };
-    let job = FunctionJob { function, input: FunctionInput::Frames(said.to_vec()), merge: None };
-    let spec = mesh.function_spec("cat", job).await.unwrap();
-    let files = files.iter().cloned().map(Into::into).collect();
-    let job = mesh.submit(Submission { spec, files }).await.map_err(|error| error.to_string())?;
-    let partitions: Vec<_> = job.partitions().try_collect().await.map_err(|error| error.to_string())?;
-    let read = |partition| IpcStreamReader::new(Cursor::new(partition)).finish().unwrap();
-    Ok(partitions.into_iter().map(read).collect())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn frames_that_are_not_what_was_said_are_refused_and_the_mesh_goes_on() {
-    let cluster = cluster().nodes(2).start().await.unwrap();
-    let mesh = cluster.client(1).await.unwrap();
-    let frames = [df!("n" => [1, 2, 3]).unwrap(), df!("n" => (0..100_000).collect::<Vec<_>>()).unwrap()];
-    let files = frames.clone().map(file_of);
-    let of = |rows: u64, file: &Vec<u8>| Frame { rows, bytes: file.len() as u64 };
-    let right = [of(3, &files[0]), of(100_000, &files[1])];
-    let rubbish = vec![7; 1000];
-    let off_by = |bytes: i64| {
-        let wrong = Frame { bytes: right[1].bytes.checked_add_signed(bytes).unwrap(), ..right[1] };
-        [right[0], wrong]
-    };
-    let huge = [right[0], Frame { bytes: (1 << 30) + 1, ..right[1] }];
-    for (said, files, why) in [
-        (off_by(1), files.clone(), "the job's frames did not arrive whole: its stream ended early"),
-        (
-            off_by(-1),
-            files.clone(),
-            "the job's frames did not arrive whole: its stream is longer than it said",
-        ),
-        (huge, files.clone(), "partition 1 of the input is larger than 1024 MiB: use more partitions"),
-        ([right[0], of(1, &rubbish)], [files[0].clone(), rubbish], "partition 1 of the input cannot be read"),
-    ] {
-        let error = through_cat(&mesh, &said, &files).await.unwrap_err();
-        assert!(error.contains(why), "{error}");
-        assert_eq!(through_cat(&mesh, &right, &frames.clone().map(file_of)).await.unwrap(), frames);
-    }
-    assert!(through_cat(&mesh, &[], &[]).await.unwrap_err().contains("nothing to call the function with"));
 }

@@ -9,6 +9,7 @@ mod bad_input;
 mod chaos;
 mod cli;
 mod failover;
+mod frames;
 mod functions;
 mod healing;
 mod mesh;
@@ -20,7 +21,9 @@ mod workload;
 
 use std::path::Path;
 
-use floe_scenarios::harness::{Builder, Cluster, Floe};
+use floe_scenarios::harness::{Builder, Cluster, DEADLINE, Floe};
+use floe_transport::{Connection, Credentials, Role};
+use libp2p::identity::Keypair;
 
 /// The binary under test, which cargo has built for this.
 const FLOE: &str = env!("CARGO_BIN_EXE_floe");
@@ -32,4 +35,12 @@ fn cluster() -> Builder {
 /// `floe` with this directory as its home, apart from any mesh.
 fn floe(home: &Path) -> Floe {
     Floe::new(FLOE, home)
+}
+
+/// A driver's connection to one node, and nothing that goes on through others.
+async fn connection(cluster: &mut Cluster, node: usize) -> Connection {
+    let key = std::fs::read_to_string(cluster.key_file()).unwrap().trim().parse().unwrap();
+    let credentials = Credentials::new(key, Role::Driver);
+    let address = cluster.node(node).address().parse().unwrap();
+    Connection::dial(&Keypair::generate_ed25519(), credentials, address, DEADLINE).await.unwrap()
 }

@@ -45,6 +45,7 @@ mod fetch;
 #[cfg(feature = "polars")]
 mod frame;
 pub mod function;
+mod holders;
 mod ipc;
 mod job;
 pub mod json;

@@ -1,4 +1,4 @@
-//! The one connection that a driver has at a time, and going on through another node when it is lost.
+//! The one connection over which a driver asks, and going on through another node when it is lost.
 //!
 //! ```text
 //!             ask                       a node answers
@@ -11,11 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use floe_protocol::message::Status;
-use floe_protocol::{Failure, Request, Response};
+use floe_protocol::{Failure, NodeId, Request, Response};
+use floe_transport::files::read_checked;
 use floe_transport::stream::send_body;
 use floe_transport::{
     Body, BodyError, CALL, CallError, Connection, Credentials, DialError, MeshKey, Refusal, Role, Stream,
@@ -27,6 +28,7 @@ use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 
 use crate::error::{Error, Result};
+use crate::holders::Holders;
 use crate::nodes::Nodes;
 use crate::patience::Patience;
 
@@ -44,8 +46,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what needs planning and the agreement of others, who may be electing a leader.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// The same for a partition that its holders may have lost.
+const REMADE_TIMEOUT: Duration = Duration::from_secs(70);
+
 /// How fast bytes that a driver puts into the mesh are copied among the nodes, at the least.
 const COPIED_BYTES_PER_S: u64 = 4 << 20;
+
+/// After how long without a word of a node that reports as things happen the question is asked again. Nothing may well
+/// happen for longer, but a node that hangs would otherwise keep its drivers waiting for ever.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How often the list of nodes is brought up to date while nothing else happens.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -60,6 +69,7 @@ pub(crate) struct Link {
     credentials: Credentials,
     timeout: Duration,
     nodes: std::sync::Mutex<Nodes>,
+    holders: std::sync::Mutex<Holders>,
     /// Held while dialling, so that many calls at once dial once.
     current: tokio::sync::Mutex<Option<Connection>>,
 }
@@ -100,6 +110,7 @@ impl Link {
             credentials: Credentials::new(key, Role::Driver),
             timeout,
             nodes: std::sync::Mutex::new(Nodes::new(addresses)),
+            holders: std::sync::Mutex::default(),
             current: tokio::sync::Mutex::new(None),
         });
         let (response, exchange) =
@@ -245,6 +256,31 @@ impl Link {
         self.leave(&exchange.connection).await;
     }
 
+    /// A connection to one of these nodes, if there is one. If there is none yet it is begun, for the next time.
+    pub(crate) fn holder(self: &Arc<Self>, nodes: &[NodeId]) -> Option<Connection> {
+        if let Ok(current) = self.current.try_lock()
+            && let Some(connection) = &*current
+            && connection.is_open()
+            && nodes.contains(&connection.node())
+        {
+            return Some(connection.clone());
+        }
+        let mut holders = self.holders();
+        let connected = holders.connected(nodes);
+        if connected.is_none() {
+            for node in nodes.iter().copied().filter(|node| holders.begin(*node, Instant::now())) {
+                tokio::spawn(dial_holder(self.clone(), node));
+            }
+        }
+        connected
+    }
+
+    /// Gives a holder up that did not answer, for a while. The next question shows whether that is the node that the
+    /// driver is connected to.
+    pub(crate) fn leave_holder(&self, holder: &Connection) {
+        self.holders().dialled(holder.node(), None, Instant::now());
+    }
+
     fn learn(&self, status: &Status) {
         self.nodes().learn(status);
     }
@@ -252,6 +288,10 @@ impl Link {
     fn nodes(&self) -> std::sync::MutexGuard<'_, Nodes> {
         // The list is whole after every step, so one that panicked in between leaves nothing half done.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holders(&self) -> std::sync::MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Learns the mesh's present members, if there is a connection to learn them by.
@@ -275,7 +315,24 @@ async fn refresh(link: Weak<Link>) {
     }
 }
 
-async fn ask_once(
+/// Connects to a node that holds something, by whichever of its addresses leads to it.
+async fn dial_holder(link: Arc<Link>, node: NodeId) {
+    let addresses = link.nodes().addresses_of(node);
+    let mut connected = None;
+    for address in addresses {
+        let dialled = Connection::dial(&link.identity, link.credentials.clone(), address, DIAL_TIMEOUT).await;
+        // Behind an address that means something else here, another node may answer.
+        connected = dialled.ok().filter(|connection| connection.node() == node);
+        if connected.is_some() {
+            break;
+        }
+    }
+    tracing::debug!(%node, reached = connected.is_some(), "a holder was dialled");
+    link.holders().dialled(node, connected, Instant::now());
+}
+
+/// Asks one node, once. After the request go these bodies.
+pub(crate) async fn ask_once(
     connection: &Connection,
     request: &Request,
     bodies: &[Vec<Bytes>],
@@ -291,6 +348,8 @@ async fn ask_once(
         Request::PutBlob { blob } => DECISION_TIMEOUT + Duration::from_secs(blob.bytes / COPIED_BYTES_PER_S),
         // It looks for them on the other nodes first.
         Request::GetBlob { .. } => DECISION_TIMEOUT,
+        // It may have to be made again.
+        Request::Partition { .. } => REMADE_TIMEOUT,
         _ => ANSWER_TIMEOUT,
     };
     let timeout = |_| CallError::Timeout { waited };
@@ -306,7 +365,7 @@ async fn ask_once(
     }
     let response = tokio::time::timeout(waited, read_frame(&mut stream)).await.map_err(timeout)??;
     let channel = match &response {
-        Response::Result { .. } | Response::Partitions | Response::Blob { .. } => {
+        Response::Result { .. } | Response::Fetching { .. } | Response::Blob { .. } => {
             Channel::Body(Box::new(Body::new(stream)))
         }
         _ => Channel::Frames(stream),
@@ -329,6 +388,12 @@ impl Exchange {
         }
     }
 
+    /// The next response of a node that reports as things happen; nothing if it is silent, or lost: whether it is alive
+    /// shows when it is asked anew.
+    pub(crate) async fn response_in_time(&mut self) -> Option<Response> {
+        tokio::time::timeout(SILENCE, self.next_response()).await.ok()?.ok()
+    }
+
     /// The next piece of the answer's body; nothing at its end.
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Lost> {
         match &mut self.channel {
@@ -345,6 +410,14 @@ impl Exchange {
                 let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX);
                 Ok(body.read_all(limit).await?.into())
             }
+        }
+    }
+
+    /// The Arrow IPC files that [`Response::Fetching`] has announced.
+    pub(crate) async fn read_files(&mut self, segments: &[(u64, u64)]) -> Result<Vec<Bytes>, Lost> {
+        match &mut self.channel {
+            Channel::Frames(_) => Err(CallError::Ended.into()),
+            Channel::Body(body) => Ok(read_checked(body, segments).await?),
         }
     }
 

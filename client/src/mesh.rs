@@ -162,7 +162,7 @@ impl Mesh {
         Job::named(self.clone(), id)
     }
 
-    pub(crate) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
     }
 

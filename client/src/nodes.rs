@@ -1,8 +1,9 @@
 //! Which nodes a driver knows, and in what order it tries them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use floe_protocol::message::Status;
+use floe_protocol::{NodeId, NodeInfo};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
@@ -17,18 +18,25 @@ const MAX_ADDRESSES: usize = 256;
 pub(crate) struct Nodes {
     given: Vec<Multiaddr>,
     order: VecDeque<Multiaddr>,
+    /// Where each member can be dialled, by what it says.
+    members: BTreeMap<NodeId, Vec<Multiaddr>>,
 }
 
 impl Nodes {
     /// Knows only what the user gave.
     pub(crate) fn new(given: Vec<Multiaddr>) -> Self {
         let order = given.iter().take(MAX_ADDRESSES).cloned().collect();
-        Self { given, order }
+        Self { given, order, members: BTreeMap::new() }
     }
 
     /// Every address, the next to try first.
     pub(crate) fn candidates(&self) -> Vec<Multiaddr> {
         self.order.iter().cloned().collect()
+    }
+
+    /// Where a member can be dialled.
+    pub(crate) fn addresses_of(&self, node: NodeId) -> Vec<Multiaddr> {
+        self.members.get(&node).cloned().unwrap_or_default()
     }
 
     /// The node at this address answered: it is tried first from now on.
@@ -49,13 +57,13 @@ impl Nodes {
     /// Takes over what a node says of the mesh's members: living ones are added, gone ones forgotten. The order
     /// among those already known stays.
     pub(crate) fn learn(&mut self, status: &Status) {
+        let addresses = |info: &NodeInfo| -> Vec<Multiaddr> {
+            info.member.addresses.iter().filter_map(|address| address.parse().ok()).collect()
+        };
+        let members = status.nodes.iter().take(MAX_ADDRESSES);
+        self.members = members.map(|info| (info.member.id, addresses(info))).collect();
         let (living, silent): (Vec<_>, Vec<_>) = status.nodes.iter().partition(|node| node.alive);
-        let told: Vec<Multiaddr> = living
-            .into_iter()
-            .chain(silent)
-            .flat_map(|node| &node.member.addresses)
-            .filter_map(|address| address.parse().ok())
-            .collect();
+        let told: Vec<Multiaddr> = living.into_iter().chain(silent).flat_map(addresses).collect();
         let given = &self.given;
         self.order.retain(|known| given.contains(known) || told.contains(known));
         for address in told {
@@ -79,7 +87,7 @@ fn same_place(one: &Multiaddr, other: &Multiaddr) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use floe_protocol::{Load, Member, NodeId, NodeInfo, NodeRole};
+    use floe_protocol::{Load, Member, NodeRole};
 
     use super::*;
 
@@ -117,6 +125,8 @@ mod tests {
         assert_eq!(nodes.candidates(), [address(2), address(3), address(1)]);
         nodes.learn(&status(&[(3, true), (4, true)]));
         assert_eq!(nodes.candidates(), [address(3), address(1), address(4)], "2 left the mesh");
+        assert_eq!(nodes.addresses_of(NodeId(4)), [address(4)]);
+        assert_eq!(nodes.addresses_of(NodeId(2)), []);
     }
 
     #[test]
@@ -132,6 +142,6 @@ mod tests {
         let mut nodes = Nodes::new(vec![address(1)]);
         let many: Vec<_> = (2..2000).map(|port| (port, true)).collect();
         nodes.learn(&status(&many));
-        assert_eq!(nodes.candidates().len(), MAX_ADDRESSES);
+        assert_eq!((nodes.candidates().len(), nodes.members.len()), (MAX_ADDRESSES, MAX_ADDRESSES));
     }
 }

@@ -7,28 +7,25 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch};
 use arrow_ipc::reader::StreamReader;
 use arrow_schema::{ArrowError, DataType};
-use bytes::{Buf, Bytes, BytesMut};
-use floe_protocol::message::{Request, Response};
-use floe_protocol::{Failure, JobPhase};
-use floe_transport::BodyError;
-use futures::Stream;
+use bytes::Bytes;
+use floe_protocol::arrow_file::stream_of;
+use floe_protocol::message::{Made, Request, Response};
+use floe_protocol::{Failure, JobPhase, NodeId, StageId, TaskId};
+use floe_transport::{BodyError, Connection};
 use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::link::{Exchange, Lost, is_excuse};
+use crate::link::{Exchange, Lost, ask_once, is_excuse};
 use crate::patience::Patience;
 
 /// The one column of a partition that is no frame but one object, in its one row, as bytes that only the function
 /// and its driver understand.
 pub const OBJECT_COLUMN: &str = "__floe_object__";
 
-/// What stands before each partition: its length.
-const HEAD_BYTES: usize = 8;
-
-/// How much room is made for a partition on the word of its sender alone. Beyond it the room grows only with bytes that
-/// really came.
-const MAX_PREALLOCATED_BYTES: usize = 64 << 20;
+/// How many partitions are fetched at once: each is held whole.
+const READ_AHEAD: usize = 2;
 
 /// A job's result, made by [`Job::partitions`]: each item is one partition, in order, as an Arrow IPC stream with
 /// its own schema. It goes on through another node when the one it comes from is lost.
@@ -36,11 +33,16 @@ pub struct PartitionStream(BoxStream<'static, Result<Bytes>>);
 
 impl PartitionStream {
     pub(crate) fn new(job: Job) -> Self {
-        let patience = job.patience();
-        let arriving = Arriving { job, next: 0, source: None, patience };
-        Self(Box::pin(futures::stream::try_unfold(arriving, |mut arriving| async move {
-            Ok(arriving.next().await?.map(|partition| (partition, arriving)))
-        })))
+        let placements = Placements { patience: job.patience(), job: job.clone(), next: 0, exchange: None };
+        let placements = futures::stream::try_unfold(placements, |mut placements| async move {
+            Ok(placements.next().await?.map(|placement| (placement, placements)))
+        });
+        // A failure waits for its turn too: what was made before it is given out before it.
+        let fetched = placements.map(move |placement: Result<Placement>| {
+            let job = job.clone();
+            async move { placement?.fetch(&job).await }
+        });
+        Self(fetched.buffered(READ_AHEAD).boxed())
     }
 }
 
@@ -58,108 +60,138 @@ impl std::fmt::Debug for PartitionStream {
     }
 }
 
-/// A result under way.
-struct Arriving {
+/// Where the partitions of a job lie, each as soon as it is made.
+struct Placements {
     job: Job,
     /// The partition that comes next.
     next: u32,
-    source: Option<Source>,
+    exchange: Option<Exchange>,
     patience: Patience,
 }
 
-/// One body being read.
-struct Source {
-    exchange: Exchange,
-    /// What came of it and was not used yet.
-    rest: Bytes,
+/// Where one lies.
+struct Placement {
+    partition: u32,
+    stage: StageId,
+    nodes: Vec<NodeId>,
+    /// It itself, if it has no rows and its columns are known.
+    empty: Option<Bytes>,
 }
 
-impl Arriving {
-    /// The next partition; nothing after the last one. One that breaks off is asked for again, as a whole.
-    async fn next(&mut self) -> Result<Option<Bytes>> {
+impl Placements {
+    /// The next one; nothing after the last.
+    async fn next(&mut self) -> Result<Option<Placement>> {
         loop {
-            let mut source = match self.source.take() {
-                Some(source) => source,
-                None => self.ask().await?,
-            };
-            match source.next().await {
-                Ok(Some(partition)) => {
-                    self.patience.renew();
-                    self.next += 1;
-                    self.source = Some(source);
-                    return Ok(Some(partition));
+            let (response, exchange) = match self.exchange.take() {
+                Some(mut exchange) => match exchange.response_in_time().await {
+                    Some(response) => {
+                        // Only what follows the first answer is progress: to begin is no merit.
+                        self.patience.renew();
+                        (response, exchange)
+                    }
+                    None => continue,
+                },
+                None => {
+                    let request = Request::Partitions { id: self.job.id(), from_partition: self.next };
+                    self.job.ask_within(&request, &mut self.patience).await?
                 }
-                Ok(None) => {
+            };
+            match response {
+                Response::Made(Made::Here { stage, placed, schema }) => {
+                    self.exchange = Some(exchange);
+                    let partition = self.next;
+                    self.next += 1;
+                    let empty = (placed.meta.rows() == 0 && !schema.is_empty()).then_some(schema);
+                    return Ok(Some(Placement { partition, stage, nodes: placed.nodes, empty }));
+                }
+                Response::Made(Made::NotYet) => self.exchange = Some(exchange),
+                Response::Made(Made::Beyond) => {
                     self.job.saw_end();
                     return Ok(None);
                 }
-                Err(Lost::Body(BodyError::Failed(failure))) => self.failed(failure).await?,
-                Err(lost) => self.broke_off(source.exchange.address(), lost.to_string()).await?,
+                Response::Failed(failure) => match reason(&self.job, failure).await {
+                    Error::Failure(failure) if is_excuse(&failure) && self.patience.pause().await => {}
+                    error => return Err(error),
+                },
+                other => return Err(exchange.unexpected(&other)),
             }
-        }
-    }
-
-    /// What the end of its sender means: that of the job, or another try.
-    async fn failed(&mut self, failure: Failure) -> Result<()> {
-        let job = self.job.id();
-        match self.job.status().await?.phase {
-            JobPhase::Failed(failure) => Err(Error::JobFailed { job, failure }),
-            JobPhase::Cancelled => Err(Error::JobCancelled { job }),
-            JobPhase::Running | JobPhase::Succeeded if is_excuse(&failure) && self.patience.pause().await => {
-                Ok(())
-            }
-            JobPhase::Running | JobPhase::Succeeded => Err(Error::Failure(failure)),
-        }
-    }
-
-    /// Waits before the next try.
-    async fn broke_off(&mut self, address: String, reason: String) -> Result<()> {
-        tracing::debug!(address, reason, "a result broke off");
-        if self.patience.pause().await {
-            return Ok(());
-        }
-        Err(Error::Unreachable { tried: vec![(address, reason)], waited: self.patience.waited() })
-    }
-
-    async fn ask(&mut self) -> Result<Source> {
-        let request = Request::Partitions { id: self.job.id(), from_partition: self.next };
-        let (response, exchange) = self.job.ask_within(&request, &mut self.patience).await?;
-        match response {
-            Response::Partitions => Ok(Source { exchange, rest: Bytes::new() }),
-            other => Err(exchange.unexpected(&other)),
         }
     }
 }
 
-impl Source {
-    async fn next(&mut self) -> Result<Option<Bytes>, Lost> {
-        if self.rest.is_empty() {
-            let Some(chunk) = self.exchange.next_chunk().await? else { return Ok(None) };
-            self.rest = chunk;
+impl Placement {
+    /// Fetches the partition from where it lies, or else by way of the node that the driver is connected to, which
+    /// also has it made again if it was lost.
+    async fn fetch(self, job: &Job) -> Result<Bytes> {
+        if let Some(empty) = self.empty {
+            return Ok(empty);
         }
-        let length = self.take(HEAD_BYTES).await?.get_u64();
-        let Ok(length) = usize::try_from(length) else {
-            return Err(BodyError::Malformed(format!("a partition of {length} bytes")).into());
-        };
-        Ok(Some(self.take(length).await?))
-    }
-
-    /// The next bytes, so many.
-    async fn take(&mut self, length: usize) -> Result<Bytes, Lost> {
-        if length <= self.rest.len() {
-            return Ok(self.rest.split_to(length));
-        }
-        let mut taken = BytesMut::with_capacity(length.min(MAX_PREALLOCATED_BYTES));
-        loop {
-            let wanted = (length - taken.len()).min(self.rest.len());
-            taken.extend_from_slice(&self.rest.split_to(wanted));
-            if taken.len() == length {
-                return Ok(taken.freeze());
+        if let Some(holder) = job.mesh().link().holder(&self.nodes) {
+            let partition = TaskId { job: job.id(), stage: self.stage, partition: self.partition };
+            match fetch_from(&holder, partition).await {
+                Ok(partition) => return Ok(partition),
+                Err(lost) => {
+                    tracing::debug!(%partition, address = %holder.address(), %lost, "not had directly");
+                    if !matches!(lost, Lost::Body(BodyError::Failed(_))) {
+                        job.mesh().link().leave_holder(&holder);
+                    }
+                }
             }
-            let ended = || BodyError::Malformed("it ended within a partition".to_owned());
-            self.rest = self.exchange.next_chunk().await?.ok_or_else(ended)?;
+        }
+        relayed(job, self.partition).await
+    }
+}
+
+async fn fetch_from(holder: &Connection, partition: TaskId) -> Result<Bytes, Lost> {
+    match ask_once(holder, &Request::Fetch { partition, bucket: None }, &[]).await? {
+        (Response::Fetching { segments }, exchange) => read(exchange, &segments).await,
+        (Response::Failed(failure), _) => Err(BodyError::Failed(failure).into()),
+        (other, _) => Err(BodyError::Malformed(format!("it is not an answer to a fetch: {other:?}")).into()),
+    }
+}
+
+/// Why something about a job failed: that is what the job failed of, if it has.
+async fn reason(job: &Job, failure: Failure) -> Error {
+    match job.status().await.map(|status| status.phase) {
+        Ok(JobPhase::Failed(failure)) => Error::JobFailed { job: job.id(), failure },
+        Ok(JobPhase::Cancelled) => Error::JobCancelled { job: job.id() },
+        Ok(JobPhase::Running | JobPhase::Succeeded) => Error::Failure(failure),
+        Err(error) => error,
+    }
+}
+
+/// A partition by way of any node. If it breaks off it is asked for again, as a whole.
+async fn relayed(job: &Job, partition: u32) -> Result<Bytes> {
+    let request = Request::Partition { id: job.id(), partition };
+    let mut patience = job.patience();
+    loop {
+        let (response, exchange) = match job.ask_within(&request, &mut patience).await {
+            Ok(answer) => answer,
+            Err(Error::Failure(failure)) => return Err(reason(job, failure).await),
+            Err(error) => return Err(error),
+        };
+        let Response::Fetching { segments } = response else { return Err(exchange.unexpected(&response)) };
+        let address = exchange.address();
+        match read(exchange, &segments).await {
+            Ok(partition) => return Ok(partition),
+            Err(lost) => {
+                tracing::debug!(address, %lost, "a partition broke off");
+                if !patience.pause().await {
+                    let tried = vec![(address, lost.to_string())];
+                    return Err(Error::Unreachable { tried, waited: patience.waited() });
+                }
+            }
         }
     }
+}
+
+/// The files of an answer as the streams that they hold.
+async fn read(mut exchange: Exchange, segments: &[(u64, u64)]) -> Result<Bytes, Lost> {
+    let files = exchange.read_files(segments).await?;
+    let streams: std::result::Result<Vec<_>, _> = files.iter().map(stream_of).collect();
+    let mut streams = streams.map_err(|error| BodyError::Malformed(error.to_string()))?;
+    // A copy is needed only where there is not exactly one.
+    Ok(if streams.len() == 1 { streams.remove(0) } else { streams.concat().into() })
 }
 
 /// The batches of one partition, as [`Job::partitions`] gives it.

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use floe_protocol::JobStatus;
 use floe_protocol::message::{Request, Response};
@@ -13,10 +12,6 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::link::Exchange;
 use crate::patience::Patience;
-
-/// After how long without a status the question is asked again. A job may well not change for longer, but a
-/// node that hangs would otherwise keep its watchers waiting for ever.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// The statuses of one job, made by [`Job::watch`]: the present one, then one at every change, the last one
 /// terminal.
@@ -72,10 +67,9 @@ impl Source {
     async fn answer(&mut self) -> Result<JobStatus> {
         loop {
             let (response, exchange) = match self.exchange.take() {
-                Some(mut exchange) => match tokio::time::timeout(SILENCE, exchange.next_response()).await {
-                    Ok(Ok(response)) => (response, exchange),
-                    // The node is silent, or lost: whether it is alive shows when it is asked anew.
-                    Ok(Err(_)) | Err(_) => continue,
+                Some(mut exchange) => match exchange.response_in_time().await {
+                    Some(response) => (response, exchange),
+                    None => continue,
                 },
                 None => {
                     let request = Request::Watch { id: self.job.id() };

@@ -8,7 +8,7 @@
 //!   execute     worker                tasks, off the async threads; functions in processes of their own
 //!   store       store                 partitions in memory and on disk
 //!   stream      stream                partitions between nodes
-//!   collect     calls                 results to drivers
+//!   collect     results               results to drivers
 //! ```
 //!
 //! Beside it stand `session`, a driver's many short calls, and `blobs`, the code and objects that functions need.
@@ -26,11 +26,13 @@ pub mod data_dir;
 pub mod embedded;
 pub mod fault;
 pub mod formation;
+pub mod job_status;
 pub mod log_file;
 pub mod logs;
 pub mod mailbox;
 pub mod node;
 pub mod recovery;
+pub mod results;
 pub mod session;
 pub mod store;
 pub mod stream;

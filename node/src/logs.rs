@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::job_status;
 use crate::mailbox::{Ask, Mailbox};
 use crate::worker::task_logs::TaskLogs;
 
@@ -44,14 +45,8 @@ pub async fn serve(
     wanted: Wanted,
     gather: bool,
 ) -> Result<(), Failure> {
-    let known = mailbox.ask(|reply| Ask::Job(wanted.job, reply)).await?.is_some();
-    if gather && !known {
-        // This node may merely be behind.
-        mailbox.current().await?;
-        if mailbox.ask(|reply| Ask::Job(wanted.job, reply)).await?.is_none() {
-            let failure = Failure::NoSuchJob { job: wanted.job };
-            return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
-        }
+    if gather && let Err(failure) = job_status::exists(mailbox, wanted.job).await {
+        return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
     }
     let (pieces, mut received) = mpsc::channel(PIECES);
     let mut sources = JoinSet::new();

@@ -39,8 +39,9 @@ pub enum Ask {
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
     Outputs(JobId, oneshot::Sender<Option<Outputs>>),
-    /// Where a partition of a job's result lies as far as this node knows, and who leads and may know more.
-    Made(JobId, u32, oneshot::Sender<(Made, Option<NodeId>)>),
+    /// Where a partition of a job's result lies as far as this node knows, or why it never will; and who leads and
+    /// may know more.
+    Made(JobId, u32, oneshot::Sender<(Result<Made, Failure>, Option<NodeId>)>),
     /// Make this node a member, if this node leads.
     Join(Member, oneshot::Sender<Proposed>),
     /// A result partition could not be had from a node that should hold it.

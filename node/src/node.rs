@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use floe_consensus::participant::{self, Action, CarryOnError, Order, Participant};
 use floe_consensus::replica::{self, TICK_MS};
+use floe_consensus::state_machine::Job;
 use floe_consensus::{Command, Entry, Event as Applied, ProposeError, Replica};
 use floe_network::{Event as NetworkEvent, Hint, Network};
 use floe_protocol::job::TaskRun;
@@ -22,7 +23,7 @@ use floe_protocol::message::{Inventory, Made, Report, Status};
 use floe_protocol::version::FLOE_VERSION;
 use floe_protocol::{
     Era, Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
-    PeerMessage, RequestId, TaskId,
+    PeerMessage, Placed, RequestId, StageGraph, TaskId,
 };
 use floe_transport::{MeshKey, Refusal, node_id};
 use libp2p::Multiaddr;
@@ -38,6 +39,7 @@ use crate::data_dir::{self, DataDir};
 use crate::formation;
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
 use crate::stream::Streams;
@@ -143,10 +145,12 @@ impl Node {
         let worker = Worker::start(config, store.clone(), hosts, streams.clone(), reports);
         let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
         let sessions = Sessions::new(mailbox.clone(), worker.clone());
+        let results = Results::new(mailbox.clone(), streams.clone());
         let calls = Calls {
             mailbox: mailbox.clone(),
             submitter,
             streams,
+            results,
             store: store.clone(),
             blobs,
             sessions: sessions.clone(),
@@ -741,33 +745,37 @@ impl Loop {
         }
     }
 
-    fn made(&self, id: JobId, partition: u32) -> Made {
-        let job = self.participant.state().job(id).filter(|job| job.phase == JobPhase::Succeeded);
-        let Some(work) = job.and_then(|job| job.work.as_ref()) else {
-            let scheduler = self.participant.scheduler();
-            return scheduler.map_or(Made::NotYet, |scheduler| scheduler.made(id, partition));
+    fn made(&self, id: JobId, partition: u32) -> Result<Made, Failure> {
+        let no_such_job = Failure::NoSuchJob { job: id };
+        let job = self.participant.state().job(id).ok_or(no_such_job.clone())?;
+        match &job.phase {
+            JobPhase::Running => {
+                let scheduler = self.participant.scheduler();
+                return Ok(scheduler.map_or(Made::NotYet, |scheduler| scheduler.made(id, partition)));
+            }
+            JobPhase::Failed(failure) => return Err(failure.clone()),
+            JobPhase::Cancelled => return Err(Failure::Cancelled),
+            JobPhase::Succeeded => {}
+        }
+        // One that was released has nothing.
+        let (graph, placed) = result_of(job).ok_or(no_such_job)?;
+        let (Some(stage), Some(placed)) = (graph.stages.last(), placed.get(partition as usize)) else {
+            return Ok(Made::Beyond);
         };
-        let (Some(stage), Some(Some(outputs))) = (work.graph.stages.last(), work.outputs.last()) else {
-            return Made::NotYet;
-        };
-        let placed = outputs.get(partition as usize).cloned();
-        placed.map_or(Made::Beyond, |placed| Made::Here {
-            stage: stage.id,
-            placed,
-            schema: work.graph.schema.clone(),
-        })
+        Ok(Made::Here { stage: stage.id, placed: placed.clone(), schema: graph.schema.clone() })
     }
 
     fn outputs(&self, id: JobId) -> Option<Outputs> {
-        let job = self.participant.state().job(id)?;
-        if job.phase != JobPhase::Succeeded {
-            return None;
-        }
-        let work = job.work.as_ref()?;
-        let stage = work.graph.stages.last()?.id;
-        let partitions = work.outputs.last()?.clone()?;
-        Some(Outputs { stage, schema: work.graph.schema.clone(), partitions })
+        let (graph, placed) = result_of(self.participant.state().job(id)?)?;
+        let stage = graph.stages.last()?.id;
+        Some(Outputs { stage, schema: graph.schema.clone(), partitions: placed.to_vec() })
     }
+}
+
+/// The graph of a succeeded job, and where its last stage's partitions lie.
+fn result_of(job: &Job) -> Option<(&StageGraph, &[Placed])> {
+    let work = job.work.as_ref().filter(|_| job.phase == JobPhase::Succeeded)?;
+    Some((&work.graph, work.outputs.last()?.as_deref()?))
 }
 
 fn random_id() -> Result<u128, Error> {

@@ -1,18 +1,20 @@
-//! Partitions on their way: served to peers, fetched from them, and relayed to drivers as results.
+//! Partitions on their way: from this node's store and from the peers that hold them.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use floe_network::Network;
 use floe_protocol::message::Segment;
 use floe_protocol::{Failure, NodeId, OutputMeta, Request, Response, TaskId};
 use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::{Body, BodyError, send_body};
+use floe_transport::files::read_checked;
+use floe_transport::stream::{Body, send_body};
 use futures::future::BoxFuture;
-use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
+use futures::{TryStreamExt, stream};
+use libp2p::Stream;
 use tokio::time::timeout;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::store::Store;
 use crate::worker::Inputs;
@@ -23,9 +25,19 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest chunk handed to a bulk stream at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// How much room is made for a file on the word of its sender alone. Beyond it the room grows only with bytes that
-/// really came.
-const MAX_PREALLOCATED_BYTES: usize = 64 << 20;
+/// A partition's Arrow IPC files, in this node's store or on their way here.
+pub struct Found {
+    node: NodeId,
+    partition: TaskId,
+    /// The XXH3-64 of each file and its length.
+    segments: Vec<(u64, u64)>,
+    source: Source,
+}
+
+enum Source {
+    Here(Vec<Bytes>),
+    Peer(Box<Body<Stream>>),
+}
 
 /// Gets partitions from this node's store or from the peers that hold them.
 #[derive(Clone, Debug)]
@@ -42,95 +54,89 @@ impl Streams {
 
     /// A segment's Arrow IPC files, from this node if it holds them, else from the first holder that does.
     pub async fn fetch_segment(&self, segment: &Segment) -> Result<Vec<Bytes>, Failure> {
-        let mut failure = Failure::InputLost {
-            partition: segment.partition,
-            node: segment.nodes.first().copied().unwrap_or(self.network.node()),
-        };
-        let here = self.network.node();
-        let local_first = segment.nodes.iter().filter(|n| **n == here);
-        let others = segment.nodes.iter().filter(|n| **n != here);
-        for node in local_first.chain(others).copied() {
-            let found = if node == here {
-                self.fetch_local(segment.partition, segment.bucket).await
-            } else {
-                self.fetch_remote(node, segment.partition, segment.bucket).await
-            };
-            match found {
+        let mut failure = self.lost(segment);
+        for node in self.holders(segment) {
+            let read = async { self.find_at(node, segment).await?.read().await };
+            match read.await {
                 Ok(files) => return Ok(files),
-                Err(error) => {
-                    tracing::info!(partition = %segment.partition, %node, %error, "partition not had");
-                    failure = Failure::InputLost { partition: segment.partition, node };
-                }
+                Err(error) => failure = passed_over(segment, node, &error),
             }
         }
         Err(failure)
     }
 
-    async fn fetch_local(&self, partition: TaskId, bucket: Option<u32>) -> Result<Vec<Bytes>, Failure> {
-        let store = self.store.clone();
-        let found = tokio::task::spawn_blocking(move || store.get(partition, bucket))
-            .await
-            .map_err(Failure::internal)??;
-        Ok(found.into_iter().map(|segment| segment.bytes).collect())
+    /// The same before it has been read, for somebody else.
+    pub async fn find(&self, segment: &Segment) -> Result<Found, Failure> {
+        let mut failure = self.lost(segment);
+        for node in self.holders(segment) {
+            match self.find_at(node, segment).await {
+                Ok(found) => return Ok(found),
+                Err(error) => failure = passed_over(segment, node, &error),
+            }
+        }
+        Err(failure)
     }
 
-    async fn fetch_remote(
-        &self,
-        node: NodeId,
-        partition: TaskId,
-        bucket: Option<u32>,
-    ) -> Result<Vec<Bytes>, Failure> {
-        let unreachable = |error: &dyn std::fmt::Display| Failure::Unavailable {
-            message: format!("node {node} does not send partition {partition}: {error}"),
-        };
-        let begin = async {
-            let mut stream = self.network.open(node).await.map_err(|error| unreachable(&error))?;
-            write_frame(&mut stream, &Request::Fetch { partition, bucket })
-                .await
-                .map_err(|error| unreachable(&error))?;
-            let response: Response = read_frame(&mut stream).await.map_err(|error| unreachable(&error))?;
-            Ok::<_, Failure>((stream, response))
-        };
-        let (stream, response) =
-            timeout(FETCH_TIMEOUT, begin).await.map_err(|_| unreachable(&"no answer in time"))??;
-        let segments = match response {
-            Response::Fetching { segments } => segments,
-            Response::Failed(failure) => return Err(failure),
-            other => {
-                return Err(Failure::internal(format!("node {node} answered a fetch with {other:?}")));
+    /// What is true of a segment that nobody holds.
+    fn lost(&self, segment: &Segment) -> Failure {
+        let node = segment.nodes.first().copied().unwrap_or(self.network.node());
+        Failure::InputLost { partition: segment.partition, node }
+    }
+
+    /// A segment's holders, this node first.
+    fn holders(&self, segment: &Segment) -> impl Iterator<Item = NodeId> {
+        let here = self.network.node();
+        let local_first = segment.nodes.iter().filter(move |node| **node == here);
+        let others = segment.nodes.iter().filter(move |node| **node != here);
+        local_first.chain(others).copied()
+    }
+
+    async fn find_at(&self, node: NodeId, segment: &Segment) -> Result<Found, Failure> {
+        if node == self.network.node() {
+            return self.find_here(segment.partition, segment.bucket).await;
+        }
+        let begin = self.ask(node, segment.partition, segment.bucket);
+        let nothing = |_| not_sent(node, segment.partition, &"no answer in time");
+        timeout(FETCH_TIMEOUT, begin).await.map_err(nothing)?
+    }
+
+    async fn find_here(&self, partition: TaskId, bucket: Option<u32>) -> Result<Found, Failure> {
+        let store = self.store.clone();
+        let found = tokio::task::spawn_blocking(move || store.get(partition, bucket));
+        let found = found.await.map_err(Failure::internal)??;
+        let segments = found.iter().map(|segment| (segment.checksum, segment.bytes.len() as u64)).collect();
+        let files = found.into_iter().map(|segment| segment.bytes).collect();
+        Ok(Found { node: self.network.node(), partition, segments, source: Source::Here(files) })
+    }
+
+    async fn ask(&self, node: NodeId, partition: TaskId, bucket: Option<u32>) -> Result<Found, Failure> {
+        let unreachable = |error: &dyn Display| not_sent(node, partition, error);
+        let mut stream = self.network.open(node).await.map_err(|error| unreachable(&error))?;
+        let request = Request::Fetch { partition, bucket };
+        write_frame(&mut stream, &request).await.map_err(|error| unreachable(&error))?;
+        match read_frame(&mut stream).await.map_err(|error| unreachable(&error))? {
+            Response::Fetching { segments } => {
+                let source = Source::Peer(Box::new(Body::new(stream)));
+                Ok(Found { node, partition, segments, source })
             }
-        };
-        let lengths = segments.iter().map(|(_, length)| *length);
-        let files = read_files(stream, lengths).await.map_err(|error| unreachable(&error))?;
-        let intact = files.iter().zip(&segments).all(|(file, (checksum, _))| xxh3_64(file) == *checksum);
-        if intact { Ok(files) } else { Err(unreachable(&"its checksum does not fit")) }
+            Response::Failed(failure) => Err(failure),
+            other => Err(Failure::internal(format!("node {node} answered a fetch with {other:?}"))),
+        }
     }
 
     /// Answers [`Request::Fetch`].
-    pub async fn serve_fetch<S>(
+    pub async fn serve_fetch(
         &self,
-        mut stream: S,
+        mut stream: Stream,
         partition: TaskId,
         bucket: Option<u32>,
-    ) -> Result<(), Failure>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
-        let store = self.store.clone();
-        let found = tokio::task::spawn_blocking(move || store.get(partition, bucket))
-            .await
-            .map_err(Failure::internal)?;
-        let found = match found {
-            Ok(found) => found,
+    ) -> Result<(), Failure> {
+        match self.find_here(partition, bucket).await {
+            Ok(found) => found.send(&mut stream).await,
             Err(failure) => {
-                return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
+                write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal)
             }
-        };
-        let segments = found.iter().map(|s| (s.checksum, s.bytes.len() as u64)).collect();
-        write_frame(&mut stream, &Response::Fetching { segments }).await.map_err(Failure::internal)?;
-        let chunks = found.into_iter().flat_map(|segment| chunks_of(segment.bytes)).map(Ok);
-        send_body(&mut stream, stream::iter(chunks)).await.map_err(Failure::internal)?;
-        Ok(())
+        }
     }
 
     /// Gives another node a copy of a partition that this one holds.
@@ -158,82 +164,41 @@ impl Inputs for Streams {
     }
 }
 
-/// Why a body did not hold the files it should.
-#[derive(Debug, thiserror::Error)]
-pub enum FilesError {
-    /// It broke off.
-    #[error(transparent)]
-    Body(#[from] BodyError),
-    /// Less came than was announced.
-    #[error("its stream ended early")]
-    Short,
-    /// More came than was announced.
-    #[error("its stream is longer than it said")]
-    Long,
-}
-
-/// A body that holds files whose lengths are known, one after the other.
-pub struct Files<S> {
-    body: Body<S>,
-    rest: Bytes,
-    ended: bool,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Files<S> {
-    /// The files of the body that begins here.
-    pub fn new(stream: S) -> Self {
-        Self { body: Body::new(stream), rest: Bytes::new(), ended: false }
+impl Found {
+    /// Reads its files, and makes sure that they are what was stored.
+    async fn read(self) -> Result<Vec<Bytes>, Failure> {
+        match self.source {
+            Source::Here(files) => Ok(files),
+            Source::Peer(mut body) => read_checked(&mut body, &self.segments)
+                .await
+                .map_err(|error| not_sent(self.node, self.partition, &error)),
+        }
     }
 
-    /// The next file, of so many bytes.
-    pub async fn next(&mut self, length: u64) -> Result<Bytes, FilesError> {
-        let room = usize::try_from(length).unwrap_or(MAX_PREALLOCATED_BYTES).min(MAX_PREALLOCATED_BYTES);
-        let mut file = BytesMut::with_capacity(room);
-        while (file.len() as u64) < length {
-            if self.rest.is_empty() {
-                self.rest = self.body.next().await.ok_or(FilesError::Short)??;
+    /// Answers a fetch with it, piece by piece.
+    pub async fn send(self, stream: &mut Stream) -> Result<(), Failure> {
+        let Self { node, partition, segments, source } = self;
+        write_frame(stream, &Response::Fetching { segments }).await.map_err(Failure::internal)?;
+        let sent = match source {
+            Source::Here(files) => {
+                send_body(stream, stream::iter(files.into_iter().flat_map(chunks_of).map(Ok))).await
             }
-            let wanted = (length - file.len() as u64).min(self.rest.len() as u64) as usize;
-            file.extend_from_slice(&self.rest.split_to(wanted));
-        }
-        Ok(file.freeze())
-    }
-
-    /// The body's end, which this acknowledges.
-    pub async fn end(&mut self) -> Result<(), FilesError> {
-        self.ended = true;
-        match self.body.next().await {
-            None if self.rest.is_empty() => Ok(()),
-            Some(Err(error)) => Err(error.into()),
-            None | Some(Ok(_)) => Err(FilesError::Long),
-        }
-    }
-
-    /// Takes what is left, up to so many bytes, without looking at it: its sender listens when it has sent all.
-    pub async fn pass_over(&mut self, mut limit_bytes: u64) {
-        while !self.ended
-            && let Some(Ok(piece)) = self.body.next().await
-        {
-            match limit_bytes.checked_sub(piece.len() as u64) {
-                Some(left_bytes) => limit_bytes = left_bytes,
-                None => self.ended = true,
+            Source::Peer(body) => {
+                send_body(stream, body.map_err(|error| not_sent(node, partition, &error))).await
             }
-        }
+        };
+        sent.map(drop).map_err(Failure::internal)
     }
 }
 
-/// Reads a body that holds files of these lengths, one after the other, to its end.
-pub async fn read_files<S>(stream: S, lengths: impl Iterator<Item = u64>) -> Result<Vec<Bytes>, FilesError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut body = Files::new(stream);
-    let mut files = Vec::new();
-    for length in lengths {
-        files.push(body.next(length).await?);
-    }
-    body.end().await?;
-    Ok(files)
+fn not_sent(node: NodeId, partition: TaskId, error: &dyn Display) -> Failure {
+    Failure::Unavailable { message: format!("node {node} does not send partition {partition}: {error}") }
+}
+
+/// Says why a holder does not help.
+fn passed_over(segment: &Segment, node: NodeId, error: &Failure) -> Failure {
+    tracing::info!(partition = %segment.partition, %node, %error, "partition not had");
+    Failure::InputLost { partition: segment.partition, node }
 }
 
 /// Cuts bytes into chunks without copying them.

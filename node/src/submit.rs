@@ -15,7 +15,7 @@ use floe_protocol::{
 };
 use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::send_body;
+use floe_transport::stream::{Body, send_body};
 use futures::future::join_all;
 use futures::{AsyncRead, AsyncWrite, stream};
 use libp2p::Stream;
@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use crate::config;
 use crate::mailbox::{Ask, Mailbox};
 use crate::store::Store;
-use crate::stream::{Files, Streams, chunks_of};
+use crate::stream::{Streams, chunks_of};
 
 /// The part of a node's memory, over all its slots, that one task's input should take: decoded columns,
 /// hash tables and output are several times their input.
@@ -61,7 +61,7 @@ impl Submitter {
     {
         let decoded = decode_spec(spec.clone()).await?;
         let frames_bytes = function::frames_bytes(&decoded);
-        let mut files = Files::new(stream);
+        let mut files = Body::new(stream);
         let outcome = self.accept(id, decoded, spec, &mut files).await;
         if let Some(bytes) = frames_bytes {
             files.pass_over(bytes).await;
@@ -74,7 +74,7 @@ impl Submitter {
         id: JobId,
         decoded: JobSpec,
         spec: Bytes,
-        files: &mut Files<S>,
+        files: &mut Body<S>,
     ) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -102,7 +102,7 @@ impl Submitter {
             JobKind::Query(query) => self.plan_query(id, query, spec, false).await,
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
-                self.plan_function(id, *job, &status, None::<&mut Files<Stream>>).await
+                self.plan_function(id, *job, &status, None::<&mut Body<Stream>>).await
             }
         }
     }

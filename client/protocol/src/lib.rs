@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod arrow_file;
 pub mod failure;
 pub mod frame;
 pub mod function;

@@ -191,14 +191,22 @@ pub enum Request {
         /// The job.
         id: JobId,
     },
-    /// A job's result, partition by partition as they are made -> [`Response::Partitions`], then those from
-    /// `from_partition` on as a bulk body: of each its length, a big-endian `u64`, and an Arrow IPC stream of its own.
-    /// The body ends with the last partition, and fails if the job does.
+    /// Where the partitions of a job's result lie, each as soon as it is made -> [`Response::Made`], repeatedly:
+    /// [`Made::Here`] for each from `from_partition` on, [`Made::NotYet`] every few seconds while the next one is
+    /// waited for, [`Made::Beyond`] after the last; or the job's failure.
     Partitions {
         /// The job.
         id: JobId,
         /// The first partition wanted, from 0.
         from_partition: u32,
+    },
+    /// One partition of a job's result, by way of this node -> as to [`Request::Fetch`]. If its holders have lost
+    /// it, it is made again first.
+    Partition {
+        /// The job.
+        id: JobId,
+        /// Which one, from 0.
+        partition: u32,
     },
     /// Of nodes: where a partition of a job's result lies, as far as the leader knows -> [`Response::Made`].
     Made {
@@ -281,7 +289,7 @@ pub enum Request {
         /// Its size by bucket.
         meta: OutputMeta,
     },
-    /// Node to node: send these segments -> [`Response::Fetching`], then their bytes as a bulk body.
+    /// To a node that holds them: send these segments -> [`Response::Fetching`], then their bytes as a bulk body.
     Fetch {
         /// The partition.
         partition: TaskId,
@@ -356,13 +364,11 @@ pub enum Response {
         /// Rows and bytes of each partition, from partition 0.
         partitions: Vec<OutputMeta>,
     },
-    /// To [`Request::Partitions`]: a body follows.
-    Partitions,
-    /// To [`Request::Made`].
+    /// To [`Request::Partitions`] and [`Request::Made`].
     Made(Made),
     /// To [`Request::Inspect`], in the order asked.
     Inspected(Vec<Inspected>),
-    /// To [`Request::Fetch`]: a body follows.
+    /// To [`Request::Fetch`] and [`Request::Partition`]: a body of Arrow IPC files follows.
     Fetching {
         /// XXH3-64 of each segment to come and its length in bytes, in order.
         segments: Vec<(u64, u64)>,
@@ -402,7 +408,8 @@ pub enum Made {
         stage: StageId,
         /// Where it lies, and its size.
         placed: Placed,
-        /// The result's columns, as an Arrow IPC stream without batches; empty if only partitions tell theirs.
+        /// The result's columns, as an Arrow IPC stream without batches; empty if only partitions tell theirs. To
+        /// a driver it is told of a partition without rows only, which need not be fetched then.
         schema: Bytes,
     },
     /// It is still to be made, as far as is known.

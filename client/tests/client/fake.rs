@@ -3,20 +3,25 @@
 use std::sync::{Arc, Mutex};
 
 use arrow_array::{Array, Int64Array, RecordBatch};
-use arrow_ipc::writer::StreamWriter;
+use arrow_ipc::writer::{FileWriter, StreamWriter};
 use arrow_schema::{DataType, Field, Schema};
+use bytes::Bytes;
 use floe_client::{JobId, JobPhase, JobStatus, Mesh, MeshKey, NodeId, NodeInfo, NodeRole, Status};
 use floe_protocol::graph::BucketMeta;
-use floe_protocol::{Load, Member, OutputMeta, Request, Response};
+use floe_protocol::message::Made;
+use floe_protocol::{Load, Member, OutputMeta, Placed, Request, Response, StageId};
 use floe_transport::admission::Roster;
 use floe_transport::substreams::{self, Offer};
-use floe_transport::{CALL, Credentials, Role, Stream, read_frame, transport, write_frame};
+use floe_transport::{
+    CALL, Credentials, Role, Stream, node_id, read_frame, send_body, transport, write_frame,
+};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use libp2p::Swarm;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use tokio::task::JoinHandle;
+use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) const JOB: JobId = JobId(7);
 
@@ -25,6 +30,7 @@ type Answer = Arc<dyn Fn(Request, Stream) -> BoxFuture<'static, ()> + Send + Syn
 /// A node that answers by a script. Dropping it breaks its connections.
 pub(crate) struct Fake {
     pub(crate) address: String,
+    pub(crate) node: NodeId,
     asked: Arc<Mutex<Vec<Request>>>,
     swarm: JoinHandle<()>,
 }
@@ -45,7 +51,8 @@ impl Fake {
         let offers = vec![Offer { protocol: CALL, to_drivers: true }];
         let (behaviour, mut inbound) = substreams::Behaviour::new(roster, offers);
         let config = libp2p::swarm::Config::with_tokio_executor();
-        let mut swarm = Swarm::new(transport, behaviour, identity.public().to_peer_id(), config);
+        let peer = identity.public().to_peer_id();
+        let mut swarm = Swarm::new(transport, behaviour, peer, config);
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
         let address = loop {
             if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
@@ -71,7 +78,7 @@ impl Fake {
                 }
             }
         });
-        Self { address, asked, swarm }
+        Self { address, node: node_id(&peer), asked, swarm }
     }
 
     pub(crate) fn asked(&self) -> Vec<Request> {
@@ -87,15 +94,20 @@ impl Drop for Fake {
 
 /// The status that tells of nodes at these addresses.
 pub(crate) fn status_of(addresses: &[&str]) -> Response {
-    let nodes = addresses
-        .iter()
-        .enumerate()
-        .map(|(at, address)| NodeInfo {
+    let ids = (1..).map(NodeId);
+    members(ids.zip(addresses.iter().map(|address| (*address).to_owned())))
+}
+
+/// The status that tells of these nodes.
+pub(crate) fn members(nodes: impl IntoIterator<Item = (NodeId, String)>) -> Response {
+    let nodes = nodes
+        .into_iter()
+        .map(|(id, address)| NodeInfo {
             member: Member {
-                id: NodeId(at as u64 + 1),
+                id,
                 peer: String::new(),
                 name: String::new(),
-                addresses: vec![(*address).to_owned()],
+                addresses: vec![address],
                 slots: 1,
                 memory_bytes: 1,
                 version: String::new(),
@@ -134,18 +146,51 @@ pub(crate) async fn say(stream: &mut Stream, response: &Response) {
     let _ = write_frame(stream, response).await;
 }
 
+/// Says that a partition lies on these nodes.
+pub(crate) async fn say_made(stream: &mut Stream, rows: u64, nodes: &[NodeId]) {
+    let placed = Placed { nodes: nodes.to_vec(), meta: meta(rows) };
+    let made = Made::Here { stage: StageId(0), placed, schema: Bytes::new() };
+    say(stream, &Response::Made(made)).await;
+}
+
+/// Answers a fetch: announces one file and sends these bytes for it. If they are too few, no more come.
+pub(crate) async fn send_file(stream: &mut Stream, announced: &[u8], sent: &[u8]) {
+    let segments = vec![(xxh3_64(announced), announced.len() as u64)];
+    say(stream, &Response::Fetching { segments }).await;
+    let body = futures::stream::iter([Ok(Bytes::copy_from_slice(sent))]);
+    // A driver that went away is part of some stories.
+    let _ = if sent.len() < announced.len() {
+        send_body(stream, body.chain(futures::stream::pending())).await
+    } else {
+        send_body(stream, body).await
+    };
+}
+
 /// Never answers: the node hangs until it is dropped.
 pub(crate) async fn hang() {
     std::future::pending::<()>().await;
 }
 
-/// One partition, a batch of each of these rows.
+/// One partition as it is stored.
+pub(crate) fn file(batches: &[&[i64]]) -> Vec<u8> {
+    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+    let mut writer = FileWriter::try_new(Vec::new(), &schema).unwrap();
+    for batch in batches {
+        writer.write(&batch_of(&schema, batch)).unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+fn batch_of(schema: &Arc<Schema>, rows: &[i64]) -> RecordBatch {
+    RecordBatch::try_new(schema.clone(), vec![Arc::new(Int64Array::from(rows.to_vec()))]).unwrap()
+}
+
+/// One partition as it is streamed, a batch of each of these rows.
 pub(crate) fn partition(batches: &[&[i64]]) -> Vec<u8> {
     let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
     let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
-    for rows in batches {
-        let column = Arc::new(Int64Array::from(rows.to_vec()));
-        writer.write(&RecordBatch::try_new(schema.clone(), vec![column]).unwrap()).unwrap();
+    for batch in batches {
+        writer.write(&batch_of(&schema, batch)).unwrap();
     }
     writer.into_inner().unwrap()
 }

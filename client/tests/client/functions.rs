@@ -9,13 +9,13 @@ use floe_client::function::{
     Argument, Frame, Function, FunctionInput, FunctionJob, Host, Limits, MAX_INLINE_BYTES, Payload, Python,
 };
 use floe_client::{
-    AttemptId, Blob, Error, Failure, JobKind, JobPhase, JobSpec, LogChunk, MeshKey, NodeId, StageId,
-    Submission, TaskId, blob_id, read_partition,
+    AttemptId, Blob, Error, JobKind, JobPhase, JobSpec, LogChunk, MeshKey, NodeId, StageId, Submission,
+    TaskId, blob_id,
 };
 use floe_protocol::{JobId, Request, Response, frame};
+use floe_transport::Stream;
 use floe_transport::stream::{Body, send_bytes};
-use floe_transport::{Stream, send_body};
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 
 use crate::fake::{Fake, JOB, connect, hang, job, meta, numbers, partition, say, status_of};
 
@@ -33,15 +33,6 @@ fn words(words: &[&str]) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
-/// Partitions as they are sent one by one: each with its length.
-fn one_by_one(partitions: &[Vec<u8>]) -> Bytes {
-    let headed = partitions.iter().flat_map(|partition| {
-        let length = (partition.len() as u64).to_be_bytes();
-        length.into_iter().chain(partition.iter().copied())
-    });
-    headed.collect()
-}
-
 /// A node that has a succeeded job with these partitions.
 async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
     Fake::start(key, move |request, mut stream| {
@@ -54,82 +45,11 @@ async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
                     let body = partitions[from_partition as usize..].concat();
                     let _ = send_bytes(&mut stream, body.into()).await;
                 }
-                Request::Partitions { from_partition, .. } => {
-                    say(&mut stream, &Response::Partitions).await;
-                    let body = one_by_one(&partitions[from_partition as usize..]);
-                    let _ = send_bytes(&mut stream, body).await;
-                }
                 _ => say(&mut stream, &job(JobPhase::Succeeded)).await,
             }
         }
     })
     .await
-}
-
-#[tokio::test]
-async fn partitions_come_whole_although_their_sender_is_lost_while_others_are_made() {
-    let key = MeshKey::generate();
-    let partitions = || [partition(&[&[1, 2], &[3]]), partition(&[&[4], &[5, 6]]), partition(&[&[7]])];
-    let second = Fake::start(&key, move |request, mut stream| async move {
-        let Request::Partitions { from_partition, .. } = request else {
-            return;
-        };
-        // The lost partition was made anew, and is cut otherwise.
-        let again = [partition(&[]), partition(&[&[4, 5, 6, 60]]), partition(&[&[7]])];
-        say(&mut stream, &Response::Partitions).await;
-        let _ = send_bytes(&mut stream, one_by_one(&again[from_partition as usize..])).await;
-    })
-    .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            match request {
-                Request::Status => say(&mut stream, &status_of(&[&told])).await,
-                _ => {
-                    say(&mut stream, &Response::Partitions).await;
-                    let sent = one_by_one(&partitions()[..2]);
-                    let sent = sent.slice(..sent.len() * 7 / 10);
-                    let body = futures::stream::iter([Ok(sent)]).chain(futures::stream::pending());
-                    let _ = send_body(&mut stream, body).await;
-                }
-            }
-        }
-    })
-    .await;
-    let mesh = connect(&key, &[&first]).await;
-    let mut stream = mesh.job(JOB).partitions();
-    let rows = |partition: &Bytes| -> Vec<i64> {
-        read_partition(partition).unwrap().iter().flat_map(numbers).collect()
-    };
-    assert_eq!(rows(&stream.try_next().await.unwrap().unwrap()), [1, 2, 3]);
-    drop(first);
-    let rest: Vec<_> = stream.map(|partition| rows(&partition.unwrap())).collect().await;
-    assert_eq!(rest, [vec![4, 5, 6, 60], vec![7]]);
-    assert_eq!(second.asked(), [Request::Partitions { id: JOB, from_partition: 1 }]);
-}
-
-#[tokio::test]
-async fn partitions_end_with_what_the_job_failed_of() {
-    let key = MeshKey::generate();
-    // Were it not the job's own end, it would be a reason to ask again.
-    let why = || Failure::Unavailable { message: "the disk is full".to_owned() };
-    let node = Fake::start(&key, move |request, mut stream| async move {
-        match request {
-            Request::Status => say(&mut stream, &status_of(&[])).await,
-            Request::Partitions { .. } => {
-                say(&mut stream, &Response::Partitions).await;
-                let made = one_by_one(&[partition(&[&[1]])]);
-                let _ = send_body(&mut stream, futures::stream::iter([Ok(made), Err(why())])).await;
-            }
-            _ => say(&mut stream, &job(JobPhase::Failed(why()))).await,
-        }
-    })
-    .await;
-    let mut stream = connect(&key, &[&node]).await.job(JOB).partitions();
-    assert!(stream.try_next().await.unwrap().is_some());
-    let error = stream.try_next().await.unwrap_err();
-    assert!(matches!(&error, Error::JobFailed { job: JOB, failure } if *failure == why()), "{error}");
 }
 
 #[tokio::test]
@@ -181,8 +101,6 @@ async fn a_stream_takes_its_schema_from_the_first_partition_and_tells_one_that_d
     let text = "partition 2 of the result does not fit partition 0: \
                 column n is Int64 in partition 0 and Utf8 in partition 2";
     assert_eq!(error.to_string(), text);
-    let partitions: Vec<_> = handle.partitions().try_collect().await.unwrap();
-    assert_eq!(partitions.len(), 3, "one by one they can be had");
 }
 
 #[cfg(feature = "polars")]

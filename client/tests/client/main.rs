@@ -5,4 +5,5 @@
 mod failover;
 mod fake;
 mod functions;
+mod partitions;
 mod sessions;

@@ -7,6 +7,7 @@
 //!   substreams   the libp2p behaviour that opens and accepts a connection's streams
 //!   call         frames: one request, its responses
 //!   stream       bulk bodies: credits, acknowledgement, a sender's failure
+//!   files        bodies of files whose lengths are known
 //!   keepalive    notices a peer that fell silent
 //!   connection   a driver's connection: all of the above behind one handle
 //!   registry     the nodes of this machine, found through a directory
@@ -21,6 +22,7 @@ pub mod admission;
 pub mod call;
 pub mod connection;
 pub mod digest;
+pub mod files;
 pub mod keepalive;
 pub mod registry;
 pub mod stream;

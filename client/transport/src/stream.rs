@@ -8,7 +8,7 @@
 //! A sender may be [`WINDOW_BYTES`] ahead of what the reader has taken. Yamux has windows of its own, but they
 //! grow to a gigabyte a connection, and only an acknowledgement of the reader's own says that the bytes arrived.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -48,6 +48,10 @@ const STAGED_BYTES: usize = 128 << 10;
 /// What a reader makes room for at a time.
 const READ_BYTES: usize = 64 << 10;
 
+/// How much room is made for bytes on the word of their sender alone. Beyond it the room grows only with bytes that
+/// really came.
+const MAX_PREALLOCATED_BYTES: usize = 64 << 20;
+
 /// The longest failure a reader takes.
 const MAX_FAILURE_BYTES: usize = 64 << 10;
 
@@ -71,6 +75,12 @@ pub enum BodyError {
     /// The other side broke the protocol.
     #[error("a transfer cannot be read: {0}")]
     Malformed(String),
+    /// Less came than was announced.
+    #[error("a transfer ended early")]
+    Short,
+    /// More came than was announced.
+    #[error("a transfer is longer than was said")]
+    Long,
     /// The connection broke, or the other side gave up.
     #[error("a transfer broke off: {0}")]
     Io(#[from] io::Error),
@@ -307,7 +317,71 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
         Ok(all)
     }
 
-    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
+    /// The next bytes, exactly so many; nothing if the body ended before the first of them.
+    pub async fn read_exact(&mut self, length: u64) -> Result<Option<Bytes>, BodyError> {
+        let Ok(length) = usize::try_from(length) else {
+            return Err(BodyError::Malformed(format!("{length} bytes in one piece")));
+        };
+        let mut read = BytesMut::zeroed(length.min(MAX_PREALLOCATED_BYTES));
+        let mut have = 0;
+        while have < length {
+            if have == read.len() {
+                read.resize(length.min(2 * have), 0);
+            }
+            match poll_fn(|cx| self.poll_read(cx, &mut read[have..])).await? {
+                0 if have == 0 => return Ok(None),
+                0 => return Err(BodyError::Short),
+                more => have += more,
+            }
+        }
+        Ok(Some(read.freeze()))
+    }
+
+    /// Reads the body's end, which this acknowledges.
+    pub async fn end(&mut self) -> Result<(), BodyError> {
+        match poll_fn(|cx| self.poll_read(cx, &mut [0])).await? {
+            0 => Ok(()),
+            _ => Err(BodyError::Long),
+        }
+    }
+
+    /// Takes what is left, up to so many bytes, without looking at it: its sender listens when it has sent all.
+    pub async fn pass_over(&mut self, mut limit_bytes: u64) {
+        while let Some(Ok(piece)) = self.next().await {
+            match limit_bytes.checked_sub(piece.len() as u64) {
+                Some(left_bytes) => limit_bytes = left_bytes,
+                None => return,
+            }
+        }
+    }
+
+    /// Reads some bytes, at most as many as there is room for; none at the body's end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<Result<usize, BodyError>> {
+        // Whoever asks for the next bytes has taken those before. Grants are lazy, one each half window.
+        if self.ungranted_bytes >= WINDOW_BYTES / 2 {
+            self.outgoing.put_u32(self.ungranted_bytes as u32);
+            self.ungranted_bytes = 0;
+        }
+        if !matches!(self.state, State::Ended)
+            && let Poll::Ready(Err(error)) = self.poll_outgoing(cx)
+        {
+            self.state = State::Ended;
+            return Poll::Ready(Err(error.into()));
+        }
+        if let Poll::Ready(outcome) = self.poll_step(cx, room) {
+            if outcome.is_err() {
+                self.state = State::Ended;
+            }
+            return Poll::Ready(outcome);
+        }
+        let waited = self.patience.with_sender;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(waited)));
+        ready!(deadline.as_mut().poll(cx));
+        self.state = State::Ended;
+        Poll::Ready(Err(BodyError::Stalled { waited }))
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<Result<usize, BodyError>> {
         loop {
             match &mut self.state {
                 State::Header(word) => {
@@ -332,13 +406,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                 }
                 State::Chunk { left_bytes: 0 } => self.state = State::Header(Word::default()),
                 State::Chunk { left_bytes } => {
-                    if self.room.is_empty() {
-                        self.room = BytesMut::zeroed(READ_BYTES);
-                    }
-                    let limit = self.room.len().min(*left_bytes);
+                    let limit = room.len().min(*left_bytes);
                     let mut have = 0;
                     while have < limit {
-                        match Pin::new(&mut self.stream).poll_read(cx, &mut self.room[have..limit])? {
+                        match Pin::new(&mut self.stream).poll_read(cx, &mut room[have..limit])? {
                             Poll::Ready(0) if have == 0 => return Poll::Ready(Err(cut())),
                             Poll::Pending if have == 0 => return Poll::Pending,
                             Poll::Ready(0) | Poll::Pending => break,
@@ -348,7 +419,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                     *left_bytes -= have;
                     self.deadline = None;
                     self.ungranted_bytes += have;
-                    return Poll::Ready(Ok(Some(self.room.split_to(have).freeze())));
+                    return Poll::Ready(Ok(have));
                 }
                 State::FailureLength(word) => {
                     let length = ready!(word.poll(&mut self.stream, cx))? as usize;
@@ -375,7 +446,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                     ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
                     self.state = State::Ended;
                 }
-                State::Ended => return Poll::Ready(Ok(None)),
+                State::Ended => return Poll::Ready(Ok(0)),
             }
         }
     }
@@ -396,28 +467,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Body<S> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        // Whoever asks for the next piece has taken the one before. Grants are lazy, one each half window.
-        if this.ungranted_bytes >= WINDOW_BYTES / 2 {
-            this.outgoing.put_u32(this.ungranted_bytes as u32);
-            this.ungranted_bytes = 0;
+        let mut room = std::mem::take(&mut this.room);
+        if room.is_empty() {
+            room = BytesMut::zeroed(READ_BYTES);
         }
-        if !matches!(this.state, State::Ended)
-            && let Poll::Ready(Err(error)) = this.poll_outgoing(cx)
-        {
-            this.state = State::Ended;
-            return Poll::Ready(Some(Err(error.into())));
-        }
-        if let Poll::Ready(outcome) = this.poll_step(cx) {
-            if outcome.is_err() {
-                this.state = State::Ended;
-            }
-            return Poll::Ready(outcome.transpose());
-        }
-        let waited = this.patience.with_sender;
-        let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(waited)));
-        ready!(deadline.as_mut().poll(cx));
-        this.state = State::Ended;
-        Poll::Ready(Some(Err(BodyError::Stalled { waited })))
+        let read = this.poll_read(cx, &mut room);
+        let piece = read.map_ok(|have| (have > 0).then(|| room.split_to(have).freeze()));
+        this.room = room;
+        piece.map(Result::transpose)
     }
 }
 
@@ -484,6 +541,45 @@ mod tests {
         assert_eq!(&thanks, b"thanks");
         let (got, _far) = reader.await.unwrap();
         assert!(got == whole);
+    }
+
+    #[tokio::test]
+    async fn parts_of_known_lengths_are_read_however_they_were_sent() {
+        let whole = pattern(2 * MAX_CHUNK_BYTES + 5);
+        let lengths = [3, 0, MAX_CHUNK_BYTES as u64 + 1, MAX_CHUNK_BYTES as u64 + 1];
+        let send = |mut near: Wire, whole: Bytes| {
+            tokio::spawn(async move { send_bytes(&mut near, whole).await.map(|_| near) })
+        };
+        let (near, far) = wire(1 << 16);
+        let sending = send(near, whole.clone());
+        let mut body = Body::new(far);
+        let mut rest = whole.clone();
+        for length in lengths {
+            let read = body.read_exact(length).await.unwrap().unwrap();
+            assert!(read == rest.split_to(length as usize));
+        }
+        assert!(rest.is_empty());
+        body.end().await.unwrap();
+        assert_eq!(body.read_exact(1).await.unwrap(), None);
+        sending.await.unwrap().unwrap();
+
+        let (near, far) = wire(1 << 16);
+        let _sending = send(near, whole.clone());
+        let mut body = Body::new(far);
+        assert!(matches!(body.read_exact(whole.len() as u64 + 1).await, Err(BodyError::Short)));
+
+        let (near, far) = wire(1 << 16);
+        let sending = send(near, whole.clone());
+        let mut body = Body::new(far);
+        assert!(body.read_exact(whole.len() as u64 - 1).await.unwrap().is_some());
+        assert!(matches!(body.end().await, Err(BodyError::Long)));
+        drop(body);
+        assert!(sending.await.unwrap().is_err());
+
+        // What a liar announces costs no more than the room that is made on his word.
+        let (near, far) = wire(1 << 16);
+        let _sending = send(near, whole);
+        assert!(matches!(Body::new(far).read_exact(1 << 50).await, Err(BodyError::Short)));
     }
 
     #[tokio::test]

@@ -1,13 +1,9 @@
-//! Frames as Arrow IPC: how a partition's bytes are written, and how a result's bytes are cut out of them.
-//!
-//! ```text
-//!   an IPC file:    ARROW1 00 | schema, dictionaries, batches, end of stream | footer | its length | ARROW1
-//!   an IPC stream:             \___________________________________________/
-//! ```
+//! Frames as Arrow IPC files: how a partition's bytes are written.
 
 use std::io::Write;
 
 use bytes::Bytes;
+use floe_protocol::arrow_file::stream_of;
 use polars::prelude::{DataFrame, IpcCompression, IpcWriter, PolarsResult, SchemaExt, SerWriter};
 use polars_arrow::io::ipc::write::default_ipc_fields;
 
@@ -21,28 +17,6 @@ const MIN_BATCH_ROWS: usize = 8 << 10;
 /// Bytes of a record batch within those limits: writers and readers hold a few batches at a time, and a
 /// driver that follows a result should hold little.
 const BATCH_BYTES: usize = 8 << 20;
-
-/// What an IPC file starts and ends with.
-const MAGIC: &[u8] = b"ARROW1";
-
-/// The magic, padded to the alignment of what follows.
-const HEADER_BYTES: usize = 8;
-
-/// The footer's length, an `i32`, and the magic.
-const TRAILER_BYTES: usize = 4 + MAGIC.len();
-
-/// The marker that ends an IPC stream.
-const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
-
-/// Bytes that are not an Arrow IPC file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{bytes} bytes are not an Arrow IPC file: {what}")]
-pub struct NotAFile {
-    /// How many there are.
-    pub bytes: usize,
-    /// What is wrong with them.
-    pub what: &'static str,
-}
 
 /// Writes a frame as one Arrow IPC file, in record batches of bounded size.
 ///
@@ -61,29 +35,6 @@ pub fn write(frame: &DataFrame, compression: Option<IpcCompression>, sink: impl 
         writer.write_batch(&batch)?;
     }
     writer.finish()
-}
-
-/// An IPC file's schema, dictionaries and batches as an IPC stream, without a copy.
-pub fn stream_of(file: &Bytes) -> Result<Bytes, NotAFile> {
-    let wrong = |what| NotAFile { bytes: file.len(), what };
-    let Some(content) = file.len().checked_sub(HEADER_BYTES + TRAILER_BYTES) else {
-        return Err(wrong("they are too few"));
-    };
-    if !file.starts_with(MAGIC) || !file.ends_with(MAGIC) {
-        return Err(wrong("they do not start and end with its magic"));
-    }
-    let trailer = HEADER_BYTES + content;
-    let mut footer_bytes = [0; 4];
-    footer_bytes.copy_from_slice(&file[trailer..trailer + 4]);
-    let footer = usize::try_from(i32::from_le_bytes(footer_bytes)).ok();
-    let Some(stream) = footer.and_then(|footer| content.checked_sub(footer)) else {
-        return Err(wrong("the footer's length is more than there is"));
-    };
-    let stream = file.slice(HEADER_BYTES..HEADER_BYTES + stream);
-    if !stream.ends_with(&END_OF_STREAM) {
-        return Err(wrong("no end of stream comes before the footer"));
-    }
-    Ok(stream)
 }
 
 /// A frame's schema as an IPC stream without rows, so that an empty result has columns.
@@ -220,7 +171,7 @@ mod tests {
             assert!(stream_of(&file.slice(..cut)).is_err(), "{cut}");
         }
         let mut wrong = file.to_vec();
-        let footer = wrong.len() - TRAILER_BYTES;
+        let footer = wrong.len() - b"....ARROW1".len();
         wrong[footer..footer + 4].copy_from_slice(&i32::MAX.to_le_bytes());
         assert!(stream_of(&wrong.clone().into()).is_err());
         wrong[footer..footer + 4].copy_from_slice(&(-1i32).to_le_bytes());

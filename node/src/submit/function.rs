@@ -6,6 +6,7 @@
 //! ```
 
 use bytes::Bytes;
+use floe_protocol::arrow_file::stream_of;
 use floe_protocol::function::{
     Argument, Format, Frame, FunctionInput, FunctionWork, Host, MAX_TASKS, Merge, ProgramFile,
 };
@@ -15,12 +16,11 @@ use floe_protocol::{
     Exchange, Failure, Function, FunctionJob, JobId, JobKind, JobSpec, NodeId, OutputMeta, Placed, Query,
     Read, Stage, StageGraph, StageId, StageInput, TaskId, TaskSpec, Work, frame,
 };
+use floe_transport::stream::{Body, BodyError};
 use futures::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use super::{Looked, Submitter, blocking};
-use crate::store::ipc;
-use crate::stream::{Files, FilesError};
 
 /// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
 const COPIED_AT_ONCE: usize = 4;
@@ -41,7 +41,7 @@ impl Submitter {
         id: JobId,
         job: FunctionJob,
         status: &Status,
-        files: Option<&mut Files<S>>,
+        files: Option<&mut Body<S>>,
     ) -> Result<StageGraph, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -101,7 +101,7 @@ impl Submitter {
         id: JobId,
         frames: &[Frame],
         status: &Status,
-        files: &mut Files<S>,
+        files: &mut Body<S>,
     ) -> Result<Vec<Placed>, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -109,7 +109,8 @@ impl Submitter {
         let mut keeping = JoinSet::new();
         let mut held = vec![Placed::default(); frames.len()];
         for (partition, frame) in frames.iter().enumerate() {
-            let file = files.next(frame.bytes).await.map_err(|error| broken_off(&error))?;
+            let file = files.read_exact(frame.bytes).await.and_then(|file| file.ok_or(BodyError::Short));
+            let file = file.map_err(|error| broken_off(&error))?;
             if keeping.len() == COPIED_AT_ONCE {
                 kept(&mut keeping, &mut held).await?;
             }
@@ -134,7 +135,7 @@ impl Submitter {
     ) -> Result<Placed, Failure> {
         let store = self.store.clone();
         let stored = blocking(move || {
-            ipc::stream_of(&file).map_err(|error| Failure::Refused {
+            stream_of(&file).map_err(|error| Failure::Refused {
                 message: format!("partition {} of the input cannot be read: {error}", task.partition),
             })?;
             store.put_segments(task, vec![file], meta)
@@ -192,7 +193,7 @@ async fn kept(
     Ok(())
 }
 
-fn broken_off(error: &FilesError) -> Failure {
+fn broken_off(error: &BodyError) -> Failure {
     Failure::Refused { message: format!("the job's frames did not arrive whole: {error}") }
 }
 
@@ -200,13 +201,15 @@ fn broken_off(error: &FilesError) -> Failure {
 pub(super) fn frames_bytes(spec: &JobSpec) -> Option<u64> {
     match &spec.kind {
         JobKind::Function(job) => match &job.input {
-            FunctionInput::Frames(frames) if !frames.is_empty() => {
-                Some(frames.iter().fold(0, |sum: u64, frame| sum.saturating_add(frame.bytes)))
-            }
+            FunctionInput::Frames(frames) if !frames.is_empty() => Some(sum_bytes(frames)),
             _ => None,
         },
         JobKind::Query(_) => None,
     }
+}
+
+fn sum_bytes(frames: &[Frame]) -> u64 {
+    frames.iter().fold(0, |sum, frame| sum.saturating_add(frame.bytes))
 }
 
 /// A stage whose partitions are there.
@@ -309,14 +312,13 @@ fn bounded(tasks: usize) -> Result<(), Failure> {
 
 /// Refuses frames that are larger than a node should take in at once.
 fn sized(frames: &[Frame]) -> Result<(), Failure> {
-    let sum = frames.iter().fold(0, |sum: u64, frame| sum.saturating_add(frame.bytes));
     let large = frames.iter().position(|frame| frame.bytes > MAX_FRAME_BYTES);
     let message = match large {
         Some(partition) => format!(
             "partition {partition} of the input is larger than {} MiB: use more partitions",
             MAX_FRAME_BYTES >> 20
         ),
-        None if sum > MAX_FRAMES_BYTES => format!(
+        None if sum_bytes(frames) > MAX_FRAMES_BYTES => format!(
             "the input is larger than {} GiB: write it to files and scan those",
             MAX_FRAMES_BYTES >> 30
         ),

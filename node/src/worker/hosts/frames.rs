@@ -4,9 +4,8 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
+use floe_protocol::arrow_file::stream_of;
 use polars_arrow::io::ipc::read::{get_row_count, read_file_metadata};
-
-use crate::store::ipc;
 
 /// Whether bytes are an Arrow IPC file of so many rows whose stream can be cut out; if not, what they are. Only its
 /// structure is read: values are for whoever reads them.
@@ -20,7 +19,7 @@ pub(super) async fn check(file: Bytes, rows: u64) -> Result<(), String> {
 
 fn check_now(file: &Bytes, rows: u64) -> Result<(), String> {
     let wrong = |error: &dyn std::fmt::Display| format!("its frame cannot be read: {error}");
-    ipc::stream_of(file).map_err(|error| wrong(&error))?;
+    stream_of(file).map_err(|error| wrong(&error))?;
     let mut file = Cursor::new(file);
     read_file_metadata(&mut file).map_err(|error| wrong(&error))?;
     let found = get_row_count(&mut file).map_err(|error| wrong(&error))?;
@@ -35,6 +34,7 @@ mod tests {
     use polars::prelude::df;
 
     use super::*;
+    use crate::store::ipc;
 
     #[tokio::test]
     async fn a_frame_has_the_rows_it_says_and_damage_is_no_panic() {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use floe_protocol::Failure;
+use floe_protocol::arrow_file::stream_of;
 use floe_protocol::function::Format;
 use polars::prelude::*;
 
@@ -92,7 +93,7 @@ pub(super) fn converted(source: Source, format: Format, typed: bool, name: &str)
             }
             if kind == Kind::ArrowFile && format == Format::Arrow {
                 let file = Bytes::from(std::fs::read(&path).map_err(|error| unreadable(&path, &error))?);
-                if let Ok(stream) = ipc::stream_of(&file) {
+                if let Ok(stream) = stream_of(&file) {
                     return Ok(stream);
                 }
             }
@@ -100,7 +101,7 @@ pub(super) fn converted(source: Source, format: Format, typed: bool, name: &str)
         }
         Source::Partitions(files) => {
             if let ([file], Format::Arrow) = (&files[..], format) {
-                return ipc::stream_of(file).map_err(Failure::internal);
+                return stream_of(file).map_err(Failure::internal);
             }
             if files.is_empty() && format != Format::Arrow {
                 return Ok(Bytes::new());
@@ -234,7 +235,7 @@ fn write(mut frame: DataFrame, format: Format) -> PolarsResult<Bytes> {
         Format::Arrow => {
             ipc::write(&frame, None, &mut bytes)?;
             let file = Bytes::from(bytes);
-            return ipc::stream_of(&file).map_err(|error| polars_err!(ComputeError: "{error}"));
+            return stream_of(&file).map_err(|error| polars_err!(ComputeError: "{error}"));
         }
         _ if frame.width() == 0 => {}
         Format::Csv => CsvWriter::new(&mut bytes).include_header(true).finish(&mut frame)?,

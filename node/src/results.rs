@@ -1,0 +1,244 @@
+//! A job's result on its way to the driver.
+//!
+//! ```text
+//!   partitions   where each lies, as soon as it is made: the driver fetches it from there
+//!   relay        one of them by way of this node, for a driver that does not reach its holders
+//!   result       all of a succeeded job's, one after the other, as one stream of batches
+//! ```
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_protocol::arrow_file::stream_of;
+use floe_protocol::message::{Made, Segment};
+use floe_protocol::{Failure, JobId, JobPhase, Placed, Request, Response, StageId, TaskId};
+use floe_transport::call::write_frame;
+use floe_transport::stream::send_body;
+use futures::{StreamExt, stream};
+use libp2p::Stream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config;
+use crate::job_status;
+use crate::mailbox::{Ask, Mailbox, Outputs};
+use crate::stream::{Found, Streams, chunks_of};
+
+/// How soon a partition that a driver waits for is looked for again; each further time it takes twice as long, up to
+/// the longest.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+const LONGEST_LOOK: Duration = Duration::from_millis(150);
+
+/// How often a driver that waits for a partition is told that there is none yet.
+const SIGN_INTERVAL: Duration = Duration::from_secs(3);
+
+/// How long a partition that was lost may take to be made again, and how often it is looked for.
+const RECOMPUTE_PATIENCE: Duration = Duration::from_secs(60);
+const RECOMPUTE_LOOK: Duration = Duration::from_millis(150);
+
+/// How many partitions of a stream of batches this node holds at once: each is held whole.
+const READ_AHEAD: usize = 2;
+
+/// Gives results to drivers.
+#[derive(Clone, Debug)]
+pub struct Results {
+    mailbox: Mailbox,
+    streams: Arc<Streams>,
+}
+
+/// Where a partition of a result lies.
+struct Placement {
+    stage: StageId,
+    placed: Placed,
+    /// The result's columns, if they are known without it.
+    schema: Bytes,
+}
+
+impl Results {
+    /// Results that lie in this node's store and others'.
+    pub fn new(mailbox: Mailbox, streams: Arc<Streams>) -> Self {
+        Self { mailbox, streams }
+    }
+
+    /// Answers [`Request::Partitions`].
+    pub async fn partitions(&self, mut stream: Stream, id: JobId, from: u32) -> Result<(), Failure> {
+        if let Err(failure) = job_status::exists(&self.mailbox, id).await {
+            return reply(&mut stream, Response::Failed(failure)).await;
+        }
+        // At once, or its driver would wonder whether anybody listens.
+        reply(&mut stream, Response::Made(Made::NotYet)).await?;
+        for partition in from.. {
+            let mut made = pin!(self.made(id, partition));
+            let made = loop {
+                match timeout(SIGN_INTERVAL, &mut made).await {
+                    Ok(made) => break made,
+                    Err(_) => reply(&mut stream, Response::Made(Made::NotYet)).await?,
+                }
+            };
+            match made {
+                Ok(Some(Placement { stage, placed, schema })) => {
+                    let schema = if placed.meta.rows() == 0 { schema } else { Bytes::new() };
+                    reply(&mut stream, Response::Made(Made::Here { stage, placed, schema })).await?;
+                }
+                Ok(None) => break,
+                Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
+            }
+        }
+        reply(&mut stream, Response::Made(Made::Beyond)).await
+    }
+
+    /// Answers [`Request::Partition`].
+    pub async fn relay(&self, mut stream: Stream, id: JobId, partition: u32) -> Result<(), Failure> {
+        let found = match job_status::exists(&self.mailbox, id).await {
+            Ok(()) => self.find(id, partition).await,
+            Err(failure) => Err(failure),
+        };
+        match found {
+            Ok(found) => found.send(&mut stream).await,
+            Err(failure) => reply(&mut stream, Response::Failed(failure)).await,
+        }
+    }
+
+    /// Answers [`Request::Result`].
+    pub async fn result(&self, mut stream: Stream, id: JobId, from: u32) -> Result<(), Failure> {
+        let outputs = match self.outputs(id).await {
+            Ok(outputs) => outputs,
+            Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
+        };
+        let partitions = outputs.partitions.iter().map(|placed| placed.meta.clone()).collect();
+        reply(&mut stream, Response::Result { schema: outputs.schema, partitions }).await?;
+        let count = outputs.partitions.len() as u32;
+        let results = self.clone();
+        let fetches = stream::iter(from..count).map(move |partition| {
+            let results = results.clone();
+            async move { results.batches(id, partition).await }
+        });
+        let chunks = fetches.buffered(READ_AHEAD).flat_map(|fetched| {
+            let chunks: Vec<Result<Bytes, Failure>> = match fetched {
+                Ok(streams) => streams.into_iter().flat_map(chunks_of).map(Ok).collect(),
+                Err(failure) => vec![Err(failure)],
+            };
+            stream::iter(chunks)
+        });
+        send_body(&mut stream, chunks).await.map_err(Failure::internal)?;
+        Ok(())
+    }
+
+    /// Waits until a partition of a job's result is made: where it lies, or nothing if the result has fewer.
+    async fn made(&self, id: JobId, partition: u32) -> Result<Option<Placement>, Failure> {
+        let mut changes = self.mailbox.changes();
+        let network = self.mailbox.network();
+        let mut wait = FIRST_LOOK;
+        loop {
+            changes.mark_unchanged();
+            let (made, leader) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
+            let mut made = made?;
+            if made == Made::NotYet
+                && let Some(leader) = leader.filter(|leader| *leader != network.node())
+                && let Ok(Response::Made(known)) =
+                    network.call(leader, &Request::Made { id, partition }, config::CALL_TIMEOUT).await
+            {
+                made = known;
+            }
+            match made {
+                Made::Here { stage, placed, schema } => return Ok(Some(Placement { stage, placed, schema })),
+                Made::Beyond => return Ok(None),
+                Made::NotYet => {}
+            }
+            let _ = timeout(wait, changes.changed()).await;
+            wait = (wait * 2).min(LONGEST_LOOK);
+        }
+    }
+
+    /// A partition of a result, in this node's store or on its way here. One that its holders lost is made again by
+    /// the leader, which this waits for.
+    async fn find(&self, id: JobId, partition: u32) -> Result<Found, Failure> {
+        let deadline = Instant::now() + RECOMPUTE_PATIENCE;
+        loop {
+            let placement = self.placement(id, partition).await?;
+            match self.streams.find(&placement.segment(id, partition)).await {
+                Ok(found) => return Ok(found),
+                Err(failure) => self.make_again(failure, deadline).await?,
+            }
+        }
+    }
+
+    /// One partition's Arrow IPC streams, however many it has; made again like the former.
+    async fn batches(&self, id: JobId, partition: u32) -> Result<Vec<Bytes>, Failure> {
+        let deadline = Instant::now() + RECOMPUTE_PATIENCE;
+        loop {
+            let placement = self.placement(id, partition).await?;
+            // Of a function, an empty partition has columns that only it knows.
+            if placement.placed.meta.rows() == 0 && !placement.schema.is_empty() {
+                return Ok(vec![placement.schema]);
+            }
+            match self.streams.fetch_segment(&placement.segment(id, partition)).await {
+                Ok(files) => {
+                    return files.iter().map(|file| stream_of(file).map_err(Failure::internal)).collect();
+                }
+                Err(failure) => self.make_again(failure, deadline).await?,
+            }
+        }
+    }
+
+    async fn placement(&self, id: JobId, partition: u32) -> Result<Placement, Failure> {
+        let made = self.made(id, partition).await?;
+        made.ok_or_else(|| Failure::Refused { message: format!("job {id} has no partition {partition}") })
+    }
+
+    /// Has a lost partition made again; anything else stays the failure that it is.
+    async fn make_again(&self, failure: Failure, deadline: Instant) -> Result<(), Failure> {
+        match failure {
+            Failure::InputLost { partition, node } if Instant::now() < deadline => {
+                self.mailbox.tell(Ask::Lost(partition, node)).await;
+                sleep(RECOMPUTE_LOOK).await;
+                Ok(())
+            }
+            failure => Err(failure),
+        }
+    }
+
+    async fn outputs(&self, id: JobId) -> Result<Outputs, Failure> {
+        if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
+            return Ok(outputs);
+        }
+        let job = job_status::current(&self.mailbox, id).await?;
+        Err(match job.phase {
+            JobPhase::Failed(failure) => failure,
+            JobPhase::Cancelled => Failure::Cancelled,
+            JobPhase::Running => {
+                Failure::Refused { message: format!("job {id} still runs: wait for it first") }
+            }
+            // The leader knows of its end and this node does not yet.
+            JobPhase::Succeeded => {
+                let mut changes = self.mailbox.changes();
+                let deadline = Instant::now() + config::CALL_TIMEOUT;
+                while Instant::now() < deadline {
+                    changes.mark_unchanged();
+                    if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
+                        return Ok(outputs);
+                    }
+                    let _ = timeout(LONGEST_LOOK, changes.changed()).await;
+                }
+                Failure::NoSuchJob { job: id }
+            }
+        })
+    }
+}
+
+impl Placement {
+    fn segment(&self, job: JobId, partition: u32) -> Segment {
+        Segment {
+            partition: TaskId { job, stage: self.stage, partition },
+            bucket: None,
+            rows: self.placed.meta.rows(),
+            bytes: self.placed.meta.bytes(),
+            nodes: self.placed.nodes.clone(),
+        }
+    }
+}
+
+async fn reply(stream: &mut Stream, response: Response) -> Result<(), Failure> {
+    write_frame(stream, &response).await.map_err(Failure::internal)
+}

@@ -1,0 +1,168 @@
+//! A driver's frames on their way to the nodes, and partitions on their way back.
+
+use std::io::Cursor;
+use std::time::Duration;
+
+use bytes::Bytes;
+use floe_client::function::{
+    Format, Frame, Function, FunctionInput, FunctionJob, Host, Limits, Payload, Program, ProgramFile,
+};
+use floe_client::{Failure, Job, JobId, Mesh, NodeId, StageId, Submission, TaskId};
+use floe_protocol::message::Made;
+use floe_protocol::{Request, Response};
+use floe_scenarios::harness::DEADLINE;
+use floe_transport::files::read_checked;
+use floe_transport::{Body, Connection, read_frame};
+use futures::TryStreamExt;
+use polars::prelude::{DataFrame, IpcReader, IpcStreamReader, IpcWriter, SerReader, SerWriter, df};
+
+use crate::{cluster, connection};
+
+/// A frame as it travels.
+fn file_of(mut frame: DataFrame) -> Vec<u8> {
+    let mut file = Vec::new();
+    IpcWriter::new(&mut file).finish(&mut frame).unwrap();
+    file
+}
+
+/// Gives `cat` frames of these files, of which this is said.
+async fn submit_cat(mesh: &Mesh, said: &[Frame], files: &[Vec<u8>]) -> Result<Job, String> {
+    let program = Program {
+        file: ProgramFile::OnPath("cat".into()),
+        arguments: Vec::new(),
+        stdin: Format::Arrow,
+        stdout: Format::Arrow,
+        typed: false,
+        env: Default::default(),
+    };
+    let function = Function {
+        name: "cat".into(),
+        host: Host::Program(program),
+        code: Payload::Inline(Default::default()),
+        limits: Limits::default(),
+    };
+    let job = FunctionJob { function, input: FunctionInput::Frames(said.to_vec()), merge: None };
+    let spec = mesh.function_spec("cat", job).await.unwrap();
+    let files = files.iter().cloned().map(Into::into).collect();
+    mesh.submit(Submission { spec, files }).await.map_err(|error| error.to_string())
+}
+
+/// What it makes of them.
+async fn through_cat(mesh: &Mesh, said: &[Frame], files: &[Vec<u8>]) -> Result<Vec<DataFrame>, String> {
+    let job = submit_cat(mesh, said, files).await?;
+    let partitions: Vec<_> = job.partitions().try_collect().await.map_err(|error| error.to_string())?;
+    let read = |partition| IpcStreamReader::new(Cursor::new(partition)).finish().unwrap();
+    Ok(partitions.into_iter().map(read).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_are_not_what_was_said_are_refused_and_the_mesh_goes_on() {
+    let cluster = cluster().nodes(2).start().await.unwrap();
+    let mesh = cluster.client(1).await.unwrap();
+    let frames = [df!("n" => [1, 2, 3]).unwrap(), df!("n" => (0..100_000).collect::<Vec<_>>()).unwrap()];
+    let files = frames.clone().map(file_of);
+    let of = |rows: u64, file: &Vec<u8>| Frame { rows, bytes: file.len() as u64 };
+    let right = [of(3, &files[0]), of(100_000, &files[1])];
+    let rubbish = vec![7; 1000];
+    let off_by = |bytes: i64| {
+        let wrong = Frame { bytes: right[1].bytes.checked_add_signed(bytes).unwrap(), ..right[1] };
+        [right[0], wrong]
+    };
+    let huge = [right[0], Frame { bytes: (1 << 30) + 1, ..right[1] }];
+    for (said, files, why) in [
+        (off_by(1), files.clone(), "the job's frames did not arrive whole: a transfer ended early"),
+        (
+            off_by(-1),
+            files.clone(),
+            "the job's frames did not arrive whole: a transfer is longer than was said",
+        ),
+        (huge, files.clone(), "partition 1 of the input is larger than 1024 MiB: use more partitions"),
+        ([right[0], of(1, &rubbish)], [files[0].clone(), rubbish], "partition 1 of the input cannot be read"),
+    ] {
+        let error = through_cat(&mesh, &said, &files).await.unwrap_err();
+        assert!(error.contains(why), "{error}");
+        assert_eq!(through_cat(&mesh, &right, &frames.clone().map(file_of)).await.unwrap(), frames);
+    }
+    assert!(through_cat(&mesh, &[], &[]).await.unwrap_err().contains("nothing to call the function with"));
+}
+
+/// A partition as a node sends it, or why it does not.
+async fn fetch(connection: &Connection, request: Request) -> Result<Vec<Bytes>, Failure> {
+    match connection.call(&request, DEADLINE).await.unwrap() {
+        (Response::Fetching { segments }, stream) => {
+            Ok(read_checked(&mut Body::new(stream), &segments).await.unwrap())
+        }
+        (Response::Failed(failure), _) => Err(failure),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_is_had_from_its_holder_and_by_way_of_every_other_node() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let mut nodes = Vec::new();
+    for node in 0..3 {
+        nodes.push(connection(&mut cluster, node).await);
+    }
+    let frames: Vec<_> = (0..6).map(|n| df!("n" => vec![n; 50_000]).unwrap()).collect();
+    let files: Vec<_> = frames.iter().cloned().map(file_of).collect();
+    let said: Vec<_> = files.iter().map(|file| Frame { rows: 50_000, bytes: file.len() as u64 }).collect();
+    let job = submit_cat(&cluster.client(0).await.unwrap(), &said, &files).await.unwrap().id();
+
+    let (answer, mut stream) =
+        nodes[1].call(&Request::Partitions { id: job, from_partition: 0 }, DEADLINE).await.unwrap();
+    assert_eq!(answer, Response::Made(Made::NotYet), "it listens");
+    let mut holders: Vec<(StageId, NodeId)> = Vec::new();
+    loop {
+        match tokio::time::timeout(DEADLINE, read_frame(&mut stream)).await.unwrap().unwrap() {
+            Response::Made(Made::Here { stage, placed, .. }) => holders.push((stage, placed.nodes[0])),
+            Response::Made(Made::NotYet) => {}
+            Response::Made(Made::Beyond) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(holders.len(), 6);
+    for (partition, (stage, holder)) in (0..).zip(&holders) {
+        let task = TaskId { job, stage: *stage, partition };
+        let frame = &frames[partition as usize];
+        for node in &nodes {
+            let relayed = fetch(node, Request::Partition { id: job, partition }).await.unwrap();
+            assert_eq!(&read(&relayed), frame);
+            let fetched = fetch(node, Request::Fetch { partition: task, bucket: None }).await;
+            if node.node() == *holder {
+                assert_eq!(&read(&fetched.unwrap()), frame);
+            } else {
+                assert!(matches!(fetched, Err(Failure::InputLost { .. })), "{fetched:?}");
+            }
+        }
+    }
+
+    // One whose holder is gone is made again, and so is what nobody had asked for yet.
+    let other = nodes.iter().position(|node| node.node() != holders[0].1).unwrap();
+    let gone = nodes.iter().position(|node| node.node() == holders[0].1).unwrap();
+    cluster.node(gone).kill().await.unwrap();
+    let again = fetch_again(&nodes[other], job).await;
+    assert_eq!(read(&again), frames[0]);
+
+    let beyond = fetch(&nodes[other], Request::Partition { id: job, partition: 6 }).await.unwrap_err();
+    assert_eq!(beyond.to_string(), format!("job {job} has no partition 6"));
+    let unknown = fetch(&nodes[other], Request::Partition { id: JobId(1), partition: 0 }).await.unwrap_err();
+    assert_eq!(unknown, Failure::NoSuchJob { job: JobId(1) });
+}
+
+/// Partition 0, asked for as a driver does while the mesh finds out who is gone.
+async fn fetch_again(node: &Connection, job: JobId) -> Vec<Bytes> {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        match fetch(node, Request::Partition { id: job, partition: 0 }).await {
+            Ok(files) => return files,
+            Err(failure) => assert!(tokio::time::Instant::now() < deadline, "{failure}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn read(files: &[Bytes]) -> DataFrame {
+    let [file] = files else { panic!("{} files", files.len()) };
+    IpcReader::new(Cursor::new(file.clone())).finish().unwrap()
+}
