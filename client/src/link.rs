@@ -46,9 +46,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what needs planning and the agreement of others, who may be electing a leader.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// The same for a partition that its holders may have lost.
-const REMADE_TIMEOUT: Duration = Duration::from_secs(70);
-
 /// How fast bytes that a driver puts into the mesh are copied among the nodes, at the least.
 const COPIED_BYTES_PER_S: u64 = 4 << 20;
 
@@ -348,8 +345,6 @@ pub(crate) async fn ask_once(
         Request::PutBlob { blob } => DECISION_TIMEOUT + Duration::from_secs(blob.bytes / COPIED_BYTES_PER_S),
         // It looks for them on the other nodes first.
         Request::GetBlob { .. } => DECISION_TIMEOUT,
-        // It may have to be made again.
-        Request::Partition { .. } => REMADE_TIMEOUT,
         _ => ANSWER_TIMEOUT,
     };
     let timeout = |_| CallError::Timeout { waited };
@@ -363,34 +358,38 @@ pub(crate) async fn ask_once(
         // However long it takes: the transfer itself notices when it stands still.
         send_body(&mut stream, futures::stream::iter(body.iter().cloned().map(Ok))).await?;
     }
-    let response = tokio::time::timeout(waited, read_frame(&mut stream)).await.map_err(timeout)??;
-    let channel = match &response {
-        Response::Result { .. } | Response::Fetching { .. } | Response::Blob { .. } => {
-            Channel::Body(Box::new(Body::new(stream)))
-        }
-        _ => Channel::Frames(stream),
-    };
-    let address = connection.address().clone();
-    Ok((response, Exchange { address, channel, connection: connection.clone() }))
+    tokio::time::timeout(waited, Exchange::read(connection.clone(), stream)).await.map_err(timeout)?
 }
 
 impl Exchange {
+    /// Reads a response, and prepares for what follows it.
+    async fn read(connection: Connection, mut stream: Stream) -> Result<(Response, Self), Lost> {
+        let response = read_frame(&mut stream).await?;
+        let channel = match &response {
+            Response::Result { .. } | Response::Fetching { .. } | Response::Blob { .. } => {
+                Channel::Body(Box::new(Body::new(stream)))
+            }
+            _ => Channel::Frames(stream),
+        };
+        Ok((response, Self { address: connection.address().clone(), channel, connection }))
+    }
+
     /// The node's address.
     pub(crate) fn address(&self) -> String {
         self.address.to_string()
     }
 
     /// The next response of a question that has several.
-    pub(crate) async fn next_response(&mut self) -> Result<Response, Lost> {
-        match &mut self.channel {
-            Channel::Frames(stream) => Ok(read_frame(stream).await?),
+    pub(crate) async fn next_response(self) -> Result<(Response, Self), Lost> {
+        match self.channel {
+            Channel::Frames(stream) => Self::read(self.connection, stream).await,
             Channel::Body(_) => Err(CallError::Ended.into()),
         }
     }
 
     /// The next response of a node that reports as things happen; nothing if it is silent, or lost: whether it is alive
     /// shows when it is asked anew.
-    pub(crate) async fn response_in_time(&mut self) -> Option<Response> {
+    pub(crate) async fn response_in_time(self) -> Option<(Response, Self)> {
         tokio::time::timeout(SILENCE, self.next_response()).await.ok()?.ok()
     }
 

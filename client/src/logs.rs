@@ -70,14 +70,17 @@ impl Source {
     async fn next(&mut self) -> Result<Option<LogChunk>> {
         loop {
             let (response, exchange) = match self.exchange.take() {
-                Some(mut exchange) => match exchange.next_response().await {
-                    Ok(response) => (response, exchange),
-                    Err(lost) => {
-                        tracing::debug!(address = exchange.address(), %lost, "a log broke off");
-                        self.pause(exchange.address(), lost.to_string()).await?;
-                        continue;
+                Some(exchange) => {
+                    let address = exchange.address();
+                    match exchange.next_response().await {
+                        Ok(answer) => answer,
+                        Err(lost) => {
+                            tracing::debug!(address, %lost, "a log broke off");
+                            self.pause(address, lost.to_string()).await?;
+                            continue;
+                        }
                     }
-                },
+                }
                 None => {
                     self.place.begin_anew();
                     let (job, task, follow) = (self.job.id(), self.task, self.follow);

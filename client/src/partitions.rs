@@ -27,6 +27,9 @@ pub const OBJECT_COLUMN: &str = "__floe_object__";
 /// How many partitions are fetched at once: each is held whole.
 const READ_AHEAD: usize = 2;
 
+/// Why nothing more comes of a node that should say every few seconds that there is nothing to say.
+const SILENT: &str = "it fell silent";
+
 /// A job's result, made by [`Job::partitions`]: each item is one partition, in order, as an Arrow IPC stream with
 /// its own schema. It goes on through another node when the one it comes from is lost.
 pub struct PartitionStream(BoxStream<'static, Result<Bytes>>);
@@ -83,14 +86,20 @@ impl Placements {
     async fn next(&mut self) -> Result<Option<Placement>> {
         loop {
             let (response, exchange) = match self.exchange.take() {
-                Some(mut exchange) => match exchange.response_in_time().await {
-                    Some(response) => {
-                        // Only what follows the first answer is progress: to begin is no merit.
-                        self.patience.renew();
-                        (response, exchange)
+                Some(exchange) => {
+                    let address = exchange.address();
+                    match exchange.response_in_time().await {
+                        Some(answer) => {
+                            // Only what follows the first answer is progress: to begin is no merit.
+                            self.patience.renew();
+                            answer
+                        }
+                        None => {
+                            broke_off(address, SILENT.to_owned(), &mut self.patience).await?;
+                            continue;
+                        }
                     }
-                    None => continue,
-                },
+                }
                 None => {
                     let request = Request::Partitions { id: self.job.id(), from_partition: self.next };
                     self.job.ask_within(&request, &mut self.patience).await?
@@ -165,24 +174,41 @@ async fn relayed(job: &Job, partition: u32) -> Result<Bytes> {
     let request = Request::Partition { id: job.id(), partition };
     let mut patience = job.patience();
     loop {
-        let (response, exchange) = match job.ask_within(&request, &mut patience).await {
+        let (mut response, mut exchange) = match job.ask_within(&request, &mut patience).await {
             Ok(answer) => answer,
             Err(Error::Failure(failure)) => return Err(reason(job, failure).await),
             Err(error) => return Err(error),
         };
-        let Response::Fetching { segments } = response else { return Err(exchange.unexpected(&response)) };
         let address = exchange.address();
-        match read(exchange, &segments).await {
-            Ok(partition) => return Ok(partition),
-            Err(lost) => {
-                tracing::debug!(address, %lost, "a partition broke off");
-                if !patience.pause().await {
-                    let tried = vec![(address, lost.to_string())];
-                    return Err(Error::Unreachable { tried, waited: patience.waited() });
-                }
+        let lost = loop {
+            match response {
+                Response::Fetching { segments } => match read(exchange, &segments).await {
+                    Ok(partition) => return Ok(partition),
+                    Err(lost) => break lost.to_string(),
+                },
+                // It is being made again.
+                Response::Made(Made::NotYet) => {}
+                Response::Failed(failure) if is_excuse(&failure) => break failure.to_string(),
+                Response::Failed(failure) => return Err(reason(job, failure).await),
+                other => return Err(exchange.unexpected(&other)),
             }
-        }
+            match exchange.response_in_time().await {
+                Some(answer) => (response, exchange) = answer,
+                None => break SILENT.to_owned(),
+            }
+            patience.renew();
+        };
+        broke_off(address, lost, &mut patience).await?;
     }
+}
+
+/// Waits before the next try.
+async fn broke_off(address: String, reason: String, patience: &mut Patience) -> Result<()> {
+    tracing::debug!(address, reason, "a result broke off");
+    if patience.pause().await {
+        return Ok(());
+    }
+    Err(Error::Unreachable { tried: vec![(address, reason)], waited: patience.waited() })
 }
 
 /// The files of an answer as the streams that they hold.

@@ -67,8 +67,8 @@ impl Source {
     async fn answer(&mut self) -> Result<JobStatus> {
         loop {
             let (response, exchange) = match self.exchange.take() {
-                Some(mut exchange) => match exchange.response_in_time().await {
-                    Some(response) => (response, exchange),
+                Some(exchange) => match exchange.response_in_time().await {
+                    Some(answer) => answer,
                     None => continue,
                 },
                 None => {

@@ -69,13 +69,7 @@ impl Results {
         // At once, or its driver would wonder whether anybody listens.
         reply(&mut stream, Response::Made(Made::NotYet)).await?;
         for partition in from.. {
-            let mut made = pin!(self.made(id, partition));
-            let made = loop {
-                match timeout(SIGN_INTERVAL, &mut made).await {
-                    Ok(made) => break made,
-                    Err(_) => reply(&mut stream, Response::Made(Made::NotYet)).await?,
-                }
-            };
+            let made = with_signs(&mut stream, self.made(id, partition)).await?;
             match made {
                 Ok(Some(Placement { stage, placed, schema })) => {
                     let schema = if placed.meta.rows() == 0 { schema } else { Bytes::new() };
@@ -90,11 +84,11 @@ impl Results {
 
     /// Answers [`Request::Partition`].
     pub async fn relay(&self, mut stream: Stream, id: JobId, partition: u32) -> Result<(), Failure> {
-        let found = match job_status::exists(&self.mailbox, id).await {
-            Ok(()) => self.find(id, partition).await,
-            Err(failure) => Err(failure),
+        let found = async {
+            job_status::exists(&self.mailbox, id).await?;
+            self.find(id, partition).await
         };
-        match found {
+        match with_signs(&mut stream, found).await? {
             Ok(found) => found.send(&mut stream).await,
             Err(failure) => reply(&mut stream, Response::Failed(failure)).await,
         }
@@ -235,6 +229,17 @@ impl Placement {
             rows: self.placed.meta.rows(),
             bytes: self.placed.meta.bytes(),
             nodes: self.placed.nodes.clone(),
+        }
+    }
+}
+
+/// Waits, and tells the driver every few seconds that it does.
+async fn with_signs<T>(stream: &mut Stream, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let mut work = pin!(work);
+    loop {
+        match timeout(SIGN_INTERVAL, &mut work).await {
+            Ok(done) => return Ok(done),
+            Err(_) => reply(stream, Response::Made(Made::NotYet)).await?,
         }
     }
 }

@@ -200,8 +200,8 @@ pub enum Request {
         /// The first partition wanted, from 0.
         from_partition: u32,
     },
-    /// One partition of a job's result, by way of this node -> as to [`Request::Fetch`]. If its holders have lost
-    /// it, it is made again first.
+    /// One partition of a job's result, by way of this node -> as to [`Request::Fetch`]; if its holders have lost it,
+    /// it is made again first, with [`Made::NotYet`] every few seconds meanwhile.
     Partition {
         /// The job.
         id: JobId,
@@ -364,7 +364,7 @@ pub enum Response {
         /// Rows and bytes of each partition, from partition 0.
         partitions: Vec<OutputMeta>,
     },
-    /// To [`Request::Partitions`] and [`Request::Made`].
+    /// To [`Request::Partitions`], [`Request::Partition`] and [`Request::Made`].
     Made(Made),
     /// To [`Request::Inspect`], in the order asked.
     Inspected(Vec<Inspected>),

@@ -37,6 +37,7 @@ async fn partitions_come_whole_although_their_sender_is_lost_while_others_are_ma
             }
             // The lost partition was made anew, and is cut otherwise.
             Request::Partition { partition, .. } => {
+                say(&mut stream, &Response::Made(Made::NotYet)).await;
                 let again: [&[&[i64]]; 3] = [&[], &[&[4, 5, 6, 60]], &[&[7]]];
                 let file = file(again[partition as usize]);
                 send_file(&mut stream, &file, &file).await;
