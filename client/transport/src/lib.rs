@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   admission    who may connect: both ends prove the mesh key before anything else is read
+//!   muxer        Yamux, with large frames
 //!   transport    TCP + Noise + admission + Yamux as one libp2p transport
 //!   substreams   the libp2p behaviour that opens and accepts a connection's streams
 //!   call         frames: one request, its responses
@@ -24,6 +25,7 @@ pub mod connection;
 pub mod digest;
 pub mod files;
 pub mod keepalive;
+pub mod muxer;
 pub mod registry;
 pub mod stream;
 pub mod substreams;

@@ -6,16 +6,13 @@ use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
-use libp2p::{PeerId, Transport, noise, tcp, yamux};
+use libp2p::{PeerId, Transport, noise, tcp};
 
 use crate::admission::{Admission, Credentials, Roster};
+use crate::muxer::Yamux;
 
 /// How long a connection may take from its first packet to Yamux.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How many streams may be open on one connection at once. Yamux lets each have 256 KiB in flight before it tunes
-/// itself, so this times 256 KiB must stay below its 1 GiB per connection.
-const MAX_STREAMS: usize = 1024;
 
 /// An identity that cannot sign, and so cannot prove itself.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +27,10 @@ pub fn transport(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, IdentityError> {
     let noise = noise::Config::new(identity)?;
     let admission = Admission::new(noise, identity.public().to_peer_id(), credentials, roster);
-    let mut yamux = yamux::Config::default();
-    yamux.set_max_num_streams(MAX_STREAMS);
     Ok(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1)
         .authenticate(admission)
-        .multiplex(yamux)
+        .multiplex(Yamux::default())
         .timeout(HANDSHAKE_TIMEOUT)
         .boxed())
 }
