@@ -9,20 +9,19 @@ use floe_protocol::{Request, Response};
 use floe_transport::send_body;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::fake::{Fake, JOB, connect, hang, job, numbers, partition, result, say, status_of};
+use crate::fake::{Fake, JOB, connect, hang, job, numbers, partition, result, say};
 
 #[tokio::test]
 async fn calls_go_on_through_a_node_that_the_lost_one_told_of() {
     let key = MeshKey::generate();
     let second =
-        Fake::start(&key, |_, mut stream| async move { say(&mut stream, &Response::Jobs(vec![])).await })
-            .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |_, mut stream| {
-        let told = told.clone();
-        async move { say(&mut stream, &status_of(&[&told])).await }
-    })
-    .await;
+        Fake::start(
+            &key,
+            &[],
+            |_, mut stream| async move { say(&mut stream, &Response::Jobs(vec![])).await },
+        )
+        .await;
+    let first = Fake::start(&key, &[&second], |_, _| hang()).await;
     let mesh = connect(&key, &[&first]).await;
     drop(first);
     assert_eq!(mesh.jobs().await.unwrap(), []);
@@ -36,15 +35,9 @@ async fn a_node_that_cannot_answer_now_is_asked_again_and_its_excuses_stay_hidde
         Response::NotLeader(None),
         Response::Failed(Failure::Unavailable { message: "no leader".into() }),
     ]);
-    let node = Fake::start(&key, move |request, mut stream| {
-        let excuse = if request == Request::Status { None } else { excuses.lock().unwrap().pop() };
-        async move {
-            let answer = match request {
-                Request::Status => status_of(&[]),
-                _ => Response::Jobs(vec![]),
-            };
-            say(&mut stream, &excuse.unwrap_or(answer)).await;
-        }
+    let node = Fake::start(&key, &[], move |_, mut stream| {
+        let excuse = excuses.lock().unwrap().pop();
+        async move { say(&mut stream, &excuse.unwrap_or(Response::Jobs(vec![]))).await }
     })
     .await;
     let mesh = connect(&key, &[&node]).await;
@@ -55,21 +48,14 @@ async fn a_node_that_cannot_answer_now_is_asked_again_and_its_excuses_stay_hidde
 #[tokio::test]
 async fn a_watch_goes_on_through_another_node_and_ends_with_the_job() {
     let key = MeshKey::generate();
-    let second = Fake::start(&key, |_, mut stream| async move {
+    let second = Fake::start(&key, &[], |_, mut stream| async move {
         say(&mut stream, &job(JobPhase::Running)).await;
         say(&mut stream, &job(JobPhase::Succeeded)).await;
     })
     .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            if request == Request::Status {
-                return say(&mut stream, &status_of(&[&told])).await;
-            }
-            say(&mut stream, &job(JobPhase::Running)).await;
-            hang().await;
-        }
+    let first = Fake::start(&key, &[&second], |_, mut stream| async move {
+        say(&mut stream, &job(JobPhase::Running)).await;
+        hang().await;
     })
     .await;
     let mesh = connect(&key, &[&first]).await;
@@ -85,7 +71,7 @@ async fn a_watch_goes_on_through_another_node_and_ends_with_the_job() {
 async fn broken_off(sizes: &'static [u64]) -> (Result<Vec<i64>, Error>, Vec<Request>) {
     let key = MeshKey::generate();
     let partitions = || [partition(&[&[1, 2], &[3]]), partition(&[&[4], &[5, 6], &[7]])];
-    let second = Fake::start(&key, move |request, mut stream| async move {
+    let second = Fake::start(&key, &[], move |request, mut stream| async move {
         let Request::Result { from_partition, .. } = request else {
             return;
         };
@@ -94,22 +80,16 @@ async fn broken_off(sizes: &'static [u64]) -> (Result<Vec<i64>, Error>, Vec<Requ
         let _ = send_body(&mut stream, body).await;
     })
     .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            match request {
-                Request::Status => say(&mut stream, &status_of(&[&told])).await,
-                Request::Watch { .. } => say(&mut stream, &job(JobPhase::Succeeded)).await,
-                _ => {
-                    say(&mut stream, &result(&[3, 4])).await;
-                    let [mut sent, rest] = partitions();
-                    // The first batch of the second partition, and a piece of the next.
-                    sent.extend_from_slice(&rest[..rest.len() * 6 / 10]);
-                    let body =
-                        futures::stream::iter([Ok(Bytes::from(sent))]).chain(futures::stream::pending());
-                    let _ = send_body(&mut stream, body).await;
-                }
+    let first = Fake::start(&key, &[&second], move |request, mut stream| async move {
+        match request {
+            Request::Watch { .. } => say(&mut stream, &job(JobPhase::Succeeded)).await,
+            _ => {
+                say(&mut stream, &result(&[3, 4])).await;
+                let [mut sent, rest] = partitions();
+                // The first batch of the second partition, and a piece of the next.
+                sent.extend_from_slice(&rest[..rest.len() * 6 / 10]);
+                let body = futures::stream::iter([Ok(Bytes::from(sent))]).chain(futures::stream::pending());
+                let _ = send_body(&mut stream, body).await;
             }
         }
     })
@@ -149,13 +129,9 @@ async fn a_result_that_was_made_anew_is_not_mixed_with_the_old_one() {
 #[tokio::test]
 async fn a_failed_job_says_why() {
     let key = MeshKey::generate();
-    let node = Fake::start(&key, |request, mut stream| async move {
+    let node = Fake::start(&key, &[], |_, mut stream| async move {
         let failure = Failure::Query { message: "unable to find column \"carier\"".into() };
-        let answer = match request {
-            Request::Status => status_of(&[]),
-            _ => job(JobPhase::Failed(failure)),
-        };
-        say(&mut stream, &answer).await;
+        say(&mut stream, &job(JobPhase::Failed(failure))).await;
     })
     .await;
     let mesh = connect(&key, &[&node]).await;
@@ -166,7 +142,7 @@ async fn a_failed_job_says_why() {
 #[tokio::test]
 async fn a_wrong_key_is_told_at_once_and_silence_after_the_time_given() {
     let key = MeshKey::generate();
-    let node = Fake::start(&key, |_, _| hang()).await;
+    let node = Fake::start(&key, &[], |_, _| hang()).await;
     let started = std::time::Instant::now();
     let other = Mesh::builder().key(MeshKey::generate()).address(&node.address);
     let error = other.connect_timeout(Duration::from_secs(600)).connect().await.unwrap_err();

@@ -36,13 +36,16 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
+    /// A node that tells of these others; whatever else it is asked, `answer` answers.
     pub(crate) async fn start<F>(
         key: &MeshKey,
+        others: &[&Self],
         answer: impl Fn(Request, Stream) -> F + Send + Sync + 'static,
     ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        let status = status(others);
         let answer: Answer = Arc::new(move |request, stream| answer(request, stream).boxed());
         let identity = Keypair::generate_ed25519();
         let roster = Roster::default();
@@ -68,9 +71,12 @@ impl Fake {
                 tokio::select! {
                     _ = swarm.select_next_some() => {}
                     Some(mut inbound) = inbound.recv() => {
-                        let (answer, heard) = (answer.clone(), heard.clone());
+                        let (answer, heard, status) = (answer.clone(), heard.clone(), status.clone());
                         answers.spawn(async move {
                             let request: Request = read_frame(&mut inbound.stream).await.unwrap();
+                            if request == Request::Status {
+                                return say(&mut inbound.stream, &status).await;
+                            }
                             heard.lock().unwrap().push(request.clone());
                             answer(request, inbound.stream).await;
                         });
@@ -81,6 +87,7 @@ impl Fake {
         Self { address, node: node_id(&peer), asked, swarm }
     }
 
+    /// What it was asked, besides its status.
     pub(crate) fn asked(&self) -> Vec<Request> {
         self.asked.lock().unwrap().clone()
     }
@@ -92,22 +99,16 @@ impl Drop for Fake {
     }
 }
 
-/// The status that tells of nodes at these addresses.
-pub(crate) fn status_of(addresses: &[&str]) -> Response {
-    let ids = (1..).map(NodeId);
-    members(ids.zip(addresses.iter().map(|address| (*address).to_owned())))
-}
-
 /// The status that tells of these nodes.
-pub(crate) fn members(nodes: impl IntoIterator<Item = (NodeId, String)>) -> Response {
-    let nodes = nodes
-        .into_iter()
-        .map(|(id, address)| NodeInfo {
+fn status(others: &[&Fake]) -> Response {
+    let nodes = others
+        .iter()
+        .map(|other| NodeInfo {
             member: Member {
-                id,
+                id: other.node,
                 peer: String::new(),
                 name: String::new(),
-                addresses: vec![address],
+                addresses: vec![other.address.clone()],
                 slots: 1,
                 memory_bytes: 1,
                 version: String::new(),

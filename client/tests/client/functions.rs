@@ -17,7 +17,7 @@ use floe_transport::Stream;
 use floe_transport::stream::{Body, send_bytes};
 use futures::TryStreamExt;
 
-use crate::fake::{Fake, JOB, connect, hang, job, meta, numbers, partition, say, status_of};
+use crate::fake::{Fake, JOB, connect, hang, job, meta, numbers, partition, say};
 
 /// A function's result: only its partitions tell their columns.
 fn result(partitions: &[u64]) -> Response {
@@ -35,11 +35,10 @@ fn words(words: &[&str]) -> Vec<u8> {
 
 /// A node that has a succeeded job with these partitions.
 async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
-    Fake::start(key, move |request, mut stream| {
+    Fake::start(key, &[], move |request, mut stream| {
         let partitions = partitions.clone();
         async move {
             match request {
-                Request::Status => say(&mut stream, &status_of(&[])).await,
                 Request::Result { from_partition, .. } => {
                     say(&mut stream, &result(&vec![1; partitions.len()])).await;
                     let body = partitions[from_partition as usize..].concat();
@@ -57,7 +56,7 @@ async fn frames_follow_their_specification() {
     let key = MeshKey::generate();
     let got = Arc::new(Mutex::new(Vec::new()));
     let noted = got.clone();
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, mut stream| {
         let noted = noted.clone();
         async move {
             let answer = match request {
@@ -67,7 +66,7 @@ async fn frames_follow_their_specification() {
                     noted.lock().unwrap().push((spec, files));
                     Response::Accepted { id }
                 }
-                _ => status_of(&[]),
+                other => panic!("{other:?}"),
             };
             say(&mut stream, &answer).await;
         }
@@ -129,7 +128,7 @@ async fn large_code_and_arguments_travel_apart_and_only_if_the_mesh_has_them_not
     let (code, argument) = (Bytes::from(vec![1; MAX_INLINE_BYTES + 1]), Bytes::from(vec![2; 1 << 20]));
     let known = blob_id(&code);
     let noted = specs.clone();
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, mut stream| {
         let noted = noted.clone();
         async move {
             let answer = match request {
@@ -144,7 +143,7 @@ async fn large_code_and_arguments_travel_apart_and_only_if_the_mesh_has_them_not
                     noted.lock().unwrap().push(spec);
                     Response::Accepted { id }
                 }
-                _ => status_of(&[]),
+                other => panic!("{other:?}"),
             };
             say(&mut stream, &answer).await;
         }
@@ -180,7 +179,7 @@ async fn an_object_comes_from_another_node_if_one_breaks_off_or_sends_something_
     let object = Bytes::from(vec![3; 1 << 20]);
     let blob = Blob { id: blob_id(&object), bytes: object.len() as u64 };
     let good = object.clone();
-    let second = Fake::start(&key, move |_, mut stream| {
+    let second = Fake::start(&key, &[], move |_, mut stream| {
         let good = good.clone();
         async move {
             say(&mut stream, &Response::Blob { bytes: blob.bytes }).await;
@@ -188,18 +187,9 @@ async fn an_object_comes_from_another_node_if_one_breaks_off_or_sends_something_
         }
     })
     .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            match request {
-                Request::Status => say(&mut stream, &status_of(&[&told])).await,
-                _ => {
-                    say(&mut stream, &Response::Blob { bytes: blob.bytes }).await;
-                    let _ = send_bytes(&mut stream, vec![0; 1 << 20].into()).await;
-                }
-            }
-        }
+    let first = Fake::start(&key, &[&second], move |_, mut stream| async move {
+        say(&mut stream, &Response::Blob { bytes: blob.bytes }).await;
+        let _ = send_bytes(&mut stream, vec![0; 1 << 20].into()).await;
     })
     .await;
     let mesh = connect(&key, &[&first]).await;
@@ -214,25 +204,16 @@ async fn a_log_goes_on_through_another_node_without_saying_anything_twice() {
         let task = TaskId { job: JobId(7), stage: StageId(1), partition };
         LogChunk { node: NodeId(3), attempt: AttemptId { task, attempt: 1 }, bytes: bytes.into() }
     };
-    let second = Fake::start(&key, move |_, mut stream| async move {
+    let second = Fake::start(&key, &[], move |_, mut stream| async move {
         for chunk in [chunk(0, "one\ntwo\n"), chunk(1, "other\n")] {
             say(&mut stream, &Response::Log(chunk)).await;
         }
         say(&mut stream, &Response::Done).await;
     })
     .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            match request {
-                Request::Status => say(&mut stream, &status_of(&[&told])).await,
-                _ => {
-                    say(&mut stream, &Response::Log(chunk(0, "one\n"))).await;
-                    hang().await;
-                }
-            }
-        }
+    let first = Fake::start(&key, &[&second], move |_, mut stream| async move {
+        say(&mut stream, &Response::Log(chunk(0, "one\n"))).await;
+        hang().await;
     })
     .await;
     let mut logs = connect(&key, &[&first]).await.job(JOB).logs(None, true);

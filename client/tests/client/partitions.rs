@@ -8,10 +8,7 @@ use floe_protocol::message::Made;
 use floe_protocol::{Placed, Request, Response, StageId, TaskId};
 use futures::{StreamExt, TryStreamExt};
 
-use crate::fake::{
-    Fake, JOB, connect, file, hang, job, members, meta, numbers, partition, say, say_made, send_file,
-    status_of,
-};
+use crate::fake::{Fake, JOB, connect, file, hang, job, meta, numbers, partition, say, say_made, send_file};
 
 /// Nodes that no driver can reach.
 const NOWHERE: [NodeId; 2] = [NodeId(98), NodeId(99)];
@@ -27,7 +24,7 @@ fn fetch(partition: u32) -> Request {
 #[tokio::test]
 async fn partitions_come_whole_although_their_sender_is_lost_while_others_are_made() {
     let key = MeshKey::generate();
-    let second = Fake::start(&key, move |request, mut stream| async move {
+    let second = Fake::start(&key, &[], move |request, mut stream| async move {
         match request {
             Request::Partitions { from_partition, .. } => {
                 for _ in from_partition..3 {
@@ -46,26 +43,21 @@ async fn partitions_come_whole_although_their_sender_is_lost_while_others_are_ma
         }
     })
     .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            match request {
-                Request::Status => say(&mut stream, &status_of(&[&told])).await,
-                Request::Partition { partition: 0, .. } => {
-                    let file = file(&[&[1, 2], &[3]]);
-                    send_file(&mut stream, &file, &file).await;
-                }
-                Request::Partition { .. } => {
-                    let file = file(&[&[4], &[5, 6]]);
-                    send_file(&mut stream, &file, &file[..100]).await;
-                }
-                _ => {
-                    say(&mut stream, &Response::Made(Made::NotYet)).await;
-                    say_made(&mut stream, 3, &NOWHERE).await;
-                    say_made(&mut stream, 3, &NOWHERE).await;
-                    hang().await;
-                }
+    let first = Fake::start(&key, &[&second], move |request, mut stream| async move {
+        match request {
+            Request::Partition { partition: 0, .. } => {
+                let file = file(&[&[1, 2], &[3]]);
+                send_file(&mut stream, &file, &file).await;
+            }
+            Request::Partition { .. } => {
+                let file = file(&[&[4], &[5, 6]]);
+                send_file(&mut stream, &file, &file[..100]).await;
+            }
+            _ => {
+                say(&mut stream, &Response::Made(Made::NotYet)).await;
+                say_made(&mut stream, 3, &NOWHERE).await;
+                say_made(&mut stream, 3, &NOWHERE).await;
+                hang().await;
             }
         }
     })
@@ -86,9 +78,8 @@ async fn partitions_end_with_what_the_job_failed_of() {
     let key = MeshKey::generate();
     // Were it not the job's own end, it would be a reason to ask again.
     let why = || Failure::Unavailable { message: "the disk is full".to_owned() };
-    let node = Fake::start(&key, move |request, mut stream| async move {
+    let node = Fake::start(&key, &[], move |request, mut stream| async move {
         match request {
-            Request::Status => say(&mut stream, &status_of(&[])).await,
             Request::Partitions { .. } => {
                 say_made(&mut stream, 1, &NOWHERE).await;
                 say(&mut stream, &Response::Failed(why())).await;
@@ -110,17 +101,11 @@ async fn partitions_end_with_what_the_job_failed_of() {
 #[tokio::test]
 async fn a_partition_without_rows_whose_columns_are_known_is_not_fetched() {
     let key = MeshKey::generate();
-    let node = Fake::start(&key, move |request, mut stream| async move {
-        match request {
-            Request::Status => say(&mut stream, &status_of(&[])).await,
-            _ => {
-                let placed = Placed { nodes: NOWHERE.to_vec(), meta: meta(0) };
-                let schema = partition(&[]).into();
-                let made = Made::Here { stage: StageId(0), placed, schema };
-                say(&mut stream, &Response::Made(made)).await;
-                say(&mut stream, &Response::Made(Made::Beyond)).await;
-            }
-        }
+    let node = Fake::start(&key, &[], |_, mut stream| async move {
+        let placed = Placed { nodes: NOWHERE.to_vec(), meta: meta(0) };
+        let schema = partition(&[]).into();
+        say(&mut stream, &Response::Made(Made::Here { stage: StageId(0), placed, schema })).await;
+        say(&mut stream, &Response::Made(Made::Beyond)).await;
     })
     .await;
     let partitions: Vec<_> = connect(&key, &[&node]).await.job(JOB).partitions().try_collect().await.unwrap();
@@ -132,7 +117,7 @@ async fn a_partition_without_rows_whose_columns_are_known_is_not_fetched() {
 /// A node that holds one partition and answers fetches so, and the node that the driver is connected to, which has the
 /// numbers 10 and 20 instead.
 async fn holder_and_gateway(key: &MeshKey, announced: Vec<u8>, sent: Vec<u8>) -> (Fake, Fake) {
-    let holder = Fake::start(key, move |request, mut stream| {
+    let holder = Fake::start(key, &[], move |request, mut stream| {
         let (announced, sent) = (announced.clone(), sent.clone());
         async move {
             assert_eq!(request, fetch(0));
@@ -140,20 +125,16 @@ async fn holder_and_gateway(key: &MeshKey, announced: Vec<u8>, sent: Vec<u8>) ->
         }
     })
     .await;
-    let (node, address) = (holder.node, holder.address.clone());
-    let gateway = Fake::start(key, move |request, mut stream| {
-        let address = address.clone();
-        async move {
-            match request {
-                Request::Status => say(&mut stream, &members([(node, address)])).await,
-                Request::Partitions { .. } => {
-                    say_made(&mut stream, 2, &[node]).await;
-                    say(&mut stream, &Response::Made(Made::Beyond)).await;
-                }
-                _ => {
-                    let file = file(&[&[10, 20]]);
-                    send_file(&mut stream, &file, &file).await;
-                }
+    let node = holder.node;
+    let gateway = Fake::start(key, &[&holder], move |request, mut stream| async move {
+        match request {
+            Request::Partitions { .. } => {
+                say_made(&mut stream, 2, &[node]).await;
+                say(&mut stream, &Response::Made(Made::Beyond)).await;
+            }
+            _ => {
+                let file = file(&[&[10, 20]]);
+                send_file(&mut stream, &file, &file).await;
             }
         }
     })

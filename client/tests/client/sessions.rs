@@ -14,7 +14,7 @@ use floe_protocol::{Request, Response};
 use floe_transport::stream::send_bytes;
 use floe_transport::{Stream, read_frame, write_frame};
 
-use crate::fake::{Fake, connect, hang, say, status_of};
+use crate::fake::{Fake, connect, hang, say};
 
 const NODE: NodeId = NodeId(9);
 
@@ -91,15 +91,10 @@ async fn calls_come_back_and_many_share_a_frame() {
     let key = MeshKey::generate();
     let frames = Arc::new(Mutex::new(0));
     let counted = frames.clone();
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, stream| {
         let counted = counted.clone();
         async move {
-            let Some(mut gateway) = (match request {
-                Request::Session { .. } => Gateway::accept(&request, stream).await,
-                _ => return say(&mut stream, &status_of(&[])).await,
-            }) else {
-                return;
-            };
+            let mut gateway = Gateway::accept(&request, stream).await.unwrap();
             while let Some(calls) = gateway.calls().await {
                 *counted.lock().unwrap() += 1;
                 let echo = calls.into_iter().map(|call| (call.id, Ok(Returned::Inline(call.argument))));
@@ -135,11 +130,8 @@ async fn a_thread_waits_for_results_too_and_not_longer_than_it_wants() {
 
 /// A node that returns each call's argument.
 async fn echoing(key: &MeshKey) -> Fake {
-    Fake::start(key, |request, mut stream| async move {
-        match request {
-            Request::Status => say(&mut stream, &status_of(&[])).await,
-            request => Gateway::accept(&request, stream).await.unwrap().echo().await,
-        }
+    Fake::start(key, &[], |request, stream| async move {
+        Gateway::accept(&request, stream).await.unwrap().echo().await;
     })
     .await
 }
@@ -149,7 +141,7 @@ async fn calls_without_a_result_are_made_again_through_another_node() {
     let key = MeshKey::generate();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let noted = seen.clone();
-    let second = Fake::start(&key, move |request, stream| {
+    let second = Fake::start(&key, &[], move |request, stream| {
         let noted = noted.clone();
         async move {
             let Some(mut gateway) = Gateway::accept(&request, stream).await else {
@@ -165,21 +157,14 @@ async fn calls_without_a_result_are_made_again_through_another_node() {
         }
     })
     .await;
-    let told = second.address.clone();
-    let first = Fake::start(&key, move |request, mut stream| {
-        let told = told.clone();
-        async move {
-            if request == Request::Status {
-                return say(&mut stream, &status_of(&[&told])).await;
-            }
-            let mut gateway = Gateway::accept(&request, stream).await.unwrap();
-            let mut calls = Vec::new();
-            while calls.len() < 4 {
-                calls.extend(gateway.calls().await.unwrap());
-            }
-            gateway.results([(2, Ok(Returned::Inline("first".into())))]).await;
-            hang().await;
+    let first = Fake::start(&key, &[&second], move |request, stream| async move {
+        let mut gateway = Gateway::accept(&request, stream).await.unwrap();
+        let mut calls = Vec::new();
+        while calls.len() < 4 {
+            calls.extend(gateway.calls().await.unwrap());
         }
+        gateway.results([(2, Ok(Returned::Inline("first".into())))]).await;
+        hang().await;
     })
     .await;
     let mesh = connect(&key, &[&first]).await;
@@ -216,12 +201,9 @@ async fn calls_without_a_result_are_made_again_through_another_node() {
 async fn a_result_comes_once_and_one_that_is_not_awaited_never() {
     let key = MeshKey::generate();
     let (said, mut heard) = tokio::sync::mpsc::channel(8);
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, stream| {
         let said = said.clone();
         async move {
-            if request == Request::Status {
-                return say(&mut stream, &status_of(&[])).await;
-            }
             let mut gateway = Gateway::accept(&request, stream).await.unwrap();
             let returned = |text: &'static str| Ok(Returned::Inline(text.into()));
             while let Some(frame) = gateway.next().await {
@@ -266,12 +248,9 @@ async fn most_under_way(arguments: Vec<Bytes>) -> (usize, usize) {
     let total = arguments.len();
     let most = Arc::new(Mutex::new((0, 0)));
     let noted = most.clone();
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, stream| {
         let noted = noted.clone();
         async move {
-            if request == Request::Status {
-                return say(&mut stream, &status_of(&[])).await;
-            }
             let mut gateway = Gateway::accept(&request, stream).await.unwrap();
             let (mut waiting, mut answered) = (Vec::<Call>::new(), 0);
             while answered < total {
@@ -325,11 +304,10 @@ async fn a_large_result_is_fetched_before_it_is_given_out() {
     let large = Bytes::from(vec![5; MAX_CALL_BYTES * 3]);
     let blob = Blob { id: blob_id(&large), bytes: large.len() as u64 };
     let kept = large.clone();
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, mut stream| {
         let kept = kept.clone();
         async move {
             match request {
-                Request::Status => say(&mut stream, &status_of(&[])).await,
                 Request::GetBlob { id } => {
                     assert_eq!(id, blob.id);
                     say(&mut stream, &Response::Blob { bytes: blob.bytes }).await;
@@ -356,12 +334,9 @@ async fn a_session_that_the_mesh_ends_says_why_for_each_call() {
     let key = MeshKey::generate();
     let failure = Failure::Refused { message: "the session's job was cancelled".into() };
     let said = failure.clone();
-    let node = Fake::start(&key, move |request, mut stream| {
+    let node = Fake::start(&key, &[], move |request, stream| {
         let said = said.clone();
         async move {
-            if request == Request::Status {
-                return say(&mut stream, &status_of(&[])).await;
-            }
             let mut gateway = Gateway::accept(&request, stream).await.unwrap();
             gateway.calls().await.unwrap();
             gateway.send(ResultFrame::Ended(said)).await;
@@ -382,10 +357,7 @@ async fn a_session_that_the_mesh_ends_says_why_for_each_call() {
 #[tokio::test]
 async fn without_any_node_every_call_fails_when_patience_ends() {
     let key = MeshKey::generate();
-    let node = Fake::start(&key, |request, mut stream| async move {
-        if request == Request::Status {
-            return say(&mut stream, &status_of(&[])).await;
-        }
+    let node = Fake::start(&key, &[], |request, stream| async move {
         let _gateway = Gateway::accept(&request, stream).await.unwrap();
         hang().await;
     })
@@ -405,12 +377,9 @@ async fn closing_tells_the_node() {
     let key = MeshKey::generate();
     let (said, heard) = tokio::sync::oneshot::channel();
     let said = Mutex::new(Some(said));
-    let node = Fake::start(&key, move |request, mut stream| {
-        let said = if request == Request::Status { None } else { said.lock().unwrap().take() };
+    let node = Fake::start(&key, &[], move |request, stream| {
+        let said = said.lock().unwrap().take().unwrap();
         async move {
-            let Some(said) = said else {
-                return say(&mut stream, &status_of(&[])).await;
-            };
             let mut gateway = Gateway::accept(&request, stream).await.unwrap();
             while let Some(frame) = gateway.next().await {
                 if frame == CallFrame::Close {
