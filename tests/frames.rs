@@ -1,7 +1,6 @@
 //! A driver's frames on their way to the nodes, and partitions on their way back.
 
 use std::io::Cursor;
-use std::time::Duration;
 
 use bytes::Bytes;
 use floe_client::function::{
@@ -10,7 +9,7 @@ use floe_client::function::{
 use floe_client::{Failure, Job, JobId, Mesh, NodeId, StageId, Submission, TaskId};
 use floe_protocol::message::Made;
 use floe_protocol::{Request, Response};
-use floe_scenarios::harness::DEADLINE;
+use floe_scenarios::harness::{DEADLINE, wait_until};
 use floe_transport::files::read_checked;
 use floe_transport::{Body, Connection, read_frame};
 use futures::TryStreamExt;
@@ -141,25 +140,16 @@ async fn a_partition_is_had_from_its_holder_and_by_way_of_every_other_node() {
     let other = nodes.iter().position(|node| node.node() != holders[0].1).unwrap();
     let gone = nodes.iter().position(|node| node.node() == holders[0].1).unwrap();
     cluster.node(gone).kill().await.unwrap();
-    let again = fetch_again(&nodes[other], job).await;
+    let request = Request::Partition { id: job, partition: 0 };
+    let again =
+        wait_until("it is made again", DEADLINE, async || fetch(&nodes[other], request.clone()).await.ok());
+    let again = again.await.unwrap();
     assert_eq!(read(&again), frames[0]);
 
     let beyond = fetch(&nodes[other], Request::Partition { id: job, partition: 6 }).await.unwrap_err();
     assert_eq!(beyond.to_string(), format!("job {job} has no partition 6"));
     let unknown = fetch(&nodes[other], Request::Partition { id: JobId(1), partition: 0 }).await.unwrap_err();
     assert_eq!(unknown, Failure::NoSuchJob { job: JobId(1) });
-}
-
-/// Partition 0, asked for as a driver does while the mesh finds out who is gone.
-async fn fetch_again(node: &Connection, job: JobId) -> Vec<Bytes> {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    loop {
-        match fetch(node, Request::Partition { id: job, partition: 0 }).await {
-            Ok(files) => return files,
-            Err(failure) => assert!(tokio::time::Instant::now() < deadline, "{failure}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 fn read(files: &[Bytes]) -> DataFrame {

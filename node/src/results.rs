@@ -85,8 +85,14 @@ impl Results {
     /// Answers [`Request::Partition`].
     pub async fn relay(&self, mut stream: Stream, id: JobId, partition: u32) -> Result<(), Failure> {
         let found = async {
-            job_status::exists(&self.mailbox, id).await?;
-            self.find(id, partition).await
+            match self.find(id, partition).await {
+                // This node may merely be late.
+                Err(Failure::NoSuchJob { .. }) => {
+                    self.mailbox.current().await?;
+                    self.find(id, partition).await
+                }
+                found => found,
+            }
         };
         match with_signs(&mut stream, found).await? {
             Ok(found) => found.send(&mut stream).await,

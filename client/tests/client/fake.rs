@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use arrow_array::{Array, Int64Array, RecordBatch};
-use arrow_ipc::writer::{FileWriter, StreamWriter};
+use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use floe_client::{JobId, JobPhase, JobStatus, Mesh, MeshKey, NodeId, NodeInfo, NodeRole, Status};
+use floe_protocol::arrow_file::stream_of;
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::message::Made;
 use floe_protocol::{Load, Member, OutputMeta, Placed, Request, Response, StageId};
@@ -173,27 +174,26 @@ pub(crate) async fn hang() {
 }
 
 /// One partition as it is stored.
+pub(crate) fn file_of(schema: &Schema, batches: impl IntoIterator<Item = RecordBatch>) -> Vec<u8> {
+    let mut writer = FileWriter::try_new(Vec::new(), schema).unwrap();
+    for batch in batches {
+        writer.write(&batch).unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+/// The same of numbers, a batch of each of these rows.
 pub(crate) fn file(batches: &[&[i64]]) -> Vec<u8> {
     let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
-    let mut writer = FileWriter::try_new(Vec::new(), &schema).unwrap();
-    for batch in batches {
-        writer.write(&batch_of(&schema, batch)).unwrap();
-    }
-    writer.into_inner().unwrap()
+    let batch = |rows: &&[i64]| {
+        RecordBatch::try_new(schema.clone(), vec![Arc::new(Int64Array::from(rows.to_vec()))]).unwrap()
+    };
+    file_of(&schema, batches.iter().map(batch))
 }
 
-fn batch_of(schema: &Arc<Schema>, rows: &[i64]) -> RecordBatch {
-    RecordBatch::try_new(schema.clone(), vec![Arc::new(Int64Array::from(rows.to_vec()))]).unwrap()
-}
-
-/// One partition as it is streamed, a batch of each of these rows.
+/// And as it is streamed.
 pub(crate) fn partition(batches: &[&[i64]]) -> Vec<u8> {
-    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
-    let mut writer = StreamWriter::try_new(Vec::new(), &schema).unwrap();
-    for batch in batches {
-        writer.write(&batch_of(&schema, batch)).unwrap();
-    }
-    writer.into_inner().unwrap()
+    stream_of(&file(batches).into()).unwrap().into()
 }
 
 pub(crate) fn meta(rows: u64) -> OutputMeta {

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use arrow_array::{RecordBatch, StringArray};
-use arrow_ipc::writer::StreamWriter;
 use bytes::Bytes;
 use floe_client::function::{
     Argument, Frame, Function, FunctionInput, FunctionJob, Host, Limits, MAX_INLINE_BYTES, Payload, Python,
@@ -12,12 +11,14 @@ use floe_client::{
     AttemptId, Blob, Error, JobKind, JobPhase, JobSpec, LogChunk, MeshKey, NodeId, StageId, Submission,
     TaskId, blob_id,
 };
+use floe_protocol::arrow_file::stream_of;
+use floe_protocol::message::Made;
 use floe_protocol::{JobId, Request, Response, frame};
 use floe_transport::Stream;
 use floe_transport::stream::{Body, send_bytes};
 use futures::TryStreamExt;
 
-use crate::fake::{Fake, JOB, connect, hang, job, meta, numbers, partition, say};
+use crate::fake::{Fake, JOB, connect, file, file_of, hang, job, meta, numbers, say, say_made, send_file};
 
 /// A function's result: only its partitions tell their columns.
 fn result(partitions: &[u64]) -> Response {
@@ -28,21 +29,30 @@ fn result(partitions: &[u64]) -> Response {
 fn words(words: &[&str]) -> Vec<u8> {
     let column = Arc::new(StringArray::from(words.to_vec()));
     let batch = RecordBatch::try_from_iter([("n", column as _)]).unwrap();
-    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).unwrap();
-    writer.write(&batch).unwrap();
-    writer.into_inner().unwrap()
+    file_of(&batch.schema(), [batch])
 }
 
 /// A node that has a succeeded job with these partitions.
-async fn holder(key: &MeshKey, partitions: Vec<Vec<u8>>) -> Fake {
+async fn holder(key: &MeshKey, files: Vec<Vec<u8>>) -> Fake {
     Fake::start(key, &[], move |request, mut stream| {
-        let partitions = partitions.clone();
+        let files = files.clone();
         async move {
             match request {
                 Request::Result { from_partition, .. } => {
-                    say(&mut stream, &result(&vec![1; partitions.len()])).await;
-                    let body = partitions[from_partition as usize..].concat();
-                    let _ = send_bytes(&mut stream, body.into()).await;
+                    say(&mut stream, &result(&vec![1; files.len()])).await;
+                    let wanted = files.into_iter().skip(from_partition as usize);
+                    let streams: Vec<_> = wanted.map(|file| stream_of(&file.into()).unwrap()).collect();
+                    let _ = send_bytes(&mut stream, streams.concat().into()).await;
+                }
+                Request::Partitions { from_partition, .. } => {
+                    for _ in from_partition as usize..files.len() {
+                        say_made(&mut stream, 1, &[]).await;
+                    }
+                    say(&mut stream, &Response::Made(Made::Beyond)).await;
+                }
+                Request::Partition { partition, .. } => {
+                    let file = &files[partition as usize];
+                    send_file(&mut stream, file, file).await;
                 }
                 _ => say(&mut stream, &job(JobPhase::Succeeded)).await,
             }
@@ -90,7 +100,7 @@ async fn frames_follow_their_specification() {
 #[tokio::test]
 async fn a_stream_takes_its_schema_from_the_first_partition_and_tells_one_that_differs() {
     let key = MeshKey::generate();
-    let node = holder(&key, vec![partition(&[&[1]]), partition(&[]), words(&["one"])]).await;
+    let node = holder(&key, vec![file(&[&[1]]), file(&[]), words(&["one"])]).await;
     let handle = connect(&key, &[&node]).await.job(JOB);
     let mut stream = handle.stream().await.unwrap();
     assert_eq!(stream.schema().field(0).name(), "n");
@@ -100,17 +110,19 @@ async fn a_stream_takes_its_schema_from_the_first_partition_and_tells_one_that_d
     let text = "partition 2 of the result does not fit partition 0: \
                 column n is Int64 in partition 0 and Utf8 in partition 2";
     assert_eq!(error.to_string(), text);
+    let partitions: Vec<_> = handle.partitions().try_collect().await.unwrap();
+    assert_eq!(partitions.len(), 3, "one by one they can be had");
 }
 
 #[cfg(feature = "polars")]
 #[tokio::test]
 async fn partitions_of_a_function_are_collected_to_one_frame_if_they_fit() {
     let key = MeshKey::generate();
-    let node = holder(&key, vec![partition(&[&[1], &[2]]), partition(&[]), partition(&[&[3]])]).await;
+    let node = holder(&key, vec![file(&[&[1], &[2]]), file(&[]), file(&[&[3]])]).await;
     let frame = connect(&key, &[&node]).await.job(JOB).collect().await.unwrap();
     let numbers: Vec<_> = frame.column("n").unwrap().i64().unwrap().into_no_null_iter().collect();
     assert_eq!(numbers, [1, 2, 3]);
-    let node = holder(&key, vec![partition(&[&[1]]), words(&["one"])]).await;
+    let node = holder(&key, vec![file(&[&[1]]), words(&["one"])]).await;
     let error = connect(&key, &[&node]).await.job(JOB).collect().await.unwrap_err().to_string();
     assert!(error.contains("column n is i64 in partition 0 and str in partition 1"), "{error}");
     let node = holder(&key, Vec::new()).await;

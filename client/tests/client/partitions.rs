@@ -69,7 +69,10 @@ async fn partitions_come_whole_although_their_sender_is_lost_while_others_are_ma
     let rest: Vec<_> = stream.map(|partition| rows(&partition.unwrap())).collect().await;
     assert_eq!(rest, [vec![4, 5, 6, 60], vec![7]]);
     let asked = second.asked();
-    assert!(asked.contains(&Request::Partitions { id: JOB, from_partition: 2 }), "{asked:?}");
+    let again: Vec<_> =
+        asked.iter().filter(|request| matches!(request, Request::Partitions { .. })).collect();
+    // Of the second one the driver may have heard before.
+    assert!(matches!(again[..], [Request::Partitions { id: JOB, from_partition: 1 | 2 }]), "{asked:?}");
     assert!(!asked.contains(&Request::Partition { id: JOB, partition: 0 }), "{asked:?}");
 }
 
