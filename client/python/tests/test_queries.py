@@ -1,4 +1,4 @@
-"""Queries of py-polars and SQL, and `mesh.apply`."""
+"""Queries of py-polars and SQL."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -127,50 +126,3 @@ def test_plans_of_other_versions(cluster, mesh, version, tmp_path_factory):
         env=environment,
     )
     assert done.stdout == "same\n", done.stderr
-
-
-def test_apply_vectorised(mesh, capfd):
-    frame = pd.DataFrame({"a": np.arange(1000.0), "b": np.arange(1000.0)})
-    result = mesh.apply(frame, lambda row: row.a * row.b + 1)
-    pd.testing.assert_series_equal(result, frame.apply(lambda row: row.a * row.b + 1, axis=1))
-    assert "was called once, vectorised, for all 1000 rows" in capfd.readouterr().err
-
-
-def test_apply_in_partitions(mesh, capfd):
-    frame = pd.DataFrame({"a": np.arange(1000), "s": [str(i) for i in range(1000)]})
-
-    def grade(row):
-        return "small" if row.a < 500 else row.s
-
-    pd.testing.assert_series_equal(mesh.apply(frame, grade, 3), frame.apply(grade, axis=1))
-    assert re.search(
-        "grade was called row by row in 3 partitions on the nodes: .*ValueError", capfd.readouterr().err
-    )
-    # It can be called with all rows, but does something else then.
-    pd.testing.assert_series_equal(
-        mesh.apply(frame, lambda row: len(row.s)), frame.apply(lambda row: len(row.s), axis=1)
-    )
-    assert "something else" in capfd.readouterr().err
-    with pytest.raises(
-        ValueError, match="grade cannot be vectorised: with all rows at once it raises ValueError"
-    ):
-        mesh.apply(frame, grade, how="vectorised")
-    result = mesh.apply(frame, lambda row: row.a * 2, how="partitions", quiet=True)
-    pd.testing.assert_series_equal(result, frame.apply(lambda row: row.a * 2, axis=1))
-    assert capfd.readouterr().err == ""
-
-
-def test_apply_to_series_and_polars(mesh):
-    series = pd.Series([1.0, 2.0, 3.0], name="x", index=["a", "b", "c"])
-    for function in (lambda x: x * 2, lambda x: x if x > 1 else 0.0):
-        pd.testing.assert_series_equal(mesh.apply(series, function, quiet=True), series.apply(function))
-    frame = pl.DataFrame({"a": [1, 2, 3], "b": [4, 5, None]})
-    assert mesh.apply(frame, lambda row: row["a"] * 2, quiet=True).to_list() == [2, 4, 6]
-    assert mesh.apply(frame, lambda row: row["a"] if row["b"] else None, quiet=True).to_list() == [1, 2, None]
-    assert mesh.apply(frame["a"], lambda value: value if value > 1 else 0, quiet=True).to_list() == [0, 2, 3]
-    empty = pd.DataFrame({"a": [1.0]}).iloc[:0]
-    pd.testing.assert_frame_equal(mesh.apply(empty, lambda row: row), empty.apply(lambda row: row, axis=1))
-    with pytest.raises(TypeError, match="apply takes a pandas or Polars frame or series, not a list"):
-        mesh.apply([1], len)
-    with pytest.raises(ZeroDivisionError):
-        mesh.apply(series, lambda x: 1 // 0)

@@ -47,6 +47,11 @@ FLUSH_BYTES = 1 << 20
 LOOK_SECONDS = 0.005
 LOOKS_WITHOUT_CALLS = 200
 
+# Code of at most this size is kept in memory, the node sees to it that it is of no more than 256 functions. Larger
+# code is in files. Of what was loaded, so much code's is kept for the next calls.
+SMALL_CODE_BYTES = 32 << 10
+LOADED_BYTES = 8 << 20
+
 # Messages up to this size are put together for one write.
 JOINED_BYTES = 64 << 10
 
@@ -377,30 +382,65 @@ class Broken:
         raise self.error.with_traceback(self.frames)
 
 
+class Code:
+    """A function's code: here if it is small, else in a file that nobody else sees and that goes with this."""
+
+    def __init__(self, name, data):
+        self.name = name
+        self.size = len(data)
+        self.data = data if self.size <= SMALL_CODE_BYTES else in_a_file(data)
+
+    def load(self):
+        try:
+            found = pickle.loads(self.data)
+            if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                # What was read from the file need not count as this process's memory.
+                self.data.madvise(mmap.MADV_DONTNEED)
+            if not callable(found):
+                raise TypeError("the code of %s is %r, which cannot be called" % (self.name, type(found)))
+        except BaseException as error:
+            return Broken(error)
+        return found
+
+
+def in_a_file(data):
+    """The same bytes, mapped from a file; as they are if there is no place for one."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(prefix="code-") as file:
+            file.write(data)
+            file.flush()
+            return mmap.mmap(file.fileno(), len(data), access=mmap.ACCESS_READ)
+    except OSError:
+        return data
+
+
 _codes = {}
-_functions = {}
+# Those loaded, the one that was called last at the end.
+_functions = collections.OrderedDict()
 
 
 def define(header, sections):
     number = header["function"]
     _functions.pop(number, None)
-    _codes[number] = (header.get("name", ""), sections[0])
+    _codes[number] = Code(header.get("name", ""), sections.pop())
 
 
 def function(number):
     found = _functions.get(number)
-    if found is None:
-        if number not in _codes:
-            raise ProtocolError("function %d is called and was not defined" % number)
-        try:
-            found = pickle.loads(_codes[number][1])
-            if not callable(found):
-                raise TypeError("the code of %s is %r, which cannot be called" % (_codes[number][0], type(found)))
-        except BaseException as error:
-            found = Broken(error)
+    if found is not None:
+        _functions.move_to_end(number)
+        return found
+    code = _codes.get(number)
+    if code is None:
+        raise ProtocolError("function %d is called and was not defined" % number)
+    found = code.load()
+    # What is kept for later calls counts as much as what a call takes: it must not be what a limit kills this for.
+    if code.size <= LOADED_BYTES:
         _functions[number] = found
-        # What is loaded need not be kept as code too.
-        _codes[number] = (_codes[number][0], None)
+        while sum(_codes[kept].size for kept in _functions) > LOADED_BYTES:
+            _functions.popitem(last=False)
     return found
 
 

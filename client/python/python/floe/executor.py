@@ -9,7 +9,7 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, TypeVar
 
-from . import _remote, pickling, ship
+from . import _remote, ship
 from .call import Calls, Result, arguments, submit
 from .environment import Needs
 
@@ -74,8 +74,12 @@ class Executor(concurrent.futures.Executor):
         pickled = ship.Pickled(fn, self._needs)
         number = calls.function(pickled, lambda: _remote.Each(pickled.code, pickled.name), "each")
         items = zip(*iterables)
-        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        results = [submit(calls, number, pickling.dumps(chunk, "the items")) for chunk in chunks]
+        results: list[Result[Any]] = []
+        while True:
+            chunk, count = _remote.packed_items(itertools.islice(items, chunksize), len(results) * chunksize)
+            if not count:
+                break
+            results.append(submit(calls, number, chunk))
         return itertools.chain.from_iterable(_in_order(results, timeout))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -7,6 +7,7 @@ So does everything that is parallel through joblib, scikit-learn's ``GridSearchC
 from __future__ import annotations
 
 import sys
+import zlib
 from typing import Any, Callable
 
 from joblib._parallel_backends import ParallelBackendBase, SequentialBackend
@@ -19,10 +20,11 @@ from .errors import Cancelled
 from .mesh import Mesh
 from .refs import Ref
 
-#: Arguments of at least this size are put into the mesh, since joblib gives the same ones to many tasks.
+#: Arguments of at least this size are put into the mesh, since joblib gives the same ones to many tasks. Each
+#: task has them for itself all the same.
 _SHARED_BYTES = 64 << 10
 
-#: How many of them are remembered. joblib makes some anew for each task, which nobody will see again.
+#: How many arrays are remembered. joblib makes some anew for each task, which nobody will see again.
 _MAX_SHARED = 256
 
 
@@ -44,7 +46,7 @@ class FloeBackend(ParallelBackendBase):
         self._mesh = mesh
         self._needs = Needs.of(options)
         self._under_way: set[Result[Any]] = set()
-        self._shared: dict[int, tuple[Any, Ref[Any]]] = {}
+        self._shared: dict[int, tuple[Any, int, Ref[Any]]] = {}
         self._function: tuple[Calls, int] | None = None
 
     @property
@@ -65,15 +67,17 @@ class FloeBackend(ParallelBackendBase):
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Result[Any]:
         calls = self.mesh._calls()
-        tasks = [
-            (
-                function,
-                tuple(map(self._sent, args)),
-                {name: self._sent(value) for name, value in kwargs.items()},
+        used: set[str] = set()
+        tasks = []
+        for function, args, kwargs in func.items:
+            sent = {name: self._sent(value) for name, value in kwargs.items()}
+            # Tasks are pickled one by one, so that none gets an object that another one has changed.
+            task, modules = pickling.dumps_function(
+                (function, tuple(map(self._sent, args)), sent), "a task of joblib's"
             )
-            for function, args, kwargs in func.items
-        ]
-        argument, used = pickling.dumps_function(tasks, "joblib's tasks")
+            tasks.append(task)
+            used |= modules
+        argument = pickling.dumps(tasks, "joblib's tasks")
         number = self._defined(calls, used)
         result: Result[Any] = Result()
         result._calls = calls
@@ -119,17 +123,33 @@ class FloeBackend(ParallelBackendBase):
 
     def _sent(self, value: Any) -> Any:
         """An argument as it is sent: what is large travels once."""
-        known = self._shared.get(id(value))
-        if known is not None:
-            return known[1]
         if _size(value) < _SHARED_BYTES:
             return value
-        ref = self.mesh.put(value)
-        if len(self._shared) >= _MAX_SHARED:
-            self._shared.pop(next(iter(self._shared)))
-        # The value is kept with it, so that no other one gets its id.
-        self._shared[id(value)] = (value, ref)
+        content = _checksum(value)
+        known = self._shared.get(id(value))
+        if known is not None and content is not None and known[1] == content:
+            return known[2]
+        put = self.mesh.put(value)
+        ref: Ref[Any] = Ref(put.name, put.size, None, True)
+        if content is not None:
+            if len(self._shared) >= _MAX_SHARED:
+                self._shared.pop(next(iter(self._shared)))
+            # The value is kept with it, so that no other one gets its id.
+            self._shared[id(value)] = (value, content, ref)
         return ref
+
+
+def _checksum(value: Any) -> int | None:
+    """What tells whether an array was written to since; None of what is not so easily looked through.
+
+    Pickling such a thing again and finding that the mesh has it takes longer, and comes to the same.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or value.dtype.hasobject:
+        return None
+    if value.flags.c_contiguous or value.flags.f_contiguous:
+        return zlib.crc32(value.reshape(-1, order="A").view(numpy.uint8).data)
+    return None
 
 
 def _size(value: Any) -> int:

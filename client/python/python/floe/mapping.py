@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generator, Generic, Iterable, Iterator, Sequence, Sized, TypeVar
 
-from . import _remote, pickling
+from . import _remote
 from .call import Calls
 from .errors import Cancelled, from_parts
 from .progress import Bar, Progress
@@ -296,19 +296,18 @@ def _feed(state: _State, mesh: Mesh, fixed: int | None, nodes: Sequence[str] | N
                 if fixed is None:
                     size = _next_size(state, size, slots)
                 node = min(places, key=lambda place: state.load.get(place, 0))
-            items = list(itertools.islice(state.items, size))
-            if not items:
+            argument, count = _remote.packed_items(itertools.islice(state.items, size), state.items_sent)
+            if not count:
                 break
-            argument = pickling.dumps(items, "the items")
-            state.bytes_per_item = len(argument) / len(items)
+            state.bytes_per_item = len(argument) / count
             with state.changed:
                 if state.exhausted:
                     break
-                chunk = _Chunk(state, state.sent, len(items), node)
+                chunk = _Chunk(state, state.sent, count, node)
                 state.flying[chunk.position] = chunk
                 state.load[node] = state.load.get(node, 0) + 1
                 state.sent += 1
-                state.items_sent += len(items)
+                state.items_sent += count
             try:
                 chunk.number = state.calls.call(state.function, argument, chunk, node)
             except BaseException as error:

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence, TypeVar, Union, overload
 
-from . import _remote, applying, data, frames, pickling, query, ship
+from . import _remote, applying, data, frames, objects, pickling, query, ship
 from .call import Calls, Parallel, arguments, submit
 from .environment import Needs, NeedsArguments
 from .errors import Error, Unavailable
@@ -269,11 +269,30 @@ class Mesh:
     ) -> Any:
         """What ``df.apply(fn, axis=1)`` or ``series.apply(fn)`` returns: a function of each row, or value.
 
-        If the function does the same when it is called with the whole frame at once, as ``lambda row: row.a *
-        row.b`` does, and that is the faster way, it is called so, here. Otherwise it is called for each row
-        of `n` partitions on the nodes. A line on stderr says which it was, unless `quiet`. `how` may ask for
-        one of the two: ``"vectorised"`` or ``"partitions"``. Polars frames give rows as dictionaries, and a
-        Series.
+        The result is what pandas makes of all that the function returns: its values, type, index, name, and
+        the exception of the first row that raises.
+
+        A function that is shown, from its code, to do nothing but arithmetic with columns of numbers, as
+        ``lambda row: row.a * row.b`` does, is computed for all rows at once, here. Any other one is called
+        for each row, in partitions on the nodes; if it changes variables of its own, so that a row may hang
+        on those before, here.
+
+        Args:
+            df: A pandas or Polars frame or series. Polars frames give rows as dictionaries, and the result is
+            a
+                Polars series.
+            fn: What is called with each row, or value.
+            n: The number of partitions.
+            how: ``"auto"``, or one of the two ways: ``"vectorised"`` or ``"partitions"``.
+            quiet: Whether to say nothing on stderr of which way it was.
+            **needs: What the function needs; see :func:`floe.requires`.
+
+        Returns:
+            What pandas returns, or a Polars series.
+
+        Raises:
+            ValueError: ``how="vectorised"`` was asked for and the function was not shown to allow it.
+            Exception: What the function raises for the first row for which it does.
         """
         return applying.apply(self, df, fn, n, how, quiet, needs)
 
@@ -366,18 +385,18 @@ class Mesh:
     def put(self, value: T) -> Ref[T]:
         """Keeps an object in the mesh. It travels to each node once, whatever number of calls use it there.
 
+        Each call has it as it was put: see :class:`floe.Ref`.
+
         >>> table = mesh.put({n: n * n for n in range(1000)})
         >>> mesh.parallel(lambda squares, n: squares[n])(table, 30).value
         900
         """
-        name, size = self._put_bytes(pickling.dumps(value, "the object"))
+        name, size = self._put_bytes(objects.packed(value, "the object"))
         return Ref(name, size, self)
 
     def get(self, ref: Ref[T]) -> T:
         """The object that a reference stands for."""
-        import pickle
-
-        return pickle.loads(_translated(self._open().get, ref.name, ref.size))
+        return objects.loaded(_translated(self._open().get, ref.name, ref.size))
 
     def _put_bytes(self, value: bytes) -> tuple[str, int]:
         return ship.put(self._open(), value)

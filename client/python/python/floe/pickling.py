@@ -9,7 +9,7 @@ import io
 import pickle
 import sys
 import types
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Union
 
 from .errors import Unpicklable
 
@@ -23,30 +23,57 @@ PROTOCOL = 5
 _MAX_ATTEMPTS = 200
 
 
-def dumps(value: Any, what: str = "the argument") -> bytes:
-    """Pickles a value: as Python does where that is enough, else by value."""
+#: Smaller buffers stay within a pickle: outside it they would only take more room.
+_LEAST_BUFFER_BYTES = 4 << 10
+
+#: Buffers that lie outside a pickle.
+Buffers = Union["list[memoryview]", None]
+
+
+def dumps(value: Any, what: str = "the argument", buffers: Buffers = None) -> bytes:
+    """Pickles a value: as Python does where that is enough, else by value.
+
+    If a list of buffers is given, the large ones go there instead of into the pickle.
+    """
     try:
-        data = pickle.dumps(value, PROTOCOL)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=_into(buffers))
     except Exception:
-        return by_value(value, what)
+        return by_value(value, what, buffers)
     # What is defined in the driver's script is pickled by its name, which means nothing on a node; the same
     # holds for modules that the user registered with cloudpickle.
     if b"__main__" in data:
-        return by_value(value, what)
+        return by_value(value, what, buffers)
     registered = _registered()
     if registered and any(name.encode() in data for name in registered):
-        return by_value(value, what)
+        return by_value(value, what, buffers)
     return data
 
 
-def by_value(value: Any, what: str) -> bytes:
+def by_value(value: Any, what: str, buffers: Buffers = None) -> bytes:
     """Pickles a value with all the code that it refers to and that the nodes may not have."""
     import cloudpickle
 
     try:
-        return cloudpickle.dumps(value, PROTOCOL)
+        return cloudpickle.dumps(value, PROTOCOL, buffer_callback=_into(buffers))
     except Exception as error:
         raise unpicklable(value, error, what) from error
+
+
+def _into(buffers: Buffers) -> Callable[[pickle.PickleBuffer], bool] | None:
+    """What takes the buffers that are to lie outside a pickle, as the standard library wants it."""
+    if buffers is None:
+        return None
+    found = buffers
+    # Of an attempt that failed.
+    found.clear()
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= _LEAST_BUFFER_BYTES:
+            found.append(raw)
+        return raw.nbytes < _LEAST_BUFFER_BYTES
+
+    return stays
 
 
 def _registered() -> set[str]:
