@@ -167,14 +167,14 @@ def pandas_differences(frames, functions):
                     job = outcome(
                         lambda: Loopback().parallelize(frame, function, partitions, merge=MERGES[merge])
                     )
-                    result = job if isinstance(job, Exception) else job.collect()
+                    result, expected = job if isinstance(job, Exception) else job.collect(), wanted
                     if merge == "a function":
                         # What pandas itself makes of the partitions.
                         parts = Loopback().parallelize(frame, function, partitions, merge=None).collect()
-                        wanted = pd.concat(parts)
-                    if not same_pandas(result, wanted):
+                        expected = pd.concat(parts)
+                    if not same_pandas(result, expected):
                         found.append(
-                            f"{label}, {name}, {partitions} partitions, {merge}: {result!r} for {wanted!r}"
+                            f"{label}, {name}, {partitions} partitions, {merge}: {result!r} for {expected!r}"
                         )
     return found
 
@@ -398,10 +398,10 @@ def test_some_on_nodes(mesh):
         {name: COLUMNS[name] for name in ("int8", "float64", "numbers as categories", "UTC", "Int64")}
     )
     assert same_pandas(mesh.parallelize(plain, lambda part: part, 4).collect(), plain)
-    polars = pl.DataFrame({name: column for name, column in POLARS_COLUMNS.items() if "int128" not in name})
-    polars = polars.with_columns(k=pl.Series(range(ROWS)))
+    typed = pl.DataFrame({name: column for name, column in POLARS_COLUMNS.items() if "int128" not in name})
+    typed = typed.with_columns(k=pl.Series(range(ROWS)))
     for function in (POLARS_FUNCTIONS["some rows"], POLARS_FUNCTIONS["no rows"], with_nulls_at_the_end):
-        pl.testing.assert_frame_equal(mesh.parallelize(polars, function, 4).collect(), function(polars))
+        pl.testing.assert_frame_equal(mesh.parallelize(typed, function, 4).collect(), function(typed))
     wide = pl.DataFrame({name: column for name, column in POLARS_COLUMNS.items() if "int128" in name})
     pl.testing.assert_frame_equal(mesh.parallelize(wide, lambda part: part, 4).collect(), wide)
     table = pa.table({"k": pa.array(range(ROWS)), **ARROW_COLUMNS})
