@@ -16,7 +16,7 @@ import pickle
 import sys
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from . import frames, pickling
+from . import _exceptions, frames, pickling
 from .errors import NotAFrame
 from .refs import Ref
 
@@ -44,7 +44,15 @@ def by_reference(name: str, size: int) -> bytes:
     return bytes([BLOB]) + pickle.dumps((name, size), pickling.PROTOCOL)
 
 
-class _Holder:
+class _Sends:
+    """Says how an exception is sent, for the host."""
+
+    def exception(self, error: BaseException, limit: int) -> bytes:
+        """An exception in at most so many bytes, for the driver."""
+        return _exceptions.encode(error, limit, pickling.pickler_class())
+
+
+class _Holder(_Sends):
     """Holds a pickled function and unpickles it when it is first called."""
 
     def __init__(self, code: bytes, name: str) -> None:
@@ -98,15 +106,21 @@ class Chunk(_Holder):
                 if type(item) is Ref:
                     item = item.get()
                 values.append(function(*item) if unpack else function(item))
-        except Exception as error:
-            return BROKEN + pickling.dumps((_picklable(values), described(error)))
+        except BaseException as error:
+            return BROKEN + pickling.dumps((_picklable(values), self.described(error)))
         try:
             return WHOLE + pickle.dumps(values, pickling.PROTOCOL)
         except Exception:
             return WHOLE + pickling.by_value(values, f"what {self.name} returned")
 
+    def described(self, error: BaseException) -> dict[str, Any]:
+        """An exception as the native part describes those that it brings."""
+        import floe_host
 
-class Batch:
+        return floe_host.raised(error, self)
+
+
+class Batch(_Sends):
     """joblib's batches: lists of functions with their arguments."""
 
     def __call__(self, argument: Any) -> bytes:
@@ -123,13 +137,6 @@ class Batch:
                 for function, args, kwargs in argument_of(argument)
             ]
         return pickling.dumps(results, "what a task returned")
-
-
-def described(error: BaseException) -> dict[str, Any]:
-    """An exception as the native part describes those that it brings."""
-    import floe_host
-
-    return floe_host.raised(error)
 
 
 def _picklable(values: list[Any]) -> list[Any]:
