@@ -222,7 +222,8 @@ def described(error, seen=()):
         "notes": notes,
         "cause": described(_cause(error), seen),
         "context": described(error.__context__, seen),
-        "suppress": error.__suppress_context__ and not _is_account(error.__cause__),
+        # The account of the node's traceback is a cause before Python 3.11.
+        "suppress": error.__suppress_context__ if sys.version_info >= (3, 11) else None,
         "members of the group": [described(member, seen) for member in getattr(error, "exceptions", ())],
     }
 
@@ -428,6 +429,22 @@ def test_what_is_too_large_is_cut(mesh):
     assert type(got) is Plain and got.args == (999,) and got.__context__.__context__.args == (997,)
     got = outcome(lambda: mesh.parallelize(["both"], lambda part: function(part[0]), 1).collect(60))
     assert type(got) is Plain and got.args == ("short",) and type(got.__cause__) is ValueError
+
+
+def test_exceptions_that_are_returned(mesh):
+    """They are values like others: nobody calls their constructors again."""
+    names = ("needs arguments", "own pickling", "an OSError of one's own", "frozen", "slots", "two bases")
+
+    def function():
+        return [(name, outcome(KINDS[name])) for name in names]
+
+    for got in (
+        mesh.parallel(function)().result(60),
+        mesh.map(lambda _: function(), [1]).collect()[0],
+        mesh.parallel(lambda pairs: pairs)(function()).result(60),
+    ):
+        for name, error in got:
+            same(error, KINDS[name])
 
 
 def test_classes(mesh):

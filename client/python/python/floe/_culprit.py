@@ -67,7 +67,7 @@ def sentence(
     protocol: int,
     names: list[tuple[str, Any]] | None = None,
 ) -> str:
-    """What of a value cannot be pickled, where it is, and why; `names` are what the value's parts are called."""
+    """What of a value cannot be pickled, where it is, and why; `names` are what its parts are called."""
     trail, reason = _trail(value, pickler_class, protocol)
     if reason is None:
         # What failed before goes well now, so there is no telling where it was.

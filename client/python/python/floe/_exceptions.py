@@ -94,6 +94,18 @@ def decode(data: bytes, absent: Callable[[str], BaseException]) -> tuple[BaseExc
     return _Decoder(data, absent).decode()
 
 
+def reduced(error: BaseException) -> Any:
+    """How an exception among other values is taken apart; NotImplemented if its class knows better.
+
+    As in other pickles, what caused it stays behind.
+    """
+    if type(error) in copyreg.dispatch_table or _has_own_pickling(type(error)):
+        return NotImplemented
+    parts = _taken_apart(error)
+    made = parts.pop("made", parts.get("args", ()))
+    return _shell, (type(error), list(made)), parts, None, None, _fill
+
+
 class _TooLarge(Exception):
     """There is no room for what is to be pickled."""
 
@@ -313,9 +325,9 @@ class _Decoder:
             if number not in self.strange and "parts" in record:
                 self.fill(error, record["parts"])
             cause, context, suppress = record["links"]
-            _set(error, "__cause__", self.linked(cause))
-            _set(error, "__context__", self.linked(context))
-            _set(error, "__suppress_context__", suppress)
+            set_own(error, "__cause__", self.linked(cause))
+            set_own(error, "__context__", self.linked(context))
+            set_own(error, "__suppress_context__", suppress)
         return self.made[0], 0 not in self.strange, self.missing
 
     def linked(self, number: int | None) -> BaseException | None:
@@ -377,17 +389,22 @@ class _Decoder:
             except BaseException as why:  # It is the user's code, and may do anything.
                 self.missing.append(f"its {name}, which cannot be had here ({_line(why)[:_MAX_TEXT]})")
                 continue
-            kind, _, key = name.partition(" ")
-            if name == "args":
-                _set(error, "args", value)
-            elif kind == "attribute":
-                _attributes(error)[key[1:-1]] = value
-            else:
-                for descriptor in _members(type(error)).get(key[1:-1], ()):
-                    try:
-                        descriptor.__set__(error, value)
-                    except BaseException:  # It cannot be set, since it follows from the arguments.
-                        pass
+            _fill(error, {name: value})
+
+
+def _fill(error: BaseException, parts: dict[str, Any]) -> None:
+    for name, value in parts.items():
+        kind, _, key = name.partition(" ")
+        if name == "args":
+            set_own(error, "args", value)
+        elif kind == "attribute":
+            _attributes(error)[key[1:-1]] = value
+        else:
+            for descriptor in _members(type(error)).get(key[1:-1], ()):
+                try:
+                    descriptor.__set__(error, value)
+                except BaseException:  # It cannot be set, since it follows from the arguments.
+                    pass
 
 
 # What exceptions consist of.
@@ -492,7 +509,7 @@ def _get(error: BaseException, name: str) -> Any:
     return vars(BaseException)[name].__get__(error, type(error))
 
 
-def _set(error: BaseException, name: str, value: Any) -> None:
+def set_own(error: BaseException, name: str, value: Any) -> None:
     """Sets something of Python's own, whatever the class makes of setting attributes."""
     vars(BaseException)[name].__set__(error, value)
 

@@ -19,6 +19,8 @@ import typing
 import weakref
 from typing import Any, Callable, Mapping
 
+from . import _exceptions
+
 # As in `_remote`.
 __floe_hidden__ = True
 
@@ -53,6 +55,8 @@ def reduced(obj: Any, by_value: Callable[[Any], bool]) -> Any:
         return reducer(obj, by_value)
     if type(obj) is types.FunctionType and obj.__code__ is _DISPATCH_CODE:
         return NotImplemented if importable(obj, by_value) else _dispatch(obj)
+    if isinstance(obj, BaseException):
+        return _exceptions.reduced(obj)
     if id(obj) in _SENTINELS:
         return getattr, (dataclasses, _SENTINELS[id(obj)])
     cls = type(obj)
@@ -164,6 +168,18 @@ def _dispatch_method(obj: Any, _: Callable[[Any], bool]) -> Any:
 
 def _make_dispatch_method() -> Any:
     return functools.singledispatchmethod(_Later())
+
+
+# Containers that keep nothing alive. What is in them there is what else is there of it.
+
+
+def _weak(obj: Any, _: Callable[[Any], bool]) -> Any:
+    content = list(obj) if isinstance(obj, weakref.WeakSet) else list(obj.items())
+    return type(obj), (), content, None, None, _fill_weak
+
+
+def _fill_weak(obj: Any, content: list[Any]) -> None:
+    obj.update(content)
 
 
 # Files: cloudpickle would send the content of one that is open for reading.
@@ -322,6 +338,9 @@ _REDUCERS: dict[type, Callable[[Any, Callable[[Any], bool]], Any]] = {
     functools._lru_cache_wrapper: _cached,
     functools.cached_property: _cached_property,
     functools.singledispatchmethod: _dispatch_method,
+    weakref.WeakKeyDictionary: _weak,
+    weakref.WeakValueDictionary: _weak,
+    weakref.WeakSet: _weak,
     io.TextIOWrapper: _file,
     typing.NewType: _new_type,
     typing.ParamSpec: _param_spec,

@@ -210,8 +210,10 @@ class Calls:
                 if waiting is not None:
                     try:
                         waiting._settle(ok, body, error, node, elapsed_us)
-                    except Exception:
+                    except Exception as failure:
                         _log.exception("a result could not be handed on")
+                        # Whoever waits for it must not do so forever.
+                        waiting._break(failure)
 
     def _fail_all(self, error: BaseException) -> None:
         while self._pending:

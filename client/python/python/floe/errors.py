@@ -1,8 +1,8 @@
 """What can go wrong, typed.
 
-Every error that Floe raises by itself is a :class:`Error`. What a function of yours raises comes back as what
-it is, with the traceback of the node in its notes: a SystemExit and a KeyboardInterrupt too. Where an iterator
-or a coroutine would have to raise a StopIteration, it is the cause of a RuntimeError.
+Every error that Floe raises by itself is a :class:`Error`. What a function of yours raises comes back as
+what it is, with the traceback of the node in its notes: a SystemExit and a KeyboardInterrupt too. Where an
+iterator or a coroutine would have to raise a StopIteration, it is the cause of a RuntimeError.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _annotate(error: BaseException, name: str, traceback: str, missing: list[str
         seen.add(id(error))
         further = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if further is None:
-            error.__cause__ = FunctionError("\n".join(notes), name, traceback)
+            _exceptions.set_own(error, "__cause__", FunctionError("\n".join(notes), name, traceback))
             return
         error = further
 
