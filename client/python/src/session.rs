@@ -96,6 +96,11 @@ impl Session {
         Ok(list)
     }
 
+    /// Says that these functions will not be called any more.
+    fn forget(&self, functions: Vec<u32>) {
+        self.session.forget(&functions);
+    }
+
     /// Does without the results of these calls.
     fn cancel(&self, ids: Vec<u64>) {
         self.session.cancel(&ids);

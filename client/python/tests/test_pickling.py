@@ -37,7 +37,7 @@ def test_the_culprit_is_named():
     assert "the default value 0 (a _thread.lock)" in refused(lambda lock=LOCK: lock)
     assert "the item 2 (a _thread.lock)" in refused([1, 2, LOCK])
     assert refused(LOCK, "the object").startswith("cannot send the object: a _thread.lock cannot be pickled")
-    assert "the arguments, its item 0, its item 0 (a _thread.lock)" in refused(functools.partial(print, LOCK))
+    assert "the argument 0 (a _thread.lock)" in refused(functools.partial(print, LOCK))
     handle.close()
 
 

@@ -13,9 +13,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use floe_protocol::session::{
-    Call, CallFrame, CallResult, MAX_CALL_BYTES, MAX_CALLS, MAX_CALLS_BYTES, MAX_FUNCTIONS, ResultFrame,
+    Call, CallFrame, CallResult, MAX_CALL_BYTES, MAX_CALLS, MAX_CALLS_BYTES, MAX_FUNCTIONS,
+    MAX_FUNCTIONS_BYTES, ResultFrame,
 };
-use floe_protocol::{Failure, Function, JobId, NodeId, Request, Response};
+use floe_protocol::{Failure, Function, JobId, NodeId, Request, Response, frame};
 use floe_transport::call::{call, read_frame};
 use futures::AsyncReadExt;
 use libp2p::Stream;
@@ -69,6 +70,8 @@ struct Seat {
     slots: usize,
     calls: mpsc::Sender<CallFrame>,
     defined: BTreeSet<u32>,
+    /// Functions that it is to forget, once there is room for a frame.
+    forgotten: Vec<u32>,
     under_way: BTreeMap<u64, Placed>,
     /// Functions that it cannot run: what each needs, and why it cannot be had.
     unfit: BTreeMap<u32, (String, String)>,
@@ -85,13 +88,27 @@ struct Gateway<'a> {
     mailbox: &'a Mailbox,
     worker: &'a Worker,
     session: JobId,
-    functions: BTreeMap<u32, Box<Function>>,
+    functions: BTreeMap<u32, (Box<Function>, usize)>,
+    /// Of all their definitions.
+    functions_bytes: usize,
     seats: BTreeMap<NodeId, Seat>,
     waiting: VecDeque<Placed>,
     waiting_bytes: usize,
     pace: Pace,
     said: mpsc::Sender<(NodeId, Said)>,
     results: mpsc::Sender<ResultFrame>,
+}
+
+impl Seat {
+    /// Has it forget what it is to forget; false if it has no room for that now.
+    fn let_go(&mut self) -> bool {
+        if self.forgotten.is_empty() {
+            return true;
+        }
+        let Ok(place) = self.calls.try_reserve() else { return false };
+        place.send(CallFrame::Forget { functions: std::mem::take(&mut self.forgotten) });
+        true
+    }
 }
 
 /// Serves a session's driver. True: it closed the session; false: it is gone, and may come back, here or elsewhere.
@@ -114,6 +131,7 @@ pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, st
         worker,
         session,
         functions: BTreeMap::new(),
+        functions_bytes: 0,
         seats: BTreeMap::new(),
         waiting: VecDeque::new(),
         waiting_bytes: 0,
@@ -154,13 +172,20 @@ impl Gateway<'_> {
     async fn take(&mut self, frame: CallFrame) -> Result<(), Failure> {
         match frame {
             CallFrame::Define { function, definition } => {
-                if self.functions.len() >= MAX_FUNCTIONS && !self.functions.contains_key(&function) {
-                    let message =
-                        format!("one session holds {MAX_FUNCTIONS} functions: open another for more");
+                let bytes = frame::encode(&definition).map_err(Failure::internal)?.len();
+                if let Some((_, former)) = self.functions.insert(function, (definition, bytes)) {
+                    self.functions_bytes -= former;
+                }
+                self.functions_bytes += bytes;
+                if self.functions.len() > MAX_FUNCTIONS || self.functions_bytes > MAX_FUNCTIONS_BYTES {
+                    let message = format!(
+                        "the driver defined more functions at once than the {MAX_FUNCTIONS}, or the \
+                         {MAX_FUNCTIONS_BYTES} bytes of them, that one session may have"
+                    );
                     return Err(Failure::Refused { message });
                 }
-                self.functions.insert(function, definition);
             }
+            CallFrame::Forget { functions } => self.forget(&functions)?,
             CallFrame::Calls { function, node, calls } => {
                 if !self.functions.contains_key(&function) {
                     let message = format!("function {function} was called before it was defined");
@@ -200,6 +225,29 @@ impl Gateway<'_> {
                 }
             }
             CallFrame::Close => {}
+        }
+        Ok(())
+    }
+
+    /// Forgets functions, here and on all seats.
+    fn forget(&mut self, functions: &[u32]) -> Result<(), Failure> {
+        let gone: BTreeSet<u32> = functions.iter().copied().collect();
+        let under_way = self.seats.values().flat_map(|seat| seat.under_way.values());
+        if self.waiting.iter().chain(under_way).any(|placed| gone.contains(&placed.function)) {
+            let message = "the driver has functions forgotten whose calls are under way".to_owned();
+            return Err(Failure::Refused { message });
+        }
+        for function in &gone {
+            if let Some((_, bytes)) = self.functions.remove(function) {
+                self.functions_bytes -= bytes;
+            }
+        }
+        self.pace.forget(functions);
+        for seat in self.seats.values_mut() {
+            seat.unfit.retain(|function, _| !gone.contains(function));
+            let known: Vec<u32> = gone.iter().copied().filter(|gone| seat.defined.remove(gone)).collect();
+            seat.forgotten.extend(known);
+            seat.let_go();
         }
         Ok(())
     }
@@ -300,6 +348,7 @@ impl Gateway<'_> {
                 slots: info.member.slots as usize,
                 calls,
                 defined: BTreeSet::new(),
+                forgotten: Vec::new(),
                 under_way: BTreeMap::new(),
                 unfit: BTreeMap::new(),
                 _pump: pump,
@@ -423,11 +472,12 @@ impl Gateway<'_> {
     /// Never waits, since a seat may be waiting for this gateway to take its results.
     fn send(&mut self, node: NodeId, function: u32, chosen: Vec<Placed>) {
         let Some(seat) = self.seats.get_mut(&node) else { return };
-        let mut sound = true;
+        // What it is to forget may be defined again now.
+        let mut sound = seat.let_go();
         if seat.defined.insert(function)
-            && let Some(definition) = self.functions.get(&function).cloned()
+            && let Some((definition, _)) = self.functions.get(&function).cloned()
         {
-            sound = seat.calls.try_send(CallFrame::Define { function, definition }).is_ok();
+            sound &= seat.calls.try_send(CallFrame::Define { function, definition }).is_ok();
         }
         let calls: Vec<Call> = chosen.iter().map(|placed| placed.call.clone()).collect();
         for placed in chosen {

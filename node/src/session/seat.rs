@@ -144,6 +144,13 @@ impl Seat {
                     self.cancelled.notify_waiters();
                 }
             }
+            CallFrame::Forget { functions } => {
+                // Of their calls at most some that were cancelled are still running.
+                for function in &functions {
+                    state.functions.remove(function);
+                }
+                state.pace.forget(&functions);
+            }
             CallFrame::Close => {}
         }
         state.queue.len() + state.running.len()

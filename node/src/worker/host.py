@@ -36,6 +36,10 @@ MAX_MESSAGE_BYTES = 4 << 10
 MAX_TRACEBACK_BYTES = 16 << 10
 MAX_EXCEPTION_BYTES = 24 << 10
 
+# Of a longer traceback its beginning and its end are kept.
+FIRST_TRACEBACK_BYTES = 2 << 10
+LAST_TRACEBACK_BYTES = 14 << 10
+
 MAX_HEADER_BYTES = 1 << 20
 
 # Results of calls are sent together for so long, and up to so many bytes.
@@ -315,7 +319,7 @@ def one_line(error):
     if kind.__module__ not in ("builtins", "__main__", None):
         name = "%s.%s" % (kind.__module__, name)
     try:
-        text = " ".join(str(error).split("\n"))
+        text = " ".join(str(error)[:MAX_MESSAGE_BYTES].split("\n"))
     except BaseException as other:
         text = "(its text cannot be had: %s)" % type(other).__name__
     return cut("%s: %s" % (name, text) if text else name, MAX_MESSAGE_BYTES)
@@ -332,40 +336,43 @@ def trace(error):
         frames = error.__traceback__
         while frames is not None and hidden(frames.tb_frame):
             frames = frames.tb_next
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        pieces = traceback.TracebackException(type(error), error, frames).format()
+        first, last, shortened = b"", b"", False
+        # Piece by piece, since messages may be far longer than what is kept of them.
+        for piece in pieces:
+            if len(piece) > MAX_TRACEBACK_BYTES:
+                piece = "%s ... (cut: %d characters)\n" % (piece[:MAX_MESSAGE_BYTES], len(piece))
+            last += piece.encode("utf-8", "replace")
+            if len(first) < FIRST_TRACEBACK_BYTES:
+                taken = FIRST_TRACEBACK_BYTES - len(first)
+                first, last = first + last[:taken], last[taken:]
+            if len(last) > LAST_TRACEBACK_BYTES:
+                last, shortened = last[-LAST_TRACEBACK_BYTES:], True
     except BaseException:
         return ""
-    data = text.encode("utf-8", "replace")
-    if len(data) > MAX_TRACEBACK_BYTES:
-        first, last = data[:2048], data[-(MAX_TRACEBACK_BYTES - 2200) :]
-        text = "%s\n  ...\n%s" % (first.decode("utf-8", "ignore"), last.decode("utf-8", "ignore"))
-    return text
+    if not shortened:
+        return (first + last).decode("utf-8", "replace")
+    return "%s\n  ...\n%s" % (first.decode("utf-8", "ignore"), last.decode("utf-8", "ignore"))
 
 
-def pickled(error):
-    """The exception, if it can be had back from its pickle."""
-    picklers = [pickle]
+def pickled(error, call):
+    """The exception for the driver: as the called object has it, who may know better, or its pickle."""
     try:
-        import cloudpickle
-
-        picklers.insert(0, cloudpickle)
+        if hasattr(call, "exception"):
+            return bytes(call.exception(error, MAX_EXCEPTION_BYTES))
+        data = pickle.dumps(error)
+        if len(data) <= MAX_EXCEPTION_BYTES and isinstance(pickle.loads(data), BaseException):
+            return data
     except BaseException:
         pass
-    for pickler in picklers:
-        try:
-            data = pickler.dumps(error)
-            if len(data) <= MAX_EXCEPTION_BYTES and isinstance(pickle.loads(data), BaseException):
-                return data
-        except BaseException:
-            pass
     return b""
 
 
-def raised(error):
+def raised(error, call=None):
     try:
-        return {"message": one_line(error), "traceback": trace(error), "exception": pickled(error)}
+        return {"message": one_line(error), "traceback": trace(error), "exception": pickled(error, call)}
     except BaseException as other:
-        return {"message": type(error).__name__, "traceback": repr(other)[:1000], "exception": b""}
+        return {"message": type(error).__name__, "traceback": cut(repr(type(other)), 1000), "exception": b""}
 
 
 # Functions.
@@ -427,6 +434,12 @@ def define(header, sections):
     _codes[number] = Code(header.get("name", ""), sections.pop())
 
 
+def forget(header, _):
+    for number in header["functions"]:
+        _functions.pop(number, None)
+        _codes.pop(number, None)
+
+
 def function(number):
     found = _functions.get(number)
     if found is not None:
@@ -475,7 +488,7 @@ def task(header, sections):
         answer, parts = returned(output)
     except BaseException as error:
         output = partitions = None
-        answer = raised(error)
+        answer = raised(error, call)
         parts = [answer.pop("exception")]
         answer["type"] = "raised"
     if os.getpid() != PID:
@@ -604,7 +617,7 @@ def calls(header, sections):
                 body = memoryview(body).cast("B")
             status = 0
         except BaseException as error:
-            body = encode(raised(error))
+            body = encode(raised(error, call))
             status = 1
         at += size
         now = clock()
@@ -660,7 +673,7 @@ def hello():
     return True
 
 
-ORDERS = {"define": define, "task": task, "calls": calls}
+ORDERS = {"define": define, "forget": forget, "task": task, "calls": calls}
 
 
 def serve():

@@ -16,7 +16,7 @@ import pickle
 import sys
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
-from . import frames, fresh, pickling
+from . import _exceptions, frames, fresh, pickling
 from .errors import NotAFrame
 from .refs import Ref
 
@@ -71,7 +71,21 @@ def by_reference(name: str, size: int) -> bytes:
     return bytes([BLOB]) + pickle.dumps((name, size), pickling.PROTOCOL)
 
 
-class _Holder:
+class _Sends:
+    """Says how an exception is sent, for the host."""
+
+    def exception(self, error: BaseException, limit: int) -> bytes:
+        """An exception in at most so many bytes, for the driver."""
+        return _exceptions.encode(error, limit, pickling.pickler_class())
+
+    def described(self, error: BaseException) -> dict[str, Any]:
+        """An exception as the native part describes those that it brings."""
+        import floe_host
+
+        return floe_host.raised(error, self)
+
+
+class _Holder(_Sends):
     """Holds a pickled function, which each call gets as it was pickled."""
 
     def __init__(self, code: bytes, name: str) -> None:
@@ -128,15 +142,15 @@ class Chunk(_Holder):
                 if type(item) is Ref:
                     item = item.get()
                 values.append(get()(*item) if unpack else get()(item))
-        except Exception as error:
-            return BROKEN + pickling.dumps((_picklable(values), described(error)))
+        except BaseException as error:
+            return BROKEN + pickling.dumps((_picklable(values), self.described(error)))
         try:
             return WHOLE + pickle.dumps(values, pickling.PROTOCOL)
         except Exception:
             return WHOLE + pickling.by_value(values, f"what {self.name} returned")
 
 
-class Batch:
+class Batch(_Sends):
     """joblib's batches: functions with their arguments, each a pickle of its own."""
 
     def __call__(self, argument: Any) -> bytes:
@@ -158,13 +172,6 @@ class Batch:
                     )
                 )
         return pickling.dumps(results, "what a task returned")
-
-
-def described(error: BaseException) -> dict[str, Any]:
-    """An exception as the native part describes those that it brings."""
-    import floe_host
-
-    return floe_host.raised(error)
 
 
 def _picklable(values: list[Any]) -> list[Any]:
@@ -337,7 +344,7 @@ class Outcome(NamedTuple):
     changed: bool
 
 
-class OnRows:
+class OnRows(_Sends):
     """Calls a function with each row of a partition of a frame, or with each value of a Polars series."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
@@ -349,8 +356,8 @@ class OnRows:
         values: list[Any] = []
         try:
             self.call(part, values)
-        except Exception as error:
-            return Outcome(_picklable(values), described(error), watched.changed())
+        except BaseException as error:
+            return Outcome(_picklable(values), self.described(error), watched.changed())
         return Outcome(values, None, watched.changed())
 
     def call(self, part: Any, values: list[Any]) -> None:

@@ -14,7 +14,7 @@ from joblib._parallel_backends import ParallelBackendBase, SequentialBackend
 
 from . import _remote, environment, pickling, ship
 from ._connect import default_mesh
-from .call import Calls, Result
+from .call import Calls, Defined, Result
 from .environment import Needs
 from .errors import Cancelled
 from .mesh import Mesh
@@ -47,7 +47,6 @@ class FloeBackend(ParallelBackendBase):
         self._needs = Needs.of(options)
         self._under_way: set[Result[Any]] = set()
         self._shared: dict[int, tuple[Any, int, Ref[Any]]] = {}
-        self._function: tuple[Calls, int] | None = None
 
     @property
     def mesh(self) -> Mesh:
@@ -108,18 +107,17 @@ class FloeBackend(ParallelBackendBase):
     def get_nested_backend(self) -> tuple[Any, int | None]:
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
-    def _defined(self, calls: Calls, used: set[str]) -> int:
+    def _defined(self, calls: Calls, used: set[str]) -> Defined:
         """What runs joblib's tasks, with the libraries that they use."""
         modules = frozenset(name.partition(".")[0] for name in used) | {"joblib"}
         libraries = environment.libraries(modules, self._needs)
         key = ("joblib", self._needs, tuple(sorted(libraries.items())))
-        number = calls._numbers.get(key)
-        if number is None:
+        defined = calls.defined(key)
+        if defined is None:
             runner = ship.Pickled(_remote.Batch(), self._needs)
-            number = calls.define(
-                calls.mesh._shipper.function(_remote.Batch(), [runner], modules, "joblib"), key
-            )
-        return number
+            function = calls.mesh._shipper.function(_remote.Batch(), [runner], modules, "joblib")
+            defined = calls.define(function, key, len(runner.code))
+        return defined
 
     def _sent(self, value: Any) -> Any:
         """An argument as it is sent: what is large travels once."""

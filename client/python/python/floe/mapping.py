@@ -12,8 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Generator, Generic, Iterable, Iterator, Sequence, Sized, TypeVar
 
 from . import _remote
-from .call import Calls
-from .errors import Cancelled, from_parts
+from .call import Calls, Defined
+from .errors import Cancelled, Stopped, as_iterator, from_parts
 from .progress import Bar, Progress
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class _Chunk:
 class _State:
     """What the caller, the thread that sends items and the one that takes results share."""
 
-    def __init__(self, calls: Calls, function: int, items: Iterator[Any], total: int | None) -> None:
+    def __init__(self, calls: Calls, function: Defined, items: Iterator[Any], total: int | None) -> None:
         self.calls = calls
         self.function = function
         self.items = items
@@ -136,7 +136,7 @@ class Map(Generic[T]):
         self,
         mesh: Mesh,
         calls: Calls,
-        function: int,
+        function: Defined,
         iterables: Sequence[Iterable[Any]],
         *,
         ordered: bool,
@@ -185,7 +185,13 @@ class Map(Generic[T]):
     def collect(self) -> list[T]:
         """All results that were not read yet, in a list. Ctrl-C meanwhile cancels the map."""
         self._hurry()
-        return list(self)
+        try:
+            return list(self)
+        except Stopped as stopped:
+            error = stopped.__cause__
+        # Where nothing is iterated over it is raised as it is. Not within the handler: that would give it a
+        # context.
+        raise error or RuntimeError("a map stopped")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until all items are done or `timeout` seconds are over, and tells whether they are."""
@@ -201,7 +207,12 @@ class Map(Generic[T]):
         self._state.cancel()
 
     def __await__(self) -> Generator[Any, None, list[T]]:
-        return asyncio.get_running_loop().run_in_executor(None, self.collect).__await__()
+        return asyncio.get_running_loop().run_in_executor(None, self._list).__await__()
+
+    def _list(self) -> list[T]:
+        """As :meth:`collect`, for a coroutine, which raises no StopIteration."""
+        self._hurry()
+        return list(self)
 
     def _hurry(self) -> None:
         with self._state.changed:
@@ -262,16 +273,21 @@ def _read(state: _State, ordered: bool, name: str) -> Iterator[Any]:
 def _values_of(state: _State, name: str, body: bytes, error: BaseException | None) -> Iterator[Any]:
     """The values of a chunk, and what it raised after them."""
     if error is None:
-        status, value = body[:1], pickle.loads(memoryview(body)[1:])
+        status = body[:1]
+        try:
+            value = pickle.loads(memoryview(body)[1:])
+        except BaseException as failure:  # Of what a function returned, this may run the user's code.
+            status, error = b"", failure
         if status == _remote.WHOLE:
             yield from value
             return
-        values, described = value
-        yield from values
-        message = f"{name} failed: {described['message']}"
-        error = from_parts("exception", message, {"name": name, **described})
+        if status == _remote.BROKEN:
+            values, described = value
+            yield from values
+            message = f"{name} failed: {described['message']}"
+            error = from_parts("exception", message, {"name": name, **described})
     state.cancel()
-    raise error
+    raise as_iterator(error or RuntimeError(f"{name} returned nothing that is known"), name)
 
 
 def _feed(state: _State, mesh: Mesh, fixed: int | None, nodes: Sequence[str] | None) -> None:

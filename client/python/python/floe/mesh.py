@@ -35,9 +35,6 @@ _PARTITIONS_PER_SLOT = 2
 #: How many partitions a merge takes at once, unless the call says otherwise.
 _FAN_IN = 8
 
-#: A session may define so many functions; with more, a new session is opened.
-_MAX_FUNCTIONS = 4000
-
 #: What merges partitions when nothing else is said: they are joined, in order.
 CONCAT = "concat"
 
@@ -520,10 +517,6 @@ class Mesh:
         """The session for single calls, opened when it is first needed."""
         self._open()
         with self._lock:
-            if self._session is not None and len(self._session._numbers) >= _MAX_FUNCTIONS:
-                self._session.finish(wait=False, cancel=False)
-                self._executors.append(self._session)
-                self._session = None
             if self._session is None or self._session.ended:
                 self._session = Calls(self, "calls")
             return self._session

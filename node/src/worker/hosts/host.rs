@@ -1,6 +1,6 @@
 //! One host: a process that runs functions over and over, and the conversation with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -37,6 +37,10 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many functions a host keeps ready. Beyond it the one that was not called for longest makes way.
 const MAX_DEFINED: usize = 256;
+
+/// How many bytes of code these have together; one function may exceed it alone. What code becomes in a host counts
+/// towards the limit of whatever runs there.
+const MAX_DEFINED_BYTES: u64 = 64 << 20;
 
 /// Longer names are cut when hosts are told of them: they are for people.
 const MAX_NAME_BYTES: usize = 1 << 10;
@@ -99,7 +103,9 @@ pub(super) struct Number {
 #[derive(Debug, Default)]
 struct Defined {
     numbers: HashMap<Content, u32>,
-    slots: Vec<Slot>,
+    slots: BTreeMap<u32, Slot>,
+    /// Of all their code.
+    bytes: u64,
     clock: u64,
 }
 
@@ -391,7 +397,10 @@ impl Host {
             return Ok(number);
         }
         let code = payload_section(&function.code, blobs).await?;
-        let number = self.defined.insert(content);
+        let (number, former) = self.defined.insert(content);
+        if !former.is_empty() {
+            wire::write(self.stdin()?, &Order::Forget { functions: &former }, &[]).await?;
+        }
         let name = floor(&function.name, MAX_NAME_BYTES);
         let order = Order::Define { function: number.number, name };
         wire::write(self.stdin()?, &order, &[code]).await?;
@@ -417,13 +426,13 @@ impl Host {
 impl Defined {
     fn find(&mut self, content: &Content) -> Option<Number> {
         let number = *self.numbers.get(content)?;
-        let version = self.slots.get(number as usize)?.version;
+        let version = self.slots.get(&number)?.version;
         self.touch(Number { number, version }).then_some(Number { number, version })
     }
 
     fn touch(&mut self, number: Number) -> bool {
         self.clock += 1;
-        match self.slots.get_mut(number.number as usize) {
+        match self.slots.get_mut(&number.number) {
             Some(slot) if slot.version == number.version => {
                 slot.used = self.clock;
                 true
@@ -432,24 +441,28 @@ impl Defined {
         }
     }
 
-    /// Gives a function a number, if need be that of another one.
-    fn insert(&mut self, content: Content) -> Number {
+    /// Gives a function a number; returns those of the functions that make way for it.
+    fn insert(&mut self, content: Content) -> (Number, Vec<u32>) {
+        let bytes = content.bytes();
+        let mut former = Vec::new();
+        while self.slots.len() >= MAX_DEFINED || self.bytes + bytes > MAX_DEFINED_BYTES {
+            let oldest = self.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(number, _)| *number);
+            let Some((oldest, slot)) = oldest.and_then(|oldest| Some((oldest, self.slots.remove(&oldest)?)))
+            else {
+                break;
+            };
+            self.bytes -= slot.content.bytes();
+            self.numbers.remove(&slot.content);
+            former.push(oldest);
+        }
+        self.bytes += bytes;
         self.clock += 1;
+        // There are at most so many, so one of the first numbers is free.
+        let number = (0..).find(|number| !self.slots.contains_key(number)).unwrap_or_default();
         let (version, used) = (self.clock, self.clock);
-        let slot = Slot { content: content.clone(), version, used };
-        let number = if self.slots.len() < MAX_DEFINED {
-            self.slots.push(slot);
-            self.slots.len() - 1
-        } else {
-            let oldest = self.slots.iter().enumerate().min_by_key(|(_, slot)| slot.used);
-            let oldest = oldest.map_or(0, |(number, _)| number);
-            let former = std::mem::replace(&mut self.slots[oldest], slot);
-            self.numbers.remove(&former.content);
-            oldest
-        };
-        let number = number as u32;
+        self.slots.insert(number, Slot { content: content.clone(), version, used });
         self.numbers.insert(content, number);
-        Number { number, version }
+        (Number { number, version }, former)
     }
 }
 
@@ -460,6 +473,13 @@ impl Content {
             Payload::Blob(blob) => Code::Blob(*blob),
         };
         Self { name: function.name.clone(), code }
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.code {
+            Code::Inline(bytes) => bytes.len() as u64,
+            Code::Blob(blob) => blob.bytes,
+        }
     }
 }
 
@@ -621,13 +641,35 @@ mod tests {
     fn functions_have_numbers_until_others_make_them_go() {
         let mut defined = Defined::default();
         let contents: Vec<_> = (0..=MAX_DEFINED).map(|n| Content::of(&function(&n.to_string()))).collect();
-        let numbers: Vec<_> = contents[..MAX_DEFINED].iter().map(|c| defined.insert(c.clone())).collect();
+        let numbers: Vec<_> = contents[..MAX_DEFINED].iter().map(|c| defined.insert(c.clone()).0).collect();
         assert_eq!(defined.find(&contents[0]), Some(numbers[0]));
-        let last = defined.insert(contents[MAX_DEFINED].clone());
+        let (last, former) = defined.insert(contents[MAX_DEFINED].clone());
         assert_eq!(last.number, numbers[1].number, "that of the one not used for longest");
+        assert_eq!(former, [numbers[1].number]);
         assert_eq!(defined.find(&contents[1]), None);
         assert!(!defined.touch(numbers[1]));
         assert!(defined.touch(numbers[0]) && defined.touch(last));
+    }
+
+    #[test]
+    fn functions_take_no_more_bytes_than_they_may() {
+        let large = |n: u64| {
+            let blob = Blob { id: BlobId(n.into()), bytes: MAX_DEFINED_BYTES / 2 - 10 };
+            Content::of(&Function { code: Payload::Blob(blob), ..function("large") })
+        };
+        let mut defined = Defined::default();
+        let small = defined.insert(Content::of(&function("small"))).0;
+        let (first, second) = (defined.insert(large(1)).0, defined.insert(large(2)).0);
+        assert!(defined.touch(small) && defined.touch(first) && defined.touch(second));
+        let (third, former) = defined.insert(large(3));
+        assert_eq!((third.number, former), (small.number, vec![small.number, first.number]));
+        assert!(!defined.touch(small) && !defined.touch(first) && defined.touch(second));
+        let blob = Blob { id: BlobId(4), bytes: 2 * MAX_DEFINED_BYTES };
+        let (_, former) =
+            defined.insert(Content::of(&Function { code: Payload::Blob(blob), ..function("huge") }));
+        assert_eq!((former.len(), defined.slots.len()), (2, 1));
+        assert_eq!(defined.insert(large(5)).1.len(), 1);
+        assert_eq!((defined.bytes, defined.numbers.len()), (MAX_DEFINED_BYTES / 2 - 10, 1));
     }
 
     #[test]

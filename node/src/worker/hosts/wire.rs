@@ -43,6 +43,8 @@ pub(super) enum Order<'a> {
     Hello { protocol: u32, modules: Vec<String>, libraries: &'a BTreeMap<String, String>, progress: String },
     /// A function that later messages name by its number. One of that number before is forgotten.
     Define { function: u32, name: &'a str },
+    /// These functions are not called any more, unless they are defined again.
+    Forget { functions: &'a [u32] },
     /// Run a function once.
     Task { function: u32, argument: ArgumentKind },
     /// Run a function once for each of these: ids, lengths, arguments.
