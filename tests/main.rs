@@ -16,6 +16,7 @@ mod mesh;
 mod namespaces;
 mod python;
 mod queries;
+mod readme;
 mod stories;
 mod workload;
 

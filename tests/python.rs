@@ -21,7 +21,6 @@ const REQUIREMENTS: &[&str] = &[
     "scikit-learn",
     "joblib",
     "psycopg[binary]",
-    "tqdm",
 ];
 
 /// What of cargo's environment is its user's.

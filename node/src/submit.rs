@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use floe_consensus::Command;
-use floe_protocol::message::{FileMark, Inspected, Status};
+use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
     Failure, JobId, JobKind, JobSpec, NodeId, Placed, Query, Request, Response, StageGraph, TaskId, Work,
     frame,
@@ -157,7 +157,7 @@ impl Submitter {
     }
 
     /// Asks every live node what it sees of some files.
-    async fn look(&self, status: &Status, paths: &[String]) -> Result<Looked, Failure> {
+    async fn look(&self, status: &Status, paths: &[FilePath]) -> Result<Looked, Failure> {
         if paths.is_empty() {
             return Ok(Looked(BTreeMap::from([(status.node, Ok(Vec::new()))])));
         }
@@ -291,7 +291,7 @@ impl Looked {
     }
 
     /// The sentence for a path that no single node can read.
-    fn unseen(&self, paths: &[String], status: &Status) -> Failure {
+    fn unseen(&self, paths: &[FilePath], status: &Status) -> Failure {
         let name_of = |node: NodeId| {
             let member = status.nodes.iter().find(|info| info.member.id == node);
             member.map_or_else(|| node.to_string(), |info| info.member.name.clone())
@@ -315,7 +315,7 @@ impl Looked {
             format!("{} ({answer})", name_of(*node))
         });
         Failure::Unseen {
-            path: paths.get(index).cloned().unwrap_or_default(),
+            path: paths.get(index).map(|path| path.path.clone()).unwrap_or_default(),
             looked: format!("looked on {}", looked.collect::<Vec<_>>().join(", ")),
         }
     }
@@ -331,7 +331,7 @@ fn shape_of(status: &Status) -> Shape {
 }
 
 /// Off the async threads: a plan may carry frames.
-async fn paths_of(query: &Query) -> Result<Vec<String>, Failure> {
+async fn paths_of(query: &Query) -> Result<Vec<FilePath>, Failure> {
     let query = query.clone();
     blocking(move || floe_query::paths(&query)).await?
 }

@@ -104,24 +104,6 @@ impl Mesh {
         self.submit(py, async { Ok(spec.into()) })
     }
 
-    /// The stages that a SQL statement would become, as text.
-    fn explain_sql(
-        &self,
-        py: Python<'_>,
-        text: String,
-        tables: BTreeMap<String, String>,
-        directory: String,
-    ) -> PyResult<String> {
-        let spec = self.sql_spec(py, text, tables, &directory, None)?;
-        self.explain(py, &spec)
-    }
-
-    /// The stages that a serialized Polars plan would become, as text.
-    fn explain_plan(&self, py: Python<'_>, dsl: &Bound<'_, PyAny>, directory: String) -> PyResult<String> {
-        let spec = plan_spec(dsl, directory, None)?;
-        self.explain(py, &spec)
-    }
-
     /// Calls a function once for each of these arguments.
     #[pyo3(signature = (label, function, arguments, merge=None, fan_in=2))]
     fn map_arguments(
@@ -270,20 +252,6 @@ impl Mesh {
                 Err(interrupted)
             }
         }
-    }
-
-    fn explain(&self, py: Python<'_>, spec: &JobSpec) -> PyResult<String> {
-        let graph = wait(py, self.mesh.explain(spec))?.map_err(|error| raised(py, error))?;
-        let stage = |stage: &floe_client::Stage| {
-            let tasks = stage.tasks.len();
-            let operators = stage.operators.join(", ");
-            let because = match &stage.single_because {
-                Some(because) => format!("; one task because {because}"),
-                None => String::new(),
-            };
-            format!("stage {}: {operators} ({tasks} tasks{because})", stage.id)
-        };
-        Ok(graph.stages.iter().map(stage).collect::<Vec<_>>().join("\n"))
     }
 }
 

@@ -61,23 +61,6 @@ impl Session {
         self.session.call(function, id, taken(argument)?, node).map_err(|error| raised(py, error))
     }
 
-    /// Calls a function for each of these ids and arguments. Does not wait.
-    #[pyo3(signature = (function, ids_and_arguments, node=None))]
-    fn calls(
-        &self,
-        py: Python<'_>,
-        function: u32,
-        ids_and_arguments: Vec<(u64, Bound<'_, PyAny>)>,
-        node: Option<&str>,
-    ) -> PyResult<()> {
-        let node = node.map(parsed::<NodeId>).transpose()?;
-        let calls = ids_and_arguments
-            .iter()
-            .map(|(id, argument)| Ok((*id, taken(argument)?)))
-            .collect::<PyResult<Vec<_>>>()?;
-        self.session.calls(function, calls, node).map_err(|error| raised(py, error))
-    }
-
     /// The results that have come, at least one: waits for it up to `timeout` seconds.
     fn results<'py>(&self, py: Python<'py>, timeout: f64) -> PyResult<Bound<'py, PyList>> {
         let results = self.wait_results(py, seconds(timeout)?)?;

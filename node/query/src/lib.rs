@@ -5,7 +5,8 @@
 //! ```text
 //!   sql.rs        text -> LazyFrame
 //!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
-//!   files.rs      what files are, whether two nodes see the same one, how a scan is split
+//!   paths.rs      what a path stands for: a file, a directory, a pattern
+//!   files.rs      whether two nodes see the same file, how a scan is split
 //!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces
 //!   separable.rs    which expressions see one row at a time, so that rows may be split among tasks
 //!   aggregate.rs    which aggregates have a partial form
@@ -26,6 +27,7 @@ mod exchange;
 mod explain;
 mod files;
 mod fragment;
+mod paths;
 mod plan;
 mod separable;
 mod sql;

@@ -1,18 +1,19 @@
 //! A query to a stage graph: parse, resolve against the files of this machine, optimize, cut.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
-use floe_protocol::message::FileMark;
+use floe_protocol::message::{FileMark, FilePath};
 use floe_protocol::{Failure, Query, StageGraph, StageId};
 use polars::prelude::*;
-use polars_plan::dsl::{DslPlan, PlanSerializationContext, ScanSources};
+use polars_plan::dsl::{DslPlan, FileScanDsl, PlanSerializationContext, ScanSources};
 use polars_plan::frame::OptFlags;
 use polars_plan::plans::IRPlan;
 
 use crate::files;
-use crate::sql::{Sql, absolute};
+use crate::paths::{Found, absolute, find};
+use crate::sql::Sql;
 use crate::stages;
 use crate::{panic_message, query_failure};
 
@@ -38,8 +39,8 @@ pub struct Planned {
     pub scans: Vec<(StageId, Vec<FileMark>)>,
 }
 
-/// Paths that a query scans, absolute, with globs and directories as written. No file is looked at.
-pub fn paths(query: &Query) -> Result<Vec<String>, Failure> {
+/// Paths that a query scans, absolute, with patterns and directories as written. No file is looked at.
+pub fn paths(query: &Query) -> Result<Vec<FilePath>, Failure> {
     match query {
         Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
         Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
@@ -59,15 +60,16 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
     match query {
         Query::Sql { text, tables, directory } => {
             let sql = Sql::parse(text, tables, directory)?;
-            let files = find(&sql.paths())?;
+            let found = find(&sql.paths())?;
             // Polars SQL reads schemas while it translates, so its errors may be about a file too.
-            let ir = sql.frame().and_then(optimize).map_err(|failure| name_file(failure, &files))?;
+            let ir = sql.frame(&found).and_then(optimize).map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
         Query::Plan { dsl, directory } => {
-            let (plan, paths) = read_plan(dsl, directory)?;
-            let files = find(&paths)?;
-            let ir = optimize(LazyFrame::from(plan)).map_err(|failure| name_file(failure, &files))?;
+            let (mut plan, paths) = read_plan(dsl, directory)?;
+            let found = find(&paths)?;
+            visit_scans(&mut plan, &mut |sources, args, scan| found.settle(sources, args, scan));
+            let ir = optimize(LazyFrame::from(plan)).map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
     }
@@ -79,28 +81,18 @@ fn optimize(frame: LazyFrame) -> Result<IRPlan, Failure> {
     frame.with_optimizations(flags).to_alp_optimized().map_err(query_failure)
 }
 
-/// The files under some paths, or the first path that leads to none.
-fn find(paths: &[String]) -> Result<Vec<PathBuf>, Failure> {
-    let mut files = Vec::new();
-    for path in paths {
-        let found = files::expand(path)
-            .map_err(|why| Failure::Unseen { path: path.clone(), looked: format!("this node: {why}") })?;
-        files.extend(found);
-    }
-    Ok(files)
-}
-
 /// Puts the name of a damaged Parquet file before Polars' message, which lacks it.
-fn name_file(failure: Failure, files: &[PathBuf]) -> Failure {
+fn name_file(failure: Failure, found: &Found) -> Failure {
     if !matches!(failure, Failure::Query { .. }) {
         return failure;
     }
-    let mut parquet = files.iter().filter(|path| path.extension().is_some_and(|end| end == "parquet"));
+    let mut parquet =
+        found.files().map(Path::new).filter(|path| path.extension().is_some_and(|end| end == "parquet"));
     parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
 /// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
-fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Failure> {
+fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<FilePath>), Failure> {
     let bytes = with_own_schema_hash(dsl)?;
     let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
     let mut plan = match read {
@@ -109,36 +101,30 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Fail
         Err(panic) => return Err(unreadable(&panic_message(&*panic))),
     };
     let mut paths = Vec::new();
-    let mut uri = None;
-    visit_scans(&mut plan, &mut |sources| {
-        let ScanSources::Paths(found) = sources else {
-            return;
-        };
-        let resolve = |path: &PlRefPath| PlRefPath::new(absolute(directory, path.as_str()));
-        let resolved: Vec<PlRefPath> = found.iter().map(resolve).collect();
-        uri = uri.take().or_else(|| resolved.iter().find(|path| path.has_scheme()).map(ToString::to_string));
-        paths.extend(resolved.iter().map(|path| path.as_str().to_owned()));
-        *sources = ScanSources::Paths(resolved.into_iter().collect());
+    let mut refused = None;
+    visit_scans(&mut plan, &mut |sources, args, _| {
+        let ScanSources::Paths(found) = &*sources else { return };
+        let resolved = found.iter().map(|path| absolute(directory, path.as_str(), args.glob));
+        match resolved.collect::<Result<Vec<_>, _>>() {
+            Ok(resolved) => {
+                *sources =
+                    ScanSources::Paths(resolved.iter().map(|path| PlRefPath::new(&path.path)).collect());
+                paths.extend(resolved);
+            }
+            Err(failure) => refused = refused.take().or(Some(failure)),
+        }
     });
-    if let Some(uri) = uri {
-        return Err(no_object_store(&uri));
+    if let Some(failure) = refused {
+        return Err(failure);
     }
     paths.sort();
     paths.dedup();
     Ok((plan, paths))
 }
 
-/// Paths, globs and directories as a driver wrote them, made absolute against its directory.
-pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<String>, Failure> {
-    let resolve = |path: &String| match path.contains("://") {
-        true => Err(no_object_store(path)),
-        false => Ok(absolute(directory, path)),
-    };
-    paths.iter().map(resolve).collect()
-}
-
-fn no_object_store(uri: &str) -> Failure {
-    Failure::Refused { message: format!("{uri}: only files are read, no object stores") }
+/// Paths, patterns and directories as a driver wrote them, made absolute against its directory.
+pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<FilePath>, Failure> {
+    paths.iter().map(|path| absolute(directory, path, true)).collect()
 }
 
 fn unreadable(why: &str) -> Failure {
@@ -167,13 +153,13 @@ fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Calls `f` on the sources of every scan.
-fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) {
+/// Calls `f` on every scan.
+fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources, &mut UnifiedScanArgs, &FileScanDsl)) {
     let mut pending = vec![plan];
     while let Some(plan) = pending.pop() {
         match plan {
-            DslPlan::Scan { sources, cached_ir, .. } => {
-                f(sources);
+            DslPlan::Scan { sources, unified_scan_args, scan_type, cached_ir } => {
+                f(sources, unified_scan_args, scan_type);
                 *cached_ir = Default::default();
             }
             DslPlan::DataFrameScan { .. } => {}

@@ -6,6 +6,8 @@ Its functions block without the GIL, and raise KeyboardInterrupt when Ctrl-C is 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+__version__: str
+
 class CoreError(Exception):
     """What went wrong; :func:`floe.errors.from_core` makes Floe's own exceptions of it."""
 
@@ -27,6 +29,8 @@ class Function:
         memory_bytes: int | None,
         time_ms: int | None,
     ) -> None: ...
+    @property
+    def name(self) -> str: ...
 
 class Mesh:
     """A connection to a mesh through any of its nodes."""
@@ -78,6 +82,16 @@ class Buffer:
     def address(self) -> int: ...
     def __len__(self) -> int: ...
 
+class Partitions(Iterator[Buffer]):
+    """A result's partitions, each as soon as it is there."""
+
+    def __next__(self) -> Buffer: ...
+
+class Logs(Iterator[tuple[str, int, int, int, bytes]]):
+    """Node, stage, partition, attempt, and what was printed."""
+
+    def __next__(self) -> tuple[str, int, int, int, bytes]: ...
+
 class Job:
     """One submission."""
 
@@ -92,14 +106,13 @@ class Job:
     def check(self) -> None:
         """Raises what it failed with."""
 
-    def partitions(self) -> Iterator[Buffer]:
+    def partitions(self) -> Partitions:
         """An Arrow IPC stream for each partition of the result."""
 
     def cancel(self) -> None: ...
     def release(self) -> None: ...
     def release_later(self) -> None: ...
-    def logs(self, partition: int | None, follow: bool) -> Iterator[tuple[str, int, int, int, bytes]]:
-        """Node, stage, partition, attempt, and what was printed."""
+    def logs(self, partition: int | None, follow: bool) -> Logs: ...
 
 class Session:
     """A standing job, for calls."""
@@ -110,7 +123,6 @@ class Session:
     def call(self, function: int, id: int, argument: bytes, node: str | None) -> None:
         """Never waits for the mesh."""
 
-    def calls(self, function: int, ids_and_arguments: list[tuple[int, bytes]], node: str | None) -> None: ...
     def results(
         self, timeout: float
     ) -> Sequence[tuple[int, bool, bytes, tuple[str, str, dict[str, Any]] | None, str, int]]:

@@ -170,9 +170,10 @@ def joined_pandas(parts: list[memoryview]) -> Any:
 
 
 def _described(schema: Any) -> tuple[Any, Any] | None:
-    """What an Arrow schema says of the pandas frame it is of: what partitions must share, and the index if
-    that is a
-    range. None if it is of none."""
+    """What an Arrow schema says of its pandas frame: what partitions must share, and the index if a range.
+
+    None if it is of no such frame.
+    """
     import json
 
     import pandas

@@ -180,8 +180,8 @@ def pandas_table(frame: Any) -> Any:
     except (pyarrow.ArrowException, TypeError, ValueError):
         return None
     # What holds for one frame of such columns and such an index holds for all.
-    shape: tuple[Any, ...] = (tuple(columns), columns.dtype, columns.name, tuple(frame.dtypes))
-    shape += (type(index), index.dtype, index.name)
+    of_columns = (tuple(columns), columns.dtype, columns.name, tuple(frame.dtypes))
+    shape = (*of_columns, type(index), index.dtype, index.name)
     same = _KNOWN.get(shape)
     if same is None:
         if len(_KNOWN) >= _MAX_KNOWN:
@@ -196,8 +196,7 @@ _MAX_KNOWN = 64
 
 
 def _same(sample: Any, back: Any) -> bool:
-    """Whether a frame's first row came back as it was: its names and types, since values of these types
-    survive."""
+    """Whether a frame's first row came back as it was: names and types; values of these types survive."""
     import pandas
 
     columns, index = sample.columns, sample.index

@@ -209,20 +209,19 @@ class Job(Generic[T]):
     def logs(self, task: int | None = None, follow: bool = False) -> Iterator[LogLine]:
         """What its functions print: of one task or of all, and with `follow` until it has ended."""
         rest: dict[tuple[Any, ...], bytes] = {}
-        with _cancelling(self, cancel=False):
-            chunks = iter(_translated(self._core.logs, task, follow))
-            while True:
-                try:
-                    node, stage, partition, attempt, printed = _translated(next, chunks)
-                except StopIteration:
-                    break
-                source = (node, stage, partition, attempt)
-                *lines, rest[source] = (rest.get(source, b"") + bytes(printed)).split(b"\n")
-                for line in lines:
-                    yield self._line(source, line)
-            for source, line in rest.items():
-                if line:
-                    yield self._line(source, line)
+        chunks = iter(_translated(self._core.logs, task, follow))
+        while True:
+            try:
+                node, stage, partition, attempt, printed = _translated(next, chunks)
+            except StopIteration:
+                break
+            source = (node, stage, partition, attempt)
+            *lines, rest[source] = (rest.get(source, b"") + bytes(printed)).split(b"\n")
+            for line in lines:
+                yield self._line(source, line)
+        for source, line in rest.items():
+            if line:
+                yield self._line(source, line)
 
     def _line(self, source: tuple[Any, ...], line: bytes) -> LogLine:
         node, stage, partition, attempt = source
@@ -282,15 +281,14 @@ def _translated(function: Callable[..., Any], *args: Any) -> Any:
 class _cancelling:
     """Cancels a job when Ctrl-C is pressed while this waits for it."""
 
-    def __init__(self, job: Job[Any], cancel: bool = True) -> None:
+    def __init__(self, job: Job[Any]) -> None:
         self._job = job
-        self._cancel = cancel
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._cancel:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
             try:
                 self._job.cancel()
             except Exception:

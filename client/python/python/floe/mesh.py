@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence, TypeVar, Union, overload
 
-from . import _remote, applying, data, frames, objects, pickling, query, ship
+from . import _paths, _remote, applying, data, frames, objects, pickling, query, ship
 from .call import Calls, Parallel, arguments, submit
 from .environment import Needs, NeedsArguments
 from .errors import Error, Unavailable
@@ -174,7 +174,7 @@ class Mesh:
             label or function.name,
             self._shipper.function(task, [function], modules),
             query.serialized(plan),
-            os.getcwd(),
+            _paths.here(),
             self._merging(merge, function, "polars", modules),
             fan_in,
         )
@@ -190,20 +190,20 @@ class Mesh:
         label: str | None = None,
         **needs: Unpack[NeedsArguments],
     ) -> Job[Any]:
-        """Calls a function with the path of each file under these paths or globs, on nodes that see it.
+        """Calls a function with the path of each file under these paths or patterns, on nodes that see it.
 
+        A name that exists is that file, or all files below that directory; only another is a pattern.
         The result is the list of what it returned, in order of the paths, unless `merge` says otherwise; that
         is as for :meth:`parallelize`.
         """
         function = ship.Pickled(apply, Needs.of(needs))
-        given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         task = _remote.Part(function.code, function.name, None, "items" if merge == CONCAT else None)
         core = _translated(
             self._open().map_files,
             label or function.name,
             self._shipper.function(task, [function]),
-            [os.fspath(path) for path in given],
-            os.getcwd(),
+            _paths.texts(paths),
+            _paths.here(),
             self._merging(merge, function, None, ()),
             fan_in,
         )
@@ -416,14 +416,14 @@ class Mesh:
         >>> mesh.sql("SELECT COUNT(*) AS n FROM flights", {"flights": flights}).collect()["n"].item()
         336776
         """
-        named = {name: os.fspath(path) for name, path in (tables or {}).items()}
-        core = _translated(self._open().sql, text, named, os.getcwd(), label)
+        named = {name: _paths.text(path) for name, path in (tables or {}).items()}
+        core = _translated(self._open().sql, text, named, _paths.here(), label)
         return self._query_job(core, kind, label or "the query")
 
     def query(self, lazyframe: Any, *, kind: str | None = None, label: str | None = None) -> Job[Any]:
         """A Polars LazyFrame, run by the mesh, with a handle to watch it."""
         plan = query.serialized(lazyframe)
-        core = _translated(self._open().plan, plan, os.getcwd(), label)
+        core = _translated(self._open().plan, plan, _paths.here(), label)
         return self._query_job(core, kind or "polars", label or "the query")
 
     def collect(self, lazyframe: Any) -> Any:

@@ -48,7 +48,8 @@ fn a_missing_file_is_unseen() {
     }
     let scan = LazyFrame::scan_parquet(PlRefPath::new("gone.parquet"), Default::default()).unwrap();
     assert!(matches!(failure(&lazy(scan)), Failure::Unseen { .. }));
-    let found = floe_query::inspect(&[format!("{}/many", directory()), "/gone".into()]);
+    let paths = floe_query::resolve(&["many".to_owned(), "/gone".to_owned()], &directory()).unwrap();
+    let found = floe_query::inspect(&paths);
     assert!(matches!(&found[0], Inspected::Files(files) if files.len() == 6));
     assert_eq!(found[1], Inspected::Missing("not found".into()));
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod data;
 mod explained;
 mod mesh;
+mod paths;
 mod process;
 mod random;
 mod same;
