@@ -112,7 +112,10 @@ async fn a_lazy_frame_is_collected_by_the_mesh() {
         // A large one is kept by nodes, as partitions that tasks read.
         (large.clone().lazy().filter(col("n").gt(lit(100))), true),
         (large.clone().lazy().group_by([col("key")]).agg([col("n").sum(), len().alias("rows")]), false),
-        (large.clone().lazy().join(large.lazy(), [col("n")], [col("n")], JoinArgs::new(JoinType::Left)), false),
+        (
+            large.clone().lazy().join(large.lazy(), [col("n")], [col("n")], JoinArgs::new(JoinType::Left)),
+            false,
+        ),
     ];
     for (frame, ordered) in frames {
         let plan = frame.describe_plan().unwrap();
