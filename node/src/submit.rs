@@ -226,11 +226,11 @@ impl Submitter {
                 let store = self.store.clone();
                 let meta = blocking(move || store.put(task, None, vec![frame])).await??;
                 let nodes = self.copy(task, &meta, status).await;
+                // The planner gives the partitions of a stage in order.
                 if let Some(stage) = graph.stages.get_mut(stage.0 as usize)
                     && let Work::Held(held) = &mut stage.work
-                    && let Some(placed) = held.get_mut(partition as usize)
                 {
-                    *placed = Placed { nodes, meta };
+                    held.push(Placed { nodes, meta });
                 }
             }
         }

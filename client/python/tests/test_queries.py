@@ -34,6 +34,16 @@ def test_lazy_frames(mesh):
     assert mesh.collect(pl.DataFrame({"x": [1]})).item() == 1
 
 
+def test_large_frames_of_the_driver(mesh):
+    frame = pl.DataFrame({"n": range(200_000)}).with_columns(key=pl.col("n") % 7)
+    for plan in (
+        frame.lazy().select("key", "n").filter(pl.col("n") > 9),
+        frame.lazy().group_by("key").agg(pl.col("n").sum()).sort("key"),
+        frame.lazy().sort("n", descending=True),
+    ):
+        assert mesh.collect(plan).equals(plan.collect())
+
+
 def test_relative_paths_are_the_drivers(mesh, monkeypatch):
     monkeypatch.chdir(DATA)
     assert mesh.collect(pl.scan_parquet("airlines.parquet")).height == 16

@@ -8,7 +8,9 @@
 //!   paths.rs      what a path stands for: a file, a directory, a pattern
 //!   files.rs      whether two nodes see the same file, how a scan is split
 //!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces
+//!   adapt.rs        operators that the optimizer chose for one process, as a mesh runs them
 //!   separable.rs    which expressions see one row at a time, so that rows may be split among tasks
+//!   codes.rs        which expressions read the numbers of categories, which each process gives by itself
 //!   aggregate.rs    which aggregates have a partial form
 //!   fragment.rs   a stage's work as bytes, and running it on one task's inputs: `run`
 //!   exchange.rs     rows of a task's output into buckets, by hash or by range
@@ -22,7 +24,9 @@
 //! **Invariant.** Nothing here waits, dials or keeps state between calls: planning and running are functions of
 //! their arguments and of the files they name.
 
+mod adapt;
 mod aggregate;
+mod codes;
 mod exchange;
 mod explain;
 mod files;

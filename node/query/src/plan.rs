@@ -31,8 +31,8 @@ pub struct Shape {
 pub struct Planned {
     /// The stages.
     pub graph: StageGraph,
-    /// The content of [`floe_protocol::Work::Held`] stages, by stage and partition: the caller stores it and
-    /// fills in where it lies.
+    /// The content of [`floe_protocol::Work::Held`] stages, by stage and partition, those of a stage in order:
+    /// the caller stores it and adds where it lies to the stage, which holds nothing so far.
     pub frames: Vec<(StageId, u32, DataFrame)>,
     /// The files that each scanning stage reads: the caller asks other nodes for them and fills in who sees
     /// them ([`floe_protocol::Stage::seen_by`]).

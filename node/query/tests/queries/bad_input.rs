@@ -54,6 +54,30 @@ fn a_missing_file_is_unseen() {
     assert_eq!(found[1], Inspected::Missing("not found".into()));
 }
 
+/// Codes that a driver's process gave mean nothing here; an enum's are its own.
+#[test]
+fn categories_of_codes_are_refused() {
+    let codes = || df!("code" => [0u32, 1, 0], "n" => [1, 2, 3]).unwrap().lazy();
+    let categorical = || DataType::from_categories(Categories::global());
+    let cast = || col("code").cast(categorical());
+    for frame in [
+        codes().select([cast()]),
+        codes().with_columns([cast().alias("c")]),
+        codes().filter(cast().is_not_null()),
+        codes().group_by([cast()]).agg([len()]),
+        codes().select([concat_list([col("code")]).unwrap().cast(DataType::List(Box::new(categorical())))]),
+    ] {
+        let Failure::Refused { message } = failure(&lazy(frame)) else { panic!("not refused") };
+        assert!(message.contains("makes categories of codes") && message.contains("Enum"), "{message}");
+    }
+    let categories = FrozenCategories::new(["a", "b"]).unwrap();
+    let of_enum = codes().select([col("code").cast(DataType::from_frozen_categories(categories))]);
+    assert_eq!(collect(&lazy(of_enum), &ROOMY).unwrap().height(), 3);
+    let known = codes().select([col("n").cast(DataType::String).cast(categorical()).alias("s")]);
+    let known = known.with_columns([col("s").to_physical().alias("code")]).with_columns([cast().alias("c")]);
+    assert_eq!(collect(&lazy(known), &ROOMY).unwrap().column("c").unwrap().null_count(), 0);
+}
+
 fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let to = directory.path().join(name);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod corpus;
 mod data;
 mod explained;
 mod mesh;

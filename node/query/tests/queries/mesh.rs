@@ -31,8 +31,16 @@ pub(crate) fn lazy(frame: LazyFrame) -> Query {
     Query::Plan { dsl: dsl.into(), directory: crate::data::directory() }
 }
 
+/// What a task is run with: a fragment, a split, the segments of its inputs, how many buckets it fills.
+pub(crate) type Run<'a> = &'a dyn Fn(&[u8], &[u8], Vec<Vec<Bytes>>, u32) -> Result<Vec<DataFrame>, Failure>;
+
 /// Plans a query, runs all of it and returns its rows in order.
 pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure> {
+    collect_by(query, shape, &floe_query::run)
+}
+
+/// [`collect`], with tasks run by something else.
+pub(crate) fn collect_by(query: &Query, shape: &Shape, run: Run<'_>) -> Result<DataFrame, Failure> {
     let Planned { graph, frames, .. } = floe_query::plan(query, shape)?;
     check(&graph);
     let mut outputs = held(frames);
@@ -43,7 +51,7 @@ pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure
             for task in (0..stage.tasks.len() as u32).rev() {
                 let segments = inputs(stage, task, &outputs);
                 let split = &stage.tasks[task as usize].split;
-                let buckets = floe_query::run(fragment, split, segments, stage.exchange.buckets())?;
+                let buckets = run(fragment, split, segments, stage.exchange.buckets())?;
                 assert_eq!(buckets.len(), stage.exchange.buckets() as usize, "stage {}", stage.id);
                 partitions.push(buckets.into_iter().map(|df| ipc(df, task)).collect());
             }

@@ -4,6 +4,8 @@ use floe_protocol::Query;
 use floe_query::Shape;
 use polars::prelude::*;
 use polars::sql::SQLContext;
+use polars_buffer::Buffer;
+use polars_plan::dsl::{ScanSources, UnifiedScanArgs};
 
 use crate::data::{flights, path, rows, tables, with_rich_types};
 use crate::mesh::{ALONE, ROOMY, TIGHT, assert_same, collect, lazy, sql};
@@ -502,6 +504,66 @@ fn types_pass_through() {
     same(rich().select([col("id"), col("small"), col("key").cast(DataType::Int32)]).unpivot(unpivot), false);
     let frame = with_rich_types(rows(0, 3_000)).collect().unwrap();
     same(frame.lazy(), true);
+}
+
+/// A plan may bring its files along, in memory; types that a file's own do not tell apart are in its metadata.
+#[test]
+fn files_in_memory() {
+    let array = |dtype: DataType| {
+        let list = concat_list([col("small"), col("small")]).unwrap();
+        list.cast(DataType::List(Box::new(dtype.clone()))).cast(DataType::Array(Box::new(dtype), 2))
+    };
+    let decimal = DataType::Decimal(12, 1);
+    let df = with_rich_types(rows(0, 300))
+        .with_columns([
+            array(DataType::Int32).alias("integers"),
+            array(DataType::String).alias("strings"),
+            array(decimal.clone()).alias("decimals"),
+            concat_list([array(decimal)]).unwrap().alias("nested"),
+            col("id").cast(DataType::Int128).alias("wide"),
+            col("value").cast(DataType::Float16).alias("half"),
+            lit(NULL).alias("nothing"),
+            as_struct(vec![col("name").cast(DataType::from_categories(Categories::global())).alias("c")])
+                .alias("categories"),
+        ])
+        .collect()
+        .unwrap();
+    let mut file = Vec::new();
+    ParquetWriter::new(&mut file).with_row_group_size(Some(100)).finish(&mut df.clone()).unwrap();
+    let sources = || ScanSources::Buffers([Buffer::from_vec(file.clone())].into());
+    let hive_options = HiveOptions { enabled: Some(false), ..Default::default() };
+    let args = || ScanArgsParquet { hive_options: hive_options.clone(), glob: false, ..Default::default() };
+    let parquet = || LazyFrame::scan_parquet_sources(sources(), args()).unwrap();
+    same(parquet(), true);
+    same(parquet().filter(col("small").gt(lit(50))).slice(3, 20), true);
+    same(parquet().group_by([col("key")]).agg([len(), col("decimals").first()]), false);
+    let mut file = Vec::new();
+    IpcWriter::new(&mut file).finish(&mut df.clone()).unwrap();
+    let sources = ScanSources::Buffers([Buffer::from_vec(file)].into());
+    let args = UnifiedScanArgs { hive_options, glob: false, ..Default::default() };
+    same(LazyFrame::scan_ipc_sources(sources, Default::default(), args).unwrap(), true);
+}
+
+/// Polars' optimizer makes an inner join of a right one whose filter asks for a row of the left.
+#[test]
+fn types_are_those_of_the_rows_after_a_join_was_rewritten() {
+    let left = || df!("x" => [0i64, 1, 2], "z" => [4i64, 5, 6]).unwrap().lazy();
+    let right = || df!("y" => [2i32, 3, 1]).unwrap().lazy();
+    for limit in [5, 6, 7] {
+        for how in [JoinType::Right, JoinType::Left, JoinType::Full, JoinType::Inner] {
+            let (x, y) = (col("x").cast(DataType::Int64), col("y").cast(DataType::Int64));
+            let joined =
+                left().join(right(), [x], [y], JoinArgs::new(how)).filter(col("z").gt_eq(lit(limit)));
+            same(joined.clone(), false);
+            same(joined.limit(0), false);
+        }
+    }
+}
+
+/// What the streaming engine panics at, the in-memory engine may know.
+#[test]
+fn what_one_engine_cannot_do_the_other_does() {
+    same(df!("a" => [1.0, 2.0, 4.0]).unwrap().lazy().select([pearson_corr(lit(1), col("a"))]), true);
 }
 
 #[test]
