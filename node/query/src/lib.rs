@@ -12,6 +12,7 @@
 //!   fragment.rs   a stage's work as bytes, and running it on one task's inputs: `run`
 //!   exchange.rs     rows of a task's output into buckets, by hash or by range
 //!   explain.rs    the graph as text
+//!   stack.rs      where all of this runs: plans may be deep
 //! ```
 //!
 //! **Invariant.** A plan returns what Polars on one machine returns, its order included where Polars promises
@@ -29,6 +30,7 @@ mod fragment;
 mod plan;
 mod separable;
 mod sql;
+mod stack;
 mod stages;
 
 use floe_protocol::Failure;
@@ -38,6 +40,7 @@ pub use explain::explain;
 pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan, resolve};
+pub use stack::{configure_thread_stacks, on_deep_stack};
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
 /// not where its author looks. To be called once by a process that plans or runs queries.

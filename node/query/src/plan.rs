@@ -13,6 +13,7 @@ use polars_plan::plans::IRPlan;
 
 use crate::files;
 use crate::sql::{Sql, absolute};
+use crate::stack::on_deep_stack;
 use crate::stages;
 use crate::{panic_message, query_failure};
 
@@ -40,15 +41,15 @@ pub struct Planned {
 
 /// Paths that a query scans, absolute, with globs and directories as written. No file is looked at.
 pub fn paths(query: &Query) -> Result<Vec<String>, Failure> {
-    match query {
+    on_deep_stack(|| match query {
         Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
         Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
-    }
+    })
 }
 
 /// Plans a query whose files this machine sees: types are taken from them.
 pub fn plan(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
-    let planned = catch_unwind(AssertUnwindSafe(|| plan_query(query, shape)));
+    let planned = catch_unwind(AssertUnwindSafe(|| on_deep_stack(|| plan_query(query, shape))));
     planned.unwrap_or_else(|panic| {
         let message = format!("Polars panicked while planning: {}", panic_message(&*panic));
         Err(Failure::Query { message })
