@@ -12,6 +12,7 @@
 //!   fragment.rs   a stage's work as bytes, and running it on one task's inputs: `run`
 //!   exchange.rs     rows of a task's output into buckets, by hash or by range
 //!   explain.rs    the graph as text
+//!   depth.rs      how deep a query may be
 //!   stack.rs      where all of this runs: plans may be deep
 //! ```
 //!
@@ -23,6 +24,7 @@
 //! their arguments and of the files they name.
 
 mod aggregate;
+mod depth;
 mod exchange;
 mod explain;
 mod files;
@@ -40,7 +42,7 @@ pub use explain::explain;
 pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan, resolve};
-pub use stack::{configure_thread_stacks, on_deep_stack};
+pub use stack::{DEEP_STACK_BYTES, THREAD_STACK_BYTES, configure_thread_stacks, on_deep_stack};
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
 /// not where its author looks. To be called once by a process that plans or runs queries.

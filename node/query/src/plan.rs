@@ -10,7 +10,9 @@ use polars::prelude::*;
 use polars_plan::dsl::{DslPlan, PlanSerializationContext, ScanSources};
 use polars_plan::frame::OptFlags;
 use polars_plan::plans::IRPlan;
+use serde::{Deserialize, Serialize};
 
+use crate::depth;
 use crate::files;
 use crate::sql::{Sql, absolute};
 use crate::stack::on_deep_stack;
@@ -18,7 +20,7 @@ use crate::stages;
 use crate::{panic_message, query_failure};
 
 /// What the planner needs to know of the mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Task slots of all live nodes together.
     pub slots: u32,
@@ -100,8 +102,14 @@ fn name_file(failure: Failure, files: &[PathBuf]) -> Failure {
     parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
+/// Where a serialized plan's content begins: before it are a magic word, a version and a hash of the plan's schema.
+const CONTENT: usize = MAGIC_BYTES + 4 + HASH_BYTES;
+const MAGIC_BYTES: usize = b"DSL_VERSION".len();
+const HASH_BYTES: usize = 64;
+
 /// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
 fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Failure> {
+    depth::check_plan(dsl.get(CONTENT..).unwrap_or_default())?;
     let bytes = with_own_schema_hash(dsl)?;
     let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
     let mut plan = match read {
@@ -120,7 +128,7 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Fail
         uri = uri.take().or_else(|| resolved.iter().find(|path| path.has_scheme()).map(ToString::to_string));
         paths.extend(resolved.iter().map(|path| path.as_str().to_owned()));
         *sources = ScanSources::Paths(resolved.into_iter().collect());
-    });
+    })?;
     if let Some(uri) = uri {
         return Err(no_object_store(&uri));
     }
@@ -155,8 +163,7 @@ fn unreadable(why: &str) -> Failure {
 /// with every feature flag, while the format describes itself: what does not fit is found when it is read.
 /// So the hash is replaced by that of this build, which spares an environment variable that turns it off.
 fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
-    const MAGIC: usize = b"DSL_VERSION".len();
-    const HASH: std::ops::Range<usize> = MAGIC + 4..MAGIC + 4 + 64;
+    const HASH: std::ops::Range<usize> = CONTENT - HASH_BYTES..CONTENT;
     let mut own = Vec::new();
     let empty = DataFrame::empty().lazy().logical_plan;
     empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
@@ -168,10 +175,14 @@ fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Calls `f` on the sources of every scan.
-fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) {
-    let mut pending = vec![plan];
-    while let Some(plan) = pending.pop() {
+/// Calls `f` on the sources of every scan. Refuses a plan that is too deep or too large.
+fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) -> Result<(), Failure> {
+    let mut pending = vec![(plan, 1)];
+    let mut operators = 0;
+    while let Some((plan, depth)) = pending.pop() {
+        operators += 1;
+        depth::check_operators(depth, operators)?;
+        let below = depth + 1;
         match plan {
             DslPlan::Scan { sources, cached_ir, .. } => {
                 f(sources);
@@ -189,27 +200,30 @@ fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) {
             | DslPlan::Sort { input, .. }
             | DslPlan::Slice { input, .. }
             | DslPlan::MapFunction { input, .. }
-            | DslPlan::Sink { input, .. } => pending.push(Arc::make_mut(input)),
-            DslPlan::IR { dsl, .. } => pending.push(Arc::make_mut(dsl)),
+            | DslPlan::Sink { input, .. } => pending.push((Arc::make_mut(input), below)),
+            DslPlan::IR { dsl, .. } => pending.push((Arc::make_mut(dsl), below)),
             DslPlan::Join { input_left, input_right, .. }
             | DslPlan::MergeSorted { input_left, input_right, .. } => {
-                pending.push(Arc::make_mut(input_left));
-                pending.push(Arc::make_mut(input_right));
+                pending.push((Arc::make_mut(input_left), below));
+                pending.push((Arc::make_mut(input_right), below));
             }
             DslPlan::Gather { input, idxs, .. } => {
-                pending.push(Arc::make_mut(input));
-                pending.push(Arc::make_mut(idxs));
+                pending.push((Arc::make_mut(input), below));
+                pending.push((Arc::make_mut(idxs), below));
             }
-            DslPlan::PipeWithSchema { input, .. } => pending.extend(Arc::make_mut(input)),
+            DslPlan::PipeWithSchema { input, .. } => {
+                pending.extend(Arc::make_mut(input).iter_mut().map(|input| (input, below)))
+            }
             DslPlan::Union { inputs, .. }
             | DslPlan::HConcat { inputs, .. }
             | DslPlan::SinkMultiple { inputs } => {
-                pending.extend(inputs);
+                pending.extend(inputs.iter_mut().map(|input| (input, below)));
             }
             DslPlan::ExtContext { input, contexts } => {
-                pending.push(Arc::make_mut(input));
-                pending.extend(contexts);
+                pending.push((Arc::make_mut(input), below));
+                pending.extend(contexts.iter_mut().map(|input| (input, below)));
             }
         }
     }
+    Ok(())
 }
