@@ -81,8 +81,13 @@ enum End {
 /// What shells expect of a command that Ctrl-C ended: 128 and the signal's number.
 const INTERRUPTED: u8 = 130;
 
+/// The stack of the runtime's own threads, of which there may be hundreds: nothing that runs on them is deep.
+const ASYNC_STACK_BYTES: usize = 2 << 20;
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    // SAFETY: no thread runs yet.
+    unsafe { floe_query::configure_thread_stacks() };
     let cli = Cli::parse();
     format::configure_tables();
     if let Command::Up(args) = &cli.command {
@@ -90,7 +95,11 @@ pub fn main() -> ExitCode {
     }
     cli.logging.start();
     floe_query::log_polars_warnings();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_stack_size(ASYNC_STACK_BYTES)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::anyhow!("the asynchronous runtime cannot start: {error}")),
     };

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exchange::{self, SortKey};
 use crate::files::{self, Rows, ScanSplit};
+use crate::stack::on_deep_stack;
 use crate::{panic_message, query_failure};
 
 /// Raised whenever a fragment changes its meaning.
@@ -151,6 +152,16 @@ pub fn run(
 
 /// [`run`], until it is told to stop.
 pub fn run_until(
+    fragment: &[u8],
+    split: &[u8],
+    inputs: Vec<Vec<Bytes>>,
+    buckets: u32,
+    stop: &Stop,
+) -> Result<Vec<DataFrame>, Failure> {
+    on_deep_stack(|| read_and_run(fragment, split, inputs, buckets, stop))
+}
+
+fn read_and_run(
     fragment: &[u8],
     split: &[u8],
     inputs: Vec<Vec<Bytes>>,

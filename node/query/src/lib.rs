@@ -15,6 +15,8 @@
 //!   fragment.rs   a stage's work as bytes, and running it on one task's inputs: `run`
 //!   exchange.rs     rows of a task's output into buckets, by hash or by range
 //!   explain.rs    the graph as text
+//!   depth.rs      how deep a query may be
+//!   stack.rs      where all of this runs: plans may be deep
 //! ```
 //!
 //! **Invariant.** A plan returns what Polars on one machine returns, its order included where Polars promises
@@ -27,6 +29,7 @@
 mod adapt;
 mod aggregate;
 mod codes;
+mod depth;
 mod exchange;
 mod explain;
 mod files;
@@ -35,6 +38,7 @@ mod paths;
 mod plan;
 mod separable;
 mod sql;
+mod stack;
 mod stages;
 
 use floe_protocol::Failure;
@@ -44,6 +48,7 @@ pub use explain::explain;
 pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan, resolve};
+pub use stack::{DEEP_STACK_BYTES, THREAD_STACK_BYTES, configure_thread_stacks, on_deep_stack};
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
 /// not where its author looks. To be called once by a process that plans or runs queries.

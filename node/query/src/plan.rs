@@ -10,15 +10,18 @@ use polars::prelude::*;
 use polars_plan::dsl::{DslPlan, FileScanDsl, PlanSerializationContext, ScanSources};
 use polars_plan::frame::OptFlags;
 use polars_plan::plans::IRPlan;
+use serde::{Deserialize, Serialize};
 
+use crate::depth;
 use crate::files;
 use crate::paths::{Found, absolute, find};
 use crate::sql::Sql;
+use crate::stack::on_deep_stack;
 use crate::stages;
 use crate::{panic_message, query_failure};
 
 /// What the planner needs to know of the mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Task slots of all live nodes together.
     pub slots: u32,
@@ -41,15 +44,15 @@ pub struct Planned {
 
 /// Paths that a query scans, absolute, with patterns and directories as written. No file is looked at.
 pub fn paths(query: &Query) -> Result<Vec<FilePath>, Failure> {
-    match query {
+    on_deep_stack(|| match query {
         Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
         Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
-    }
+    })
 }
 
 /// Plans a query whose files this machine sees: types are taken from them.
 pub fn plan(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
-    let planned = catch_unwind(AssertUnwindSafe(|| plan_query(query, shape)));
+    let planned = catch_unwind(AssertUnwindSafe(|| on_deep_stack(|| plan_query(query, shape))));
     planned.unwrap_or_else(|panic| {
         let message = format!("Polars panicked while planning: {}", panic_message(&*panic));
         Err(Failure::Query { message })
@@ -68,7 +71,7 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
         Query::Plan { dsl, directory } => {
             let (mut plan, paths) = read_plan(dsl, directory)?;
             let found = find(&paths)?;
-            visit_scans(&mut plan, &mut |sources, args, scan| found.settle(sources, args, scan));
+            visit_scans(&mut plan, &mut |sources, args, scan| found.settle(sources, args, scan))?;
             let ir = optimize(LazyFrame::from(plan)).map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
@@ -91,8 +94,14 @@ fn name_file(failure: Failure, found: &Found) -> Failure {
     parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
+/// Where a serialized plan's content begins: before it are a magic word, a version and a hash of the plan's schema.
+const CONTENT: usize = MAGIC_BYTES + 4 + HASH_BYTES;
+const MAGIC_BYTES: usize = b"DSL_VERSION".len();
+const HASH_BYTES: usize = 64;
+
 /// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
 fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<FilePath>), Failure> {
+    depth::check_plan(dsl.get(CONTENT..).unwrap_or_default())?;
     let bytes = with_own_schema_hash(dsl)?;
     let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
     let mut plan = match read {
@@ -113,7 +122,7 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<FilePath>), Fa
             }
             Err(failure) => refused = refused.take().or(Some(failure)),
         }
-    });
+    })?;
     if let Some(failure) = refused {
         return Err(failure);
     }
@@ -140,8 +149,7 @@ fn unreadable(why: &str) -> Failure {
 /// with every feature flag, while the format describes itself: what does not fit is found when it is read.
 /// So the hash is replaced by that of this build, which spares an environment variable that turns it off.
 fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
-    const MAGIC: usize = b"DSL_VERSION".len();
-    const HASH: std::ops::Range<usize> = MAGIC + 4..MAGIC + 4 + 64;
+    const HASH: std::ops::Range<usize> = CONTENT - HASH_BYTES..CONTENT;
     let mut own = Vec::new();
     let empty = DataFrame::empty().lazy().logical_plan;
     empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
@@ -153,10 +161,17 @@ fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Calls `f` on every scan.
-fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources, &mut UnifiedScanArgs, &FileScanDsl)) {
-    let mut pending = vec![plan];
-    while let Some(plan) = pending.pop() {
+/// Calls `f` on every scan. Refuses a plan that is too deep or too large.
+fn visit_scans(
+    plan: &mut DslPlan,
+    f: &mut impl FnMut(&mut ScanSources, &mut UnifiedScanArgs, &FileScanDsl),
+) -> Result<(), Failure> {
+    let mut pending = vec![(plan, 1)];
+    let mut operators = 0;
+    while let Some((plan, depth)) = pending.pop() {
+        operators += 1;
+        depth::check_operators(depth, operators)?;
+        let below = depth + 1;
         match plan {
             DslPlan::Scan { sources, unified_scan_args, scan_type, cached_ir } => {
                 f(sources, unified_scan_args, scan_type);
@@ -174,27 +189,30 @@ fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources, &mut Uni
             | DslPlan::Sort { input, .. }
             | DslPlan::Slice { input, .. }
             | DslPlan::MapFunction { input, .. }
-            | DslPlan::Sink { input, .. } => pending.push(Arc::make_mut(input)),
-            DslPlan::IR { dsl, .. } => pending.push(Arc::make_mut(dsl)),
+            | DslPlan::Sink { input, .. } => pending.push((Arc::make_mut(input), below)),
+            DslPlan::IR { dsl, .. } => pending.push((Arc::make_mut(dsl), below)),
             DslPlan::Join { input_left, input_right, .. }
             | DslPlan::MergeSorted { input_left, input_right, .. } => {
-                pending.push(Arc::make_mut(input_left));
-                pending.push(Arc::make_mut(input_right));
+                pending.push((Arc::make_mut(input_left), below));
+                pending.push((Arc::make_mut(input_right), below));
             }
             DslPlan::Gather { input, idxs, .. } => {
-                pending.push(Arc::make_mut(input));
-                pending.push(Arc::make_mut(idxs));
+                pending.push((Arc::make_mut(input), below));
+                pending.push((Arc::make_mut(idxs), below));
             }
-            DslPlan::PipeWithSchema { input, .. } => pending.extend(Arc::make_mut(input)),
+            DslPlan::PipeWithSchema { input, .. } => {
+                pending.extend(Arc::make_mut(input).iter_mut().map(|input| (input, below)))
+            }
             DslPlan::Union { inputs, .. }
             | DslPlan::HConcat { inputs, .. }
             | DslPlan::SinkMultiple { inputs } => {
-                pending.extend(inputs);
+                pending.extend(inputs.iter_mut().map(|input| (input, below)));
             }
             DslPlan::ExtContext { input, contexts } => {
-                pending.push(Arc::make_mut(input));
-                pending.extend(contexts);
+                pending.push((Arc::make_mut(input), below));
+                pending.extend(contexts.iter_mut().map(|input| (input, below)));
             }
         }
     }
+    Ok(())
 }

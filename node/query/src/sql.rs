@@ -19,7 +19,7 @@ use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser, ParserOptions};
 
 use crate::paths::{Expanded, Found, Kind, absolute};
-use crate::query_failure;
+use crate::{depth, query_failure};
 
 /// A statement, and the files its tables are.
 pub(crate) struct Sql {
@@ -46,6 +46,7 @@ impl Sql {
         tables: &BTreeMap<String, String>,
         directory: &str,
     ) -> Result<Self, Failure> {
+        depth::check_sql(text)?;
         let options = ParserOptions { trailing_commas: true, ..Default::default() };
         let statements = Parser::new(&GenericDialect)
             .with_options(options)
