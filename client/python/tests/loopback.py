@@ -20,15 +20,17 @@ from floe.mesh import _partitioned
 _HOST = Path(__file__).parents[3] / "node" / "src" / "worker" / "host.py"
 
 
-@functools.cache
-def _host() -> types.ModuleType:
-    """The part of the host that functions call."""
+def new_host() -> types.ModuleType:
+    """The host without its pipes: what functions call, and what keeps them."""
     source = _HOST.read_text().partition("# Beginning and end.")[0]
     source = source.replace('sys.modules["floe_host"] = sys.modules["__main__"]', "")
     source = source.replace('sys.modules["__main__"] = types.ModuleType("__main__")', "")
     module = types.ModuleType("floe_host")
     exec(compile(source, str(_HOST), "exec"), module.__dict__)
     return module
+
+
+_host = functools.cache(new_host)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import polars as pl
 import polars.testing
 import pytest
 
-from floe import applying, vectorised
+from floe import _remote, applying, vectorised
 
 from loopback import Loopback
 
@@ -281,6 +281,16 @@ def test_functions_that_remember():
         range(1, ROWS + 1)
     )
     assert kept == list(range(ROWS))
+
+
+def test_functions_that_require_modules_change_nothing_by_that(monkeypatch):
+    frame = pd.DataFrame({"a": range(ROWS)})
+    names = {"__name__": "drawn"}
+    exec("def power(row): return math.pow(row['a'], 2)", names)
+    required = _remote.Required(names["power"], ["math"], {})
+    monkeypatch.setattr(applying._Pandas, "one_by_one", lambda *_: pytest.fail("it was called here"))
+    found = applying.apply(Loopback(), frame, required, 3, "auto", True, {})
+    assert found.tolist() == [float(number**2) for number in range(ROWS)]
 
 
 POLARS = pl.DataFrame(

@@ -5,15 +5,19 @@ import collections
 import functools
 import itertools
 import os
+import pickle
 
 import joblib
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pytest
 
 import floe
 from floe import fresh, joblib_backend, objects, pickling
+
+import loopback
 
 #: More than travels with a call.
 LARGE = 1 << 20
@@ -366,3 +370,31 @@ def test_objects_come_back(tmp_path):
     read_only = np.arange(10_000)
     read_only.flags.writeable = False
     assert not objects.loaded(objects.packed(read_only, "the object")).flags.writeable
+
+
+def test_what_a_host_keeps_has_a_bound():
+    host = loopback.new_host()
+    codes = {
+        number: pickling.dumps_function(functools.partial(len, bytes(1 << 20)))[0] for number in range(20)
+    }
+    codes[20] = pickling.dumps_function(functools.partial(len, bytes(host.LOADED_BYTES)))[0]
+    codes.update(
+        {number: pickling.dumps_function(functools.partial(abs, number))[0] for number in range(21, 30)}
+    )
+    wanted = (
+        {number: 1 << 20 for number in range(20)} | {20: host.LOADED_BYTES} | {n: n for n in range(21, 30)}
+    )
+    for number, code in codes.items():
+        host.define({"function": number, "name": "f"}, [code])
+    for _ in range(2):
+        for number in codes:
+            assert host.function(number)() == wanted[number]
+            assert sum(len(codes[kept]) for kept in host._functions) <= host.LOADED_BYTES
+    assert 20 not in host._functions and set(range(21, 30)) <= set(host._functions)
+    in_memory = [code.data for code in host._codes.values() if isinstance(code.data, bytes)]
+    assert len(in_memory) == 9 and sum(map(len, in_memory)) < 9 * host.SMALL_CODE_BYTES
+    host.define({"function": 21, "name": "g"}, [pickling.dumps_function(lambda: "new")[0]])
+    assert host.function(21)() == "new"
+    host.define({"function": 22, "name": "h"}, [b"no pickle"])
+    with pytest.raises(pickle.UnpicklingError):
+        host.function(22)()

@@ -311,17 +311,22 @@ class Required:
         return {**self.__dict__, "_ready": False}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._ready:
-            names = self.__wrapped__.__globals__
-            for module in self._modules:
-                importlib.import_module(module)
-                # As `import a.b` does, which gives the name `a`.
-                top = module.partition(".")[0]
-                names[top] = sys.modules[top]
-            for name, module in self._aliases.items():
-                names[name] = importlib.import_module(module)
-            self._ready = True
+        self.prepare()
         return self.__wrapped__(*args, **kwargs)
+
+    def prepare(self) -> None:
+        """Imports the modules."""
+        if self._ready:
+            return
+        names = self.__wrapped__.__globals__
+        for module in self._modules:
+            importlib.import_module(module)
+            # As `import a.b` does, which gives the name `a`.
+            top = module.partition(".")[0]
+            names[top] = sys.modules[top]
+        for name, module in self._aliases.items():
+            names[name] = importlib.import_module(module)
+        self._ready = True
 
 
 class Local:
@@ -352,6 +357,9 @@ class OnRows(_Sends):
         self.__name__ = pickling.name_of(function)
 
     def __call__(self, part: Any) -> Outcome:
+        if isinstance(self.function, Required):
+            # What this changes of its variables is no row's doing.
+            self.function.prepare()
         watched = fresh.Watched(self.function)
         values: list[Any] = []
         try:
