@@ -7,6 +7,7 @@ afterwards, so that circles find it.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import enum
 import functools
@@ -229,7 +230,7 @@ def _type_var_tuple(obj: Any, by_value: Callable[[Any], bool]) -> Any:
 
 
 def _singleton(obj: Any, cls: type) -> Any:
-    if "__reduce__" not in _own_names(cls) and "__reduce_ex__" not in _own_names(cls):
+    if cls in copyreg.dispatch_table or not _says_how(cls):
         return NotImplemented
     name = obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     if not isinstance(name, str):
@@ -237,8 +238,13 @@ def _singleton(obj: Any, cls: type) -> Any:
     return _named_object, (cls.__module__, name, cls), getattr(obj, "__dict__", None) or None
 
 
-def _own_names(cls: type) -> set[str]:
-    return {name for base in cls.__mro__[:-1] if base.__module__ != "builtins" for name in vars(base)}
+def _says_how(cls: type) -> bool:
+    """Whether a class, rather than one of Python's own, says how its objects are pickled."""
+    return any(
+        "__reduce__" in vars(base) or "__reduce_ex__" in vars(base)
+        for base in cls.__mro__
+        if base.__module__ != "builtins"
+    )
 
 
 def _bare(obj: Any, by_value: Callable[[Any], bool]) -> Any:
