@@ -1,8 +1,8 @@
 """A pytest plugin that makes a corpus of plans over files of few rows, for tests of how plans are split.
 
 Frames of the tests are small, and a mesh runs small plans as one task. With this, a frame of two rows or more
-that becomes lazy is written to Arrow IPC files first, and what is lazy scans these. Each plan that is collected
-is kept in the directory that `FLOE_CORPUS` names. `cargo nextest run -p floe-query corpus --run-ignored only`
+that becomes lazy is written to Arrow IPC files first, and what is lazy scans these. Each collected plan is
+kept in the directory that `FLOE_CORPUS` names. `cargo nextest run -p floe-query corpus --run-ignored only`
 with `FLOE_TEST_PLANS` naming it too runs them all, with a task for each file.
 """
 
