@@ -1,9 +1,9 @@
-"""A pytest plugin that makes a corpus of plans over files of few rows, for tests that split what is split at all.
+"""A pytest plugin that makes a corpus of plans over files of few rows, for tests of how plans are split.
 
-Frames of the tests are small, and a mesh runs small plans as one task. With this, a frame of two rows or more that
-becomes lazy is written to Arrow IPC files first, and what is lazy scans these. Each plan that is collected is kept in
-the directory that `FLOE_CORPUS` names; `cargo nextest run -p floe-query corpus --run-ignored only` with
-`FLOE_TEST_PLANS` naming it too runs them all, with a task for each file.
+Frames of the tests are small, and a mesh runs small plans as one task. With this, a frame of two rows or more
+that becomes lazy is written to Arrow IPC files first, and what is lazy scans these. Each collected plan is
+kept in the directory that `FLOE_CORPUS` names. `cargo nextest run -p floe-query corpus --run-ignored only`
+with `FLOE_TEST_PLANS` naming it too runs them all, with a task for each file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _frames = 0
 def _scanned(frame: pl.DataFrame) -> pl.LazyFrame:
     """A lazy frame of files with a frame's rows."""
     global _busy, _frames
-    if _busy or frame.height < 2 or not frame.width or threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if _busy or not main or frame.height < 2 or not frame.width:
         return _lazy(frame)  # type: ignore[no-any-return]
     _busy = True
     try:
@@ -67,5 +68,5 @@ def _kept(frame: pl.LazyFrame, *args: Any, **options: Any) -> Any:
     return _collect(frame, *args, **options)
 
 
-pl.DataFrame.lazy = _scanned  # type: ignore[method-assign]
-pl.LazyFrame.collect = _kept  # type: ignore[method-assign]
+setattr(pl.DataFrame, "lazy", _scanned)  # noqa: B010
+setattr(pl.LazyFrame, "collect", _kept)  # noqa: B010

@@ -19,10 +19,10 @@ from typing import Any, Callable
 
 import polars as pl
 import pytest
-
-import floe
 import verdict
 from verdict import Verdict
+
+import floe
 
 #: How long a plan may take in the mesh, in seconds. Those of the tests take milliseconds.
 PLAN_SECONDS = 30
@@ -110,11 +110,13 @@ class Judge:
 
     def _collected(self, plan: bytes) -> pl.DataFrame:
         """A plan's result from the mesh, with one more try if it was another plan that ended the nodes."""
-        frame = pl.LazyFrame.deserialize(io.BytesIO(plan))
+        lazy = pl.LazyFrame.deserialize(io.BytesIO(plan))
         for last in (False, True):
             try:
-                job = self._connected().query(frame, label=self.test[-60:])
-                return job.collect(PLAN_SECONDS)
+                job = self._connected().query(lazy, label=self.test[-60:])
+                frame = job.collect(PLAN_SECONDS)
+                assert isinstance(frame, pl.DataFrame)
+                return frame
             except (floe.Unreachable, floe.Unavailable):
                 if self._mesh is not None:
                     self._mesh.close()

@@ -23,7 +23,7 @@ use polars_plan::plans::{
 use polars_plan::prelude::{DistinctOptionsIR, GroupbyOptions, ProjectionOptions, UnionOptions};
 use polars_utils::arena::{Arena, Node};
 
-use crate::adapt::forget_metadata;
+use crate::adapt::{forget_metadata, in_order};
 use crate::aggregate::{TwoSteps, two_steps};
 use crate::codes::{Codes, codes};
 use crate::exchange::{SortKey, sample_schema};
@@ -166,7 +166,7 @@ impl Cutter {
             IR::Join { ref options, .. } => {
                 let reason =
                     format!("the {} join is not split yet", options.args.how.to_string().to_lowercase());
-                self.alone(ir, reason)
+                self.alone(in_order(ir), reason)
             }
             IR::Invalid => Err(Failure::internal("an invalid plan")),
             _ => {

@@ -560,6 +560,32 @@ fn types_are_those_of_the_rows_after_a_join_was_rewritten() {
     }
 }
 
+/// As Polars' in-memory engine has them, though no order was asked for.
+#[test]
+fn joins_have_the_order_of_the_in_memory_engine() {
+    let left = || t().select([col("id"), col("small"), col("value")]).limit(60);
+    let right = || t().slice(40, 70).select([col("id").alias("other"), col("tiny"), col("single")]);
+    let (small, tiny) = (|| col("small"), || col("tiny").cast(DataType::Int32));
+    for (what, predicates) in [
+        ("one bound", vec![small().gt(tiny())]),
+        ("the other way", vec![tiny().lt_eq(small())]),
+        ("two columns", vec![small().gt(tiny()), col("value").lt(col("single").cast(DataType::Float64))]),
+        ("neither", vec![(small() + tiny()).gt(lit(90))]),
+    ] {
+        let joined = left().join_builder().with(right()).join_where(predicates);
+        let expected = joined.clone().collect().unwrap();
+        assert!(expected.height() > 20, "{what}");
+        same(joined, true);
+    }
+    same(left().cross_join(right(), None), true);
+    same(left().cross_join(right(), None).filter(small().neq(tiny())).limit(30), true);
+    let keys = || ([col("small")], [tiny()]);
+    for how in [JoinType::Left, JoinType::Right] {
+        let (left_on, right_on) = keys();
+        same(left().join(right(), left_on, right_on, JoinArgs::new(how)), true);
+    }
+}
+
 /// What the streaming engine panics at, the in-memory engine may know.
 #[test]
 fn what_one_engine_cannot_do_the_other_does() {
