@@ -77,10 +77,12 @@ class Each(_Holder):
     """Calls with a list of positional arguments, once for each; the first exception is that of the whole."""
 
     def __call__(self, argument: Any) -> bytes:
-        function = self.function
-        return pickling.dumps(
-            [function(*item) for item in argument_of(argument)], f"what {self.name} returned"
-        )
+        function, between = self.function, _between()
+        values = []
+        for item in argument_of(argument):
+            values.append(function(*item))
+            between()
+        return pickling.dumps(values, f"what {self.name} returned")
 
 
 class Chunk(_Holder):
@@ -91,13 +93,14 @@ class Chunk(_Holder):
         self.unpack = unpack
 
     def __call__(self, argument: Any) -> bytes:
-        function, unpack = self.function, self.unpack
+        function, unpack, between = self.function, self.unpack, _between()
         values: list[Any] = []
         try:
             for item in argument_of(argument):
                 if type(item) is Ref:
                     item = item.get()
                 values.append(function(*item) if unpack else function(item))
+                between()
         except Exception as error:
             return BROKEN + pickling.dumps((_picklable(values), described(error)))
         try:
@@ -123,6 +126,13 @@ class Batch:
                 for function, args, kwargs in argument_of(argument)
             ]
         return pickling.dumps(results, "what a task returned")
+
+
+def _between() -> Callable[[], None]:
+    """What makes the process as new between two items that came together."""
+    import floe_host
+
+    return floe_host.between
 
 
 def described(error: BaseException) -> dict[str, Any]:

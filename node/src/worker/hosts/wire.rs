@@ -45,6 +45,8 @@ pub(super) enum Order<'a> {
     Define { function: u32, name: &'a str },
     /// Run a function once.
     Task { function: u32, argument: ArgumentKind },
+    /// Say whether functions may come still.
+    Check,
     /// Run a function once for each of these: ids, lengths, arguments.
     Calls { function: u32 },
     /// What was needed.
@@ -76,6 +78,8 @@ pub(super) enum AnswerType {
     Raised,
     Results,
     Need,
+    /// It runs nothing any more, and has run nothing of what it was told last.
+    Spent,
 }
 
 /// What a task put out.
@@ -107,6 +111,9 @@ pub(super) struct Answer {
     pub(super) message: String,
     #[serde(default)]
     pub(super) traceback: String,
+    /// What makes the host of no use for another run; empty if it is as good as new.
+    #[serde(default)]
+    pub(super) spent: String,
     #[serde(default)]
     pub(super) blob: String,
     #[serde(default)]
