@@ -482,7 +482,7 @@ async fn a_host_in_which_something_was_left_is_replaced_and_no_call_is_lost() {
         ("a thread", "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"),
         ("a process", "kept.append(subprocess.Popen(['sleep', '600']))"),
         ("a daemon", "daemon()"),
-        ("a file", "kept.append(open('/etc/passwd'))"),
+        ("a file", "kept.append(open('/etc/passwd')); time.sleep(0.001)"),
         ("a priority", "os.nice(1)"),
     ];
     for (what, leave) in leaves {
