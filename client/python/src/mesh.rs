@@ -15,7 +15,7 @@ use crate::bytes::{blob_of, parsed, taken};
 use crate::error::{Parts, raised};
 use crate::function::{Function, payload};
 use crate::job::Job;
-use crate::runtime::{runtime, wait};
+use crate::runtime::{Own, runtime, wait};
 use crate::session::Session;
 
 /// What `jobs` shows of a job that came as a plan without a label.
@@ -24,7 +24,7 @@ const PLAN_LABEL: &str = "a Polars plan";
 /// A mesh, through whichever of its nodes answers.
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Mesh {
-    mesh: floe_client::Mesh,
+    mesh: Own<floe_client::Mesh>,
 }
 
 #[pymethods]
@@ -61,18 +61,18 @@ impl Mesh {
             Error::Unreachable { .. } if here => Parts::new("no_mesh", error.to_string()).into_error(py),
             error => raised(py, error),
         })?;
-        Ok(Self { mesh })
+        Ok(Self { mesh: Own::new(mesh) })
     }
 
     /// The mesh and its nodes, as JSON.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let status = wait(py, self.mesh.status())?.map_err(|error| raised(py, error))?;
+        let status = wait(py, self.mesh.get()?.status())?.map_err(|error| raised(py, error))?;
         Ok(json::mesh(&status).to_string())
     }
 
     /// Every job that the mesh knows, as JSON.
     fn jobs(&self, py: Python<'_>) -> PyResult<String> {
-        let jobs = wait(py, self.mesh.jobs())?.map_err(|error| raised(py, error))?;
+        let jobs = wait(py, self.mesh.get()?.jobs())?.map_err(|error| raised(py, error))?;
         let jobs: Vec<_> = jobs.iter().map(json::job).collect();
         Ok(serde_json::Value::from(jobs).to_string())
     }
@@ -174,25 +174,25 @@ impl Mesh {
 
     /// Puts bytes into the mesh, unless it has them: their digest and size.
     fn put(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(String, u64)> {
-        let blob = wait(py, self.mesh.put(taken(data)?))?.map_err(|error| raised(py, error))?;
+        let blob = wait(py, self.mesh.get()?.put(taken(data)?))?.map_err(|error| raised(py, error))?;
         Ok((blob.id.to_string(), blob.bytes))
     }
 
     /// Gets bytes that were put into the mesh.
     fn get<'py>(&self, py: Python<'py>, id: &str, bytes: u64) -> PyResult<Bound<'py, PyBytes>> {
         let blob = blob_of((id, bytes))?;
-        let bytes = wait(py, self.mesh.get(blob))?.map_err(|error| raised(py, error))?;
+        let bytes = wait(py, self.mesh.get()?.get(blob))?.map_err(|error| raised(py, error))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
     /// A job submitted before. Whether it exists shows with the first question.
     fn job(&self, id: &str) -> PyResult<Job> {
-        Ok(Job::new(self.mesh.job(parsed(id)?)))
+        Ok(Job::new(self.mesh.get()?.job(parsed(id)?)))
     }
 
     /// Opens a session.
     fn session(&self, py: Python<'_>, label: String) -> PyResult<Session> {
-        let session = wait(py, self.mesh.session(label))?.map_err(|error| raised(py, error))?;
+        let session = wait(py, self.mesh.get()?.session(label))?.map_err(|error| raised(py, error))?;
         Ok(Session::new(session))
     }
 }
@@ -206,7 +206,7 @@ impl Mesh {
         directory: &str,
         label: Option<String>,
     ) -> PyResult<JobSpec> {
-        let mut sql = self.mesh.sql(text).directory(directory);
+        let mut sql = self.mesh.get()?.sql(text).directory(directory);
         for (name, path) in tables {
             sql = sql.table(name, path);
         }
@@ -232,7 +232,7 @@ impl Mesh {
         }
         let merge = merge.map(|merge| Merge { function: merge.protocol(), fan_in });
         let job = FunctionJob { function: function.protocol(), input, merge };
-        let spec = self.mesh.function_spec(label, job);
+        let spec = self.mesh.get()?.function_spec(label, job);
         self.submit(py, async { Ok(Submission { spec: spec.await?, files }) })
     }
 
@@ -243,11 +243,12 @@ impl Mesh {
         submission: impl Future<Output = floe_client::Result<Submission>> + Send,
     ) -> PyResult<Job> {
         let id = floe_client::new_job_id().map_err(|error| raised(py, error))?;
-        let submitted = wait(py, async { self.mesh.submit_as(id, submission.await?).await });
+        let mesh = self.mesh.get()?;
+        let submitted = wait(py, async { mesh.submit_as(id, submission.await?).await });
         match submitted {
             Ok(job) => job.map(Job::new).map_err(|error| raised(py, error)),
             Err(interrupted) => {
-                let job = self.mesh.job(id);
+                let job = mesh.job(id);
                 runtime()?.spawn(async move { job.cancel().await });
                 Err(interrupted)
             }

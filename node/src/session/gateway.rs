@@ -10,7 +10,9 @@
 //! for the network; long ones one a slot, so that a node that becomes free takes the next.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use floe_protocol::session::{
     Call, CallFrame, CallResult, MAX_CALL_BYTES, MAX_CALLS, MAX_CALLS_BYTES, MAX_FUNCTIONS,
@@ -32,6 +34,9 @@ use crate::worker::Worker;
 
 /// How often the gateway looks for nodes that came, and whether its session was ended by somebody else.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a node that gave no seat is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// How much work a seat is sent ahead of its results, per slot: some round trips' worth, on a busy machine too.
 const AHEAD_US: u64 = 20_000;
@@ -64,6 +69,35 @@ struct Placed {
     tries: u32,
 }
 
+/// Bytes that a session holds, counted among those of all sessions of the node.
+pub(super) struct Held {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// None yet.
+    pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
+        Self { bytes: 0, all }
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.all.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.all.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.remove(self.bytes);
+    }
+}
+
 /// A node that runs calls of this session.
 struct Seat {
     name: String,
@@ -81,7 +115,10 @@ struct Seat {
 /// What a seat says.
 enum Said {
     Results(Vec<CallResult>),
+    /// The node is lost, with what it ran.
     Gone,
+    /// The node could not be had, or has no room: it ran nothing.
+    Refused,
 }
 
 struct Gateway<'a> {
@@ -92,8 +129,11 @@ struct Gateway<'a> {
     /// Of all their definitions.
     functions_bytes: usize,
     seats: BTreeMap<NodeId, Seat>,
+    /// Nodes that gave no seat, and when they are asked again.
+    refused: BTreeMap<NodeId, Instant>,
     waiting: VecDeque<Placed>,
-    waiting_bytes: usize,
+    /// Of these calls' arguments.
+    waiting_bytes: Held,
     pace: Pace,
     said: mpsc::Sender<(NodeId, Said)>,
     results: mpsc::Sender<ResultFrame>,
@@ -112,7 +152,13 @@ impl Seat {
 }
 
 /// Serves a session's driver. True: it closed the session; false: it is gone, and may come back, here or elsewhere.
-pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, stream: Stream) -> bool {
+pub(super) async fn serve(
+    mailbox: &Mailbox,
+    worker: &Worker,
+    session: JobId,
+    stream: Stream,
+    held: Held,
+) -> bool {
     let (mut reader, writer) = stream.split();
     let (frames, mut received) = mpsc::channel::<CallFrame>(wire::FRAMES);
     let (results, sent) = mpsc::channel(wire::FRAMES);
@@ -133,8 +179,9 @@ pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, st
         functions: BTreeMap::new(),
         functions_bytes: 0,
         seats: BTreeMap::new(),
+        refused: BTreeMap::new(),
         waiting: VecDeque::new(),
-        waiting_bytes: 0,
+        waiting_bytes: held,
         pace: Pace::default(),
         said,
         results,
@@ -192,13 +239,13 @@ impl Gateway<'_> {
                     return Err(Failure::Refused { message });
                 }
                 for call in calls {
-                    self.waiting_bytes += call.argument.len();
+                    self.waiting_bytes.add(call.argument.len());
                     self.waiting.push_back(Placed { function, only: node, call, tries: 0 });
                 }
                 let under_way: usize = self.seats.values().map(|seat| seat.under_way.len()).sum();
                 // A driver of this version keeps to half of it.
                 let too_many = self.waiting.len() + under_way > 2 * MAX_CALLS
-                    || self.waiting_bytes > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
+                    || self.waiting_bytes.bytes > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
                 if too_many {
                     let message = "the driver sent more calls than it may have under way".to_owned();
                     return Err(Failure::Refused { message });
@@ -209,7 +256,7 @@ impl Gateway<'_> {
                 let mut kept = VecDeque::new();
                 for placed in self.waiting.drain(..) {
                     if unwanted.contains(&placed.call.id) {
-                        self.waiting_bytes -= placed.call.argument.len();
+                        self.waiting_bytes.remove(placed.call.argument.len());
                     } else {
                         kept.push_back(placed);
                     }
@@ -278,6 +325,14 @@ impl Gateway<'_> {
                 self.tell(node, told).await
             }
             Said::Gone => self.lost(node).await,
+            Said::Refused => {
+                self.refused.insert(node, Instant::now() + REFUSED_PAUSE);
+                let seat = self.seats.remove(&node);
+                for (_, placed) in seat.into_iter().flat_map(|seat| seat.under_way).rev() {
+                    self.put_back(placed);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -307,7 +362,7 @@ impl Gateway<'_> {
 
     /// The next to run, since it came before those that wait.
     fn put_back(&mut self, placed: Placed) {
-        self.waiting_bytes += placed.call.argument.len();
+        self.waiting_bytes.add(placed.call.argument.len());
         self.waiting.push_front(placed);
     }
 
@@ -339,7 +394,11 @@ impl Gateway<'_> {
         for info in status.nodes {
             let id = info.member.id;
             let reachable = id == status.node || self.mailbox.network().is_connected(id);
-            if !reachable || info.member.slots == 0 || self.seats.contains_key(&id) {
+            if !reachable {
+                self.refused.remove(&id);
+            }
+            let refused = self.refused.get(&id).is_some_and(|until| Instant::now() < *until);
+            if !reachable || info.member.slots == 0 || self.seats.contains_key(&id) || refused {
                 continue;
             }
             let (calls, pump) = self.open_seat(id, id == status.node);
@@ -356,13 +415,12 @@ impl Gateway<'_> {
             self.seats.insert(id, seat);
         }
         // What only a node can run that is not here is not waited for: it may never come.
-        let (kept, lost): (VecDeque<Placed>, VecDeque<Placed>) = self
-            .waiting
-            .drain(..)
-            .partition(|placed| placed.only.is_none_or(|only| self.seats.contains_key(&only)));
+        let is_here = |node: NodeId| self.seats.contains_key(&node) || self.refused.contains_key(&node);
+        let (kept, lost): (VecDeque<Placed>, VecDeque<Placed>) =
+            self.waiting.drain(..).partition(|placed| placed.only.is_none_or(is_here));
         self.waiting = kept;
         for Placed { only, call, .. } in lost {
-            self.waiting_bytes -= call.argument.len();
+            self.waiting_bytes.remove(call.argument.len());
             let node = only.unwrap_or(status.node);
             let outcome = Err(Failure::NodeLost { node });
             self.tell(node, vec![CallResult { id: call.id, outcome, elapsed_us: 0 }]).await?;
@@ -394,7 +452,11 @@ impl Gateway<'_> {
                 let answer = call(&mut stream, &request, config::CALL_TIMEOUT).await.ok()?;
                 (answer == Response::Done).then_some(stream)
             };
-            if let Some(stream) = opened.await {
+            let Some(stream) = opened.await else {
+                let _ = said.send((node, Said::Refused)).await;
+                return;
+            };
+            {
                 let (mut reader, writer) = stream.split();
                 let read = async {
                     while let Ok(ResultFrame::Results { results, .. }) = read_frame(&mut reader).await {
@@ -419,7 +481,7 @@ impl Gateway<'_> {
         while let Some(first) = self.waiting.pop_front() {
             let Some((node, room)) = self.choose(&first) else {
                 if let Some(failure) = self.nowhere(&first) {
-                    self.waiting_bytes -= first.call.argument.len();
+                    self.waiting_bytes.remove(first.call.argument.len());
                     let result = CallResult { id: first.call.id, outcome: Err(failure), elapsed_us: 0 };
                     self.tell(self.mailbox.network().node(), vec![result]).await?;
                     continue;
@@ -481,7 +543,7 @@ impl Gateway<'_> {
         }
         let calls: Vec<Call> = chosen.iter().map(|placed| placed.call.clone()).collect();
         for placed in chosen {
-            self.waiting_bytes -= placed.call.argument.len();
+            self.waiting_bytes.remove(placed.call.argument.len());
             seat.under_way.insert(placed.call.id, placed);
         }
         sound = sound && seat.calls.try_send(CallFrame::Calls { function, node: None, calls }).is_ok();

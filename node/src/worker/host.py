@@ -62,6 +62,18 @@ JOINED_BYTES = 64 << 10
 PID = os.getpid()
 
 
+def beside(name):
+    """A module of the host's own, from the file beside this one."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
+    module = types.ModuleType("floe_" + name)
+    with open(path, encoding="utf-8") as file:
+        exec(compile(file.read(), path, "exec"), vars(module))
+    return module
+
+
+fresh = beside("fresh")
+
+
 class ProtocolError(Exception):
     """The node said something that is not the protocol."""
 
@@ -465,15 +477,24 @@ def flush_prints():
             pass
 
 
-def go_home():
-    try:
-        os.chdir(HOME)
-    except OSError:
-        pass
+def between():
+    """Between two items of one call: what the first has changed of this process, the second does not see."""
+    FRESH.between()
+
+
+def lent_files():
+    """The device and number of each file that holds a shared object: it may stay open."""
+    found = set()
+    for path, _ in list(_answers.values()):
+        try:
+            known = os.stat(path)
+        except (OSError, TypeError):
+            continue
+        found.add((known.st_dev, known.st_ino))
+    return found
 
 
 def task(header, sections):
-    go_home()
     argument = None
     kind = header["argument"]
     if kind != "none":
@@ -484,7 +505,7 @@ def task(header, sections):
     try:
         partitions = [memoryview(section) for section in sections]
         del sections
-        output = call(argument, partitions)
+        output = fresh.context().run(call, argument, partitions)
         answer, parts = returned(output)
     except BaseException as error:
         output = partitions = None
@@ -494,7 +515,11 @@ def task(header, sections):
     if os.getpid() != PID:
         os._exit(1)
     flush_prints()
+    spent = FRESH.settle(fresh.VERY_LONG_NS + 1)
+    if spent:
+        answer["spent"] = spent
     PIPES.send(answer, parts)
+    return spent
 
 
 def returned(output):
@@ -511,6 +536,8 @@ class Results:
     def __init__(self, ids):
         self.ids = ids
         self.sent = 0
+        # What makes this host of no use for another call.
+        self.spent = None
         self.lock = threading.Lock()
         self.since = time.perf_counter_ns()
         self.clear()
@@ -521,8 +548,9 @@ class Results:
         self.bodies = []
         self.bytes = 0
 
-    def add(self, status, elapsed_ns, body, now):
+    def add(self, status, elapsed_ns, body, now, spent):
         with self.lock:
+            self.spent = spent
             self.status.append(status)
             self.elapsed.append(min(elapsed_ns // 1000, 0xFFFFFFFF))
             self.bodies.append(body)
@@ -554,7 +582,7 @@ class Results:
         ]
         self.sent += count
         self.clear()
-        PIPES.send({"type": "results"}, sections)
+        PIPES.send({"type": "results", "spent": self.spent} if self.spent else {"type": "results"}, sections)
 
 
 class Looker(threading.Thread):
@@ -572,6 +600,7 @@ class Looker(threading.Thread):
             self.asleep = False
             if self.ident is None:
                 self.start()
+                FRESH.expect_thread()
             self.wake.set()
 
     def run(self):
@@ -604,6 +633,7 @@ def calls(header, sections):
     view = memoryview(arguments)
     results = Results(ids)
     clock = time.perf_counter_ns
+    context, settle = fresh.context, FRESH.settle
     if count > 1:
         LOOKER.look_at(results)
     at = 0
@@ -612,7 +642,7 @@ def calls(header, sections):
         size = sizes[index]
         begun = clock()
         try:
-            body = call(view[at : at + size])
+            body = context().run(call, view[at : at + size])
             if type(body) is not bytes:
                 body = memoryview(body).cast("B")
             status = 0
@@ -623,9 +653,18 @@ def calls(header, sections):
         now = clock()
         if os.getpid() != PID:
             os._exit(1)
-        results.add(status, now - begun, body, now)
+        # The last result does not wait for what can be looked at after it; but no alarm may go off while it is sent.
+        spent = settle(now - begun) if index + 1 < count or fresh.notes else None
+        results.add(status, now - begun, body, now, spent)
+        if spent:
+            break
     LOOKER.look_at(None)
     results.flush()
+    if count and not spent:
+        spent = settle(now - begun, True)
+        if spent:
+            PIPES.send({"type": "spent", "spent": spent})
+    return spent
 
 
 # Beginning and end.
@@ -651,7 +690,7 @@ def misfit(libraries):
 
 def hello():
     """Whether functions may come."""
-    global MARK
+    global FRESH, MARK
     message = next_message()
     if message is None:
         return False
@@ -669,11 +708,16 @@ def hello():
     if missing is not None:
         PIPES.send({"type": "unfit", "needs": missing[0], "why": missing[1]})
         return False
+    FRESH = fresh.Fresh(HOME, lent_files)
     PIPES.send({"type": "ready", "version": "%d.%d.%d" % sys.version_info[:3]})
     return True
 
 
-ORDERS = {"define": define, "forget": forget, "task": task, "calls": calls}
+def check(header, sections):
+    PIPES.send({"type": "ready"})
+
+
+ORDERS = {"check": check, "define": define, "forget": forget, "task": task, "calls": calls}
 
 
 def serve():
@@ -689,7 +733,11 @@ def serve():
             raise ProtocolError("the node wants %r" % header.get("type"))
         # Nothing but the order may keep what came with it.
         del message
-        order(header, sections)
+        if order(header, sections):
+            break
+    # No function may come any more. What is on its way is not answered, and the node ends this process.
+    while next_message() is not None:
+        pass
 
 
 HOME = os.getcwd()

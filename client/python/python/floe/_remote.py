@@ -123,8 +123,12 @@ class Each(_Holder):
     """Calls with a list of positional arguments, once for each; the first exception is that of the whole."""
 
     def __call__(self, argument: Any) -> bytes:
-        get = self.pickled.get
-        return pickling.dumps([get()(*item) for item in items_of(argument)], f"what {self.name} returned")
+        get, between = self.pickled.get, _between()
+        values = []
+        for item in items_of(argument):
+            values.append(get()(*item))
+            between()
+        return pickling.dumps(values, f"what {self.name} returned")
 
 
 class Chunk(_Holder):
@@ -135,13 +139,14 @@ class Chunk(_Holder):
         self.unpack = unpack
 
     def __call__(self, argument: Any) -> bytes:
-        get, unpack = self.pickled.get, self.unpack
+        get, unpack, between = self.pickled.get, self.unpack, _between()
         values: list[Any] = []
         try:
             for item in items_of(argument):
                 if type(item) is Ref:
                     item = item.get()
                 values.append(get()(*item) if unpack else get()(item))
+                between()
         except BaseException as error:
             return BROKEN + pickling.dumps((_picklable(values), self.described(error)))
         try:
@@ -172,6 +177,13 @@ class Batch(_Sends):
                     )
                 )
         return pickling.dumps(results, "what a task returned")
+
+
+def _between() -> Callable[[], None]:
+    """What makes the process as new between two items that came together."""
+    import floe_host
+
+    return floe_host.between
 
 
 def _picklable(values: list[Any]) -> list[Any]:

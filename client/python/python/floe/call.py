@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, P
 
 from . import _remote, pickling, ship
 from .environment import Needs
-from .errors import Cancelled, Error, as_iterator, from_core, from_parts
+from .errors import Cancelled, Error, Forked, as_iterator, from_core, from_parts
 
 if TYPE_CHECKING:
     from . import _core
@@ -54,6 +54,8 @@ class Waiting(Protocol):
     def _settle(self, ok: bool, body: bytes, error: Any, node: str, elapsed_us: int) -> None: ...
 
     def _break(self, error: BaseException) -> None: ...
+
+    def _leave(self, error: BaseException) -> None: ...
 
 
 class Defined:
@@ -131,6 +133,8 @@ class Calls:
 
     def define(self, function: _core.Function, key: Any, code_bytes: int = 0) -> Defined:
         """A function to be called; `key` tells it from all others."""
+        if isinstance(self._error, Forked):
+            raise self._error
         try:
             defined = Defined(self._session, self._session.define(function))
         except Exception as error:
@@ -185,11 +189,19 @@ class Calls:
         """Ends the session; what still waits is cancelled."""
         with self._lock:
             first, self._closed = not self._closed, True
-        if first:
+        if first and not isinstance(self._error, Forked):
             self._session.close()
             self._fail_all(Cancelled("the session was closed before the call ended"))
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5 * _POLL)
+
+    def leave(self) -> None:
+        """In a forked child: the session and its results are the parent's, whoever held this lock."""
+        self._lock = threading.Lock()
+        self._error = Forked()
+        pending, self._pending = list(self._pending.values()), {}
+        for waiting in pending:
+            waiting._leave(self._error)
 
     def _drain(self) -> None:
         """Takes results as they come and tells who waits for them."""
@@ -255,6 +267,12 @@ class Result(concurrent.futures.Future, Generic[T]):
 
     def _break(self, error: BaseException) -> None:
         self._finish(self.set_exception, error)
+
+    def _leave(self, error: BaseException) -> None:
+        # Another thread of the parent may have held it, and what is called back is called there.
+        self._condition = threading.Condition()
+        self._done_callbacks: list[Any] = []
+        self._break(error)
 
     def _finish(self, setter: Callable[[Any], None], value: Any) -> None:
         try:

@@ -17,6 +17,8 @@ __all__ = [
     "NoMesh",
     "Unreachable",
     "Unavailable",
+    "Busy",
+    "Forked",
     "Refused",
     "VersionError",
     "QueryError",
@@ -53,6 +55,21 @@ class Unreachable(Error, ConnectionError):
 
 class Unavailable(Error):
     """The mesh cannot decide now: it has no leader, or no majority. Trying again may help."""
+
+
+class Busy(Unavailable):
+    """The nodes have as much to do as they can hold, and went on having it for as long as was waited."""
+
+
+class Forked(Error):
+    """This process was forked from the one that the connection belongs to: it can connect anew."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "this process was forked from the one that this connection to the mesh belongs to: connect "
+            "again here (floe.connect()), or start processes with the method `spawn`"
+        )
 
 
 class Refused(Error):
@@ -172,6 +189,8 @@ _BY_KIND: dict[str, type[Error]] = {
     "no_mesh": NoMesh,
     "unreachable": Unreachable,
     "unavailable": Unavailable,
+    "busy": Busy,
+    "forked": Forked,
     "refused": Refused,
     "version": VersionError,
     "query": QueryError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import pickle
 import threading
 import time
@@ -65,6 +66,12 @@ class _Chunk:
     def _break(self, error: BaseException) -> None:
         self.state.arrived(self, b"", error, 0)
 
+    def _leave(self, error: BaseException) -> None:
+        # Another thread of the parent may have held it; the one that sends items is not here.
+        self.state.changed = threading.Condition()
+        self.state.exhausted = True
+        self._break(error)
+
 
 class _State:
     """What the caller, the thread that sends items and the one that takes results share."""
@@ -95,6 +102,7 @@ class _State:
         #: How long one item takes, in seconds; None until the first one is done.
         self.seconds: float | None = None
         self.bytes_per_item = 0.0
+        self.process = os.getpid()
 
     def arrived(self, chunk: _Chunk, body: bytes, error: BaseException | None, elapsed_us: int) -> None:
         with self.changed:
@@ -111,6 +119,8 @@ class _State:
             self.changed.notify_all()
 
     def cancel(self) -> None:
+        if os.getpid() != self.process:
+            return  # It is not this process's map.
         with self.changed:
             if self.cancelled:
                 return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence, Ty
 from . import _paths, _remote, applying, data, frames, objects, pickling, query, ship
 from .call import Calls, Parallel, arguments, submit
 from .environment import Needs, NeedsArguments
-from .errors import Error, Unavailable
+from .errors import Error, Forked, Unavailable
 from .executor import Executor
 from .job import Job, _translated
 from .mapping import Map
@@ -74,6 +74,7 @@ class Mesh:
         self._executors: list[Calls] = []
         self._names: dict[str, str] = {}
         self._closed = False
+        self._forked = False
 
     # Nodes.
 
@@ -480,9 +481,13 @@ class Mesh:
     # The connection.
 
     def close(self) -> None:
-        """Ends the calls that are under way, and the node, if one was started for this. Jobs go on."""
+        """Ends the calls that are under way, and the node, if one was started for this. Jobs go on.
+
+        Whoever waits for a call gets :class:`floe.errors.Cancelled`. A forked child closes nothing of its
+        parent's.
+        """
         with self._lock:
-            if self._closed:
+            if self._closed or self._forked:
                 return
             self._closed = True
             sessions = [self._session, *self._executors]
@@ -495,6 +500,14 @@ class Mesh:
         if self._on_close is not None:
             self._on_close()
 
+    def _leave(self) -> None:
+        """In a forked child: the connection is the parent's, whoever held this lock."""
+        self._lock = threading.RLock()
+        self._forked = True
+        for calls in [self._session, *self._executors]:
+            if calls is not None:
+                calls.leave()
+
     def __enter__(self) -> Mesh:
         return self
 
@@ -506,9 +519,13 @@ class Mesh:
     def __repr__(self) -> str:
         if self._closed:
             return "<floe.Mesh, closed>"
+        if self._forked:
+            return "<floe.Mesh of the process that this one was forked from>"
         return f"<floe.Mesh of {', '.join(node.name for node in self.nodes)}>"
 
     def _open(self) -> _core.Mesh:
+        if self._forked:
+            raise Forked()
         if self._closed:
             raise Error("the mesh is closed")
         return self._core

@@ -25,8 +25,9 @@ use super::{Blobs, Returned, frames};
 use crate::worker::environment::Interpreter;
 use crate::worker::task_logs::TaskLog;
 
-/// The Python host's own code.
+/// The Python host's own code: the file that is run, and the one that it loads from beside it.
 const HOST_PY: &str = include_str!("../host.py");
+const FRESH_PY: &str = include_str!("../fresh.py");
 
 /// What tells a driver's executable to be a host.
 const NATIVE_ENV: &str = "FLOE_FUNCTION_HOST";
@@ -87,8 +88,10 @@ pub(super) struct Host {
     /// Where it says which call it works on; open, since its directory goes when it ends.
     progress: File,
     defined: Defined,
-    /// Whether a run was begun and not ended: then it is no longer known what state it is in.
+    /// Whether a run was begun and not ended, or left something behind: then it is no longer known what state it is in.
     unsound: bool,
+    /// Whether it has run calls since it was last known to be as new.
+    unasked: bool,
 }
 
 /// A function within a host. It may have made way for another one meanwhile.
@@ -156,6 +159,7 @@ impl Host {
             progress,
             defined: Defined::default(),
             unsound: true,
+            unasked: false,
         };
         let (modules, libraries) = match python {
             Some(python) => (host.lend_modules(python, around.blobs).await?, python.libraries.clone()),
@@ -238,6 +242,11 @@ impl Host {
         quiet && !self.unsound && !self.process.exit().is_over()
     }
 
+    /// Whether it has ended no run half-way, and nothing was left behind in it.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.unsound
+    }
+
     /// Ends it, gently.
     pub(super) async fn part(self) {
         self.process.part().await;
@@ -251,6 +260,27 @@ impl Host {
     /// Whom what it prints from now on belongs to.
     pub(super) fn belongs_to(&self, log: TaskLog) {
         self.process.printed.belongs_to(log);
+    }
+
+    /// Whether it has run calls since it was last known to be as new.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.unasked
+    }
+
+    /// Whether what ran before left it so that others may run there. After calls it looks while the results are on their
+    /// way already, so that it has to be asked.
+    pub(super) async fn is_as_new(&mut self, around: Surroundings<'_>) -> bool {
+        if !std::mem::take(&mut self.unasked) {
+            return true;
+        }
+        let (group, exit) = (self.process.group(), self.process.exit());
+        let ask = async {
+            wire::write(self.process.stdin.as_mut().ok_or(Trouble::Ended)?, &Order::Check, &[]).await?;
+            Ok(wire::read(&mut self.process.stdout, 0).await?.0)
+        };
+        let allowed = Allowed { memory_bytes: u64::MAX, time: Some(READY_PATIENCE) };
+        let answer = within(ask, (around.meter, group), exit, allowed, &Running::start()).await;
+        answer.is_ok_and(|answer| matches!(answer.type_, AnswerType::Ready))
     }
 
     /// Runs a function once.
@@ -308,7 +338,7 @@ impl Host {
                     .await);
             }
         };
-        self.unsound = false;
+        self.unsound = is_spent(&function.name, &answer.spent);
         output
     }
 
@@ -317,6 +347,7 @@ impl Host {
     }
 
     /// Runs a function once for each call. `done` counts the calls that have a result; so does what was reported.
+    /// Without an error, those without one did not run, since the host cannot be used any more.
     pub(super) async fn calls(
         &mut self,
         Run { function, allowed, around }: Run<'_>,
@@ -326,6 +357,7 @@ impl Host {
         results: &mut (dyn FnMut(Vec<CallResult>) + Send),
     ) -> Result<(), Failure> {
         self.unsound = true;
+        self.unasked = matches!(self.key.host, function::Host::Python(_));
         let running = Running::start();
         let (group, exit) = (self.process.group(), self.process.exit());
         let work = async {
@@ -334,12 +366,16 @@ impl Host {
                 let (answer, sections) = wire::read(&mut self.process.stdout, allowed.memory_bytes).await?;
                 match answer.type_ {
                     AnswerType::Need => self.lend_blob(&answer, around.blobs).await?,
+                    AnswerType::Spent => return Ok(answer.spent),
                     AnswerType::Results => {
                         running.next();
                         let open = calls.get(*done..).unwrap_or_default();
                         let ended = take_results(sections, open, &function.name, around.blobs).await?;
                         *done += ended.len();
                         results(ended);
+                        if !answer.spent.is_empty() {
+                            return Ok(answer.spent);
+                        }
                     }
                     _ => {
                         let text = "it answered calls with something else than results".to_owned();
@@ -347,12 +383,12 @@ impl Host {
                     }
                 }
             }
-            Ok(())
+            Ok(String::new())
         };
         let outcome = within(work, (around.meter, group), exit, allowed, &running).await;
         match outcome {
-            Ok(()) => {
-                self.unsound = false;
+            Ok(spent) => {
+                self.unsound = is_spent(&function.name, &spent);
                 Ok(())
             }
             Err(trouble) => Err(self.process.conclude(trouble, &function.name).await),
@@ -498,7 +534,7 @@ async fn start_native(
     let program = process::lend_executable(&file, &scratch.path().join("bin"), "host").map_err(disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.push((NATIVE_ENV, "1".to_owned()));
-    let start = Start { program: &program, arguments: Vec::new(), env, scratch, log };
+    let start = Start { program: &program, arguments: Vec::new(), env, scratch, log, adopts: true };
     let started = Process::start(start, around.family).await;
     started.map_err(|error| not_started(&error, needs, around.family))
 }
@@ -514,10 +550,11 @@ async fn start_python(
     };
     let script = scratch.path().join("host.py");
     std::fs::write(&script, HOST_PY).map_err(disk)?;
+    std::fs::write(scratch.path().join("fresh.py"), FRESH_PY).map_err(disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.extend(process::own_env(&python.env));
     let arguments: Vec<&OsStr> = vec![script.as_os_str()];
-    let start = Start { program: &interpreter.python, arguments, env, scratch, log };
+    let start = Start { program: &interpreter.python, arguments, env, scratch, log, adopts: true };
     let started = Process::start(start, around.family).await;
     started.map_err(|error| {
         let error = io::Error::new(error.kind(), format!("{}: {error}", interpreter.python.display()));
@@ -600,6 +637,15 @@ async fn take_results(
         ended.push(CallResult { id: raw.id, outcome, elapsed_us: raw.elapsed_us });
     }
     Ok(ended)
+}
+
+/// Whether a function left its host so that no other may run there.
+fn is_spent(name: &str, spent: &str) -> bool {
+    if !spent.is_empty() {
+        let left = floor(spent, MAX_MESSAGE_BYTES);
+        tracing::debug!(name, left, "a function left something behind: its process is replaced");
+    }
+    !spent.is_empty()
 }
 
 fn exception_failure(name: &str, raised: Raised) -> Failure {

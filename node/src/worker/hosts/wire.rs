@@ -47,6 +47,8 @@ pub(super) enum Order<'a> {
     Forget { functions: &'a [u32] },
     /// Run a function once.
     Task { function: u32, argument: ArgumentKind },
+    /// Say whether functions may come still.
+    Check,
     /// Run a function once for each of these: ids, lengths, arguments.
     Calls { function: u32 },
     /// What was needed.
@@ -78,6 +80,8 @@ pub(super) enum AnswerType {
     Raised,
     Results,
     Need,
+    /// It runs nothing any more, and has run nothing of what it was told last.
+    Spent,
 }
 
 /// What a task put out.
@@ -109,6 +113,9 @@ pub(super) struct Answer {
     pub(super) message: String,
     #[serde(default)]
     pub(super) traceback: String,
+    /// What makes the host of no use for another run; empty if it is as good as new.
+    #[serde(default)]
+    pub(super) spent: String,
     #[serde(default)]
     pub(super) blob: String,
     #[serde(default)]
