@@ -18,7 +18,7 @@ from conftest import wait_until
 END_SECONDS = 2.0
 
 
-def run(cluster, script, timeout=30):
+def run(cluster, script, timeout=120):
     """A program of its own; how it ended, and how long that took after the last line of its text."""
     text = "import os, sys, time, threading\nimport floe\n"
     text += "mesh = floe.connect()\nwork = mesh.parallel(time.sleep)\n"
