@@ -192,9 +192,9 @@ class _Node:
         lines.put(b"")
 
     def leave(self) -> None:
-        """In a forked child: the node is the parent's, and ends with it, not with the last of its children."""
+        """In a forked child: the node is the parent's, and ends with it, not with the last child."""
         assert self._process.stdin is not None
-        # The number stays this object's: closed, it would be the next file's, and closed again with this object.
+        # The number stays this object's: closed, it would be the next file's, and closed once more with this.
         with contextlib.suppress(OSError, ValueError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._process.stdin.fileno(), inheritable=False)
@@ -214,7 +214,7 @@ class _Node:
 
 
 def _in_forked_child() -> None:
-    """What the parent has of a mesh stays the parent's. The child's default mesh is one that it connects to."""
+    """What the parent has of a mesh stays its own. The child's default mesh is one that it connects to."""
     global _lock, _default
     # Another thread of the parent may have held it.
     _lock = threading.RLock()
