@@ -3,7 +3,7 @@
 //! This crate knows Polars and no network. Read it in the order a query goes:
 //!
 //! ```text
-//!   sql.rs        text -> LazyFrame
+//!   sql.rs        text -> LazyFrame: `plan_sql`; its parts are in sql/
 //!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
 //!   files.rs      what files are, whether two nodes see the same one, how a scan is split
 //!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces
@@ -38,6 +38,7 @@ pub use explain::explain;
 pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan, resolve};
+pub use sql::plan_sql;
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is
 /// not where its author looks. To be called once by a process that plans or runs queries.

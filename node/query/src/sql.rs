@@ -1,7 +1,46 @@
-//! SQL text to a `LazyFrame`: Polars SQL, with tables that are files.
+//! SQL text to a `LazyFrame`, with tables that are files.
 //!
 //! A table name is looked up among the query's tables; a name that is a path or a glob is scanned by its
-//! ending. Nothing is read here beyond what Polars needs to resolve names.
+//! ending. Nothing is read here beyond what Polars needs to resolve names, and the footers of Parquet files.
+//!
+//! ```text
+//!   statement.rs    text -> one query; views become common table expressions
+//!   planner.rs      query -> LazyFrame, with what is kept on the way
+//!     query.rs        WITH, UNION, VALUES, ORDER BY, LIMIT
+//!     select.rs       one SELECT
+//!     from.rs         tables and explicit joins
+//!     joins.rs        commas and conditions -> joins in a good order
+//!     conjuncts.rs    conditions taken apart
+//!     subquery.rs     subqueries -> joins
+//!     aggregate.rs    groups
+//!     scalar.rs       expressions of a row
+//!       value.rs        their types: decimals, dates beside texts
+//!       temporal.rs     dates and intervals
+//!       delegate.rs     what Polars SQL translates by itself: most functions
+//!   relation.rs     rows with named columns while planning
+//!   statistics.rs   what is known of tables
+//!   place.rs        errors with their line and column
+//! ```
+//!
+//! Why not Polars SQL as a whole: it reads `0.06` as a float, has no scalar subqueries, and makes products of tables
+//! of commas. Its translation of functions is used; relations are brought together here.
+
+mod aggregate;
+mod conjuncts;
+mod delegate;
+mod from;
+mod joins;
+mod place;
+mod planner;
+mod query;
+mod relation;
+mod scalar;
+mod select;
+mod statement;
+mod statistics;
+mod subquery;
+mod temporal;
+mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -9,20 +48,18 @@ use std::path::Path;
 
 use floe_protocol::Failure;
 use polars::prelude::*;
-use polars::sql::SQLContext;
 use sqlparser::ast::{
-    Expr, FunctionArg, FunctionArgExpr, ObjectName, Query, Statement, TableFactor, Value, Visit, VisitMut,
-    Visitor, VisitorMut,
+    Expr, FunctionArg, FunctionArgExpr, ObjectName, Query, TableFactor, Value, Visit, VisitMut, Visitor,
+    VisitorMut,
 };
-use sqlparser::dialect::GenericDialect;
-use sqlparser::parser::{Parser, ParserOptions};
 
+use self::planner::Table;
 use crate::query_failure;
 
 /// A statement, and the files its tables are.
 pub(crate) struct Sql {
-    /// The text, with the paths of table functions made absolute.
-    text: String,
+    /// With the paths of table functions made absolute.
+    query: Query,
     /// Tables by the name the text gives them; absolute paths.
     tables: BTreeMap<String, String>,
     /// Absolute paths given to `read_parquet` and its like.
@@ -38,27 +75,11 @@ impl Sql {
         tables: &BTreeMap<String, String>,
         directory: &str,
     ) -> Result<Self, Failure> {
-        let options = ParserOptions { trailing_commas: true, ..Default::default() };
-        let statements = Parser::new(&GenericDialect)
-            .with_options(options)
-            .try_with_sql(text)
-            .and_then(|mut parser| parser.parse_statements())
-            .map_err(|error| Failure::Query { message: error.to_string() })?;
-        let [statement] = statements.as_slice() else {
-            let message = format!("one statement at a time: this text has {}", statements.len());
-            return Err(Failure::Refused { message });
-        };
-        if !matches!(statement, Statement::Query(_)) {
-            let first = text.split_whitespace().next().unwrap_or_default().to_uppercase();
-            let message =
-                format!("{first} is not a query: only SELECT (with WITH, UNION, VALUES ...) runs on a mesh");
-            return Err(Failure::Refused { message });
-        }
-        let mut statement = statement.clone();
-        let mut functions = Functions { directory, paths: Vec::new(), changed: false };
-        let _ = VisitMut::visit(&mut statement, &mut functions);
+        let mut query = statement::query(text)?;
+        let mut functions = Functions { directory, paths: Vec::new() };
+        let _ = VisitMut::visit(&mut query, &mut functions);
         let mut relations = Relations::default();
-        let _ = Visit::visit(&statement, &mut relations);
+        let _ = Visit::visit(&query, &mut relations);
         let mut found = BTreeMap::new();
         for (name, quoted) in relations.names {
             if let Some(path) = tables.get(&name) {
@@ -69,7 +90,7 @@ impl Sql {
             }
         }
         Ok(Self {
-            text: if functions.changed { statement.to_string() } else { text.to_owned() },
+            query,
             tables: found,
             function_paths: functions.paths,
             registered: tables.keys().cloned().collect(),
@@ -84,11 +105,11 @@ impl Sql {
 
     /// The query over scans of its files.
     pub(crate) fn frame(&self) -> Result<LazyFrame, Failure> {
-        let mut context = SQLContext::new();
+        let mut tables = BTreeMap::new();
         for (name, path) in &self.tables {
-            context.register(name, scan(path)?);
+            tables.insert(name.clone(), Table::new(scan(path)?));
         }
-        context.execute(&self.text).map_err(|error| self.explain_unknown(query_failure(error)))
+        planner::plan(&self.query, &tables).map_err(|failure| self.explain_unknown(failure))
     }
 
     fn explain_unknown(&self, failure: Failure) -> Failure {
@@ -104,6 +125,15 @@ impl Sql {
         };
         Failure::Query { message: format!("{message}; {known}; name a file as FROM 'path/to/file.parquet'") }
     }
+}
+
+/// Plans a text over frames by name: what `SQLContext` of py-polars leaves in a plan, for one.
+pub fn plan_sql(
+    text: &str,
+    relations: impl IntoIterator<Item = (String, LazyFrame)>,
+) -> Result<LazyFrame, Failure> {
+    let tables = relations.into_iter().map(|(name, frame)| (name, Table::new(frame))).collect();
+    planner::plan(&statement::query(text)?, &tables)
 }
 
 /// Makes a path absolute against the driver's directory; paths with a scheme stay as they are.
@@ -188,7 +218,6 @@ impl Visitor for Relations {
 struct Functions<'a> {
     directory: &'a str,
     paths: Vec<String>,
-    changed: bool,
 }
 
 impl VisitorMut for Functions<'_> {
@@ -204,7 +233,6 @@ impl VisitorMut for Functions<'_> {
             };
             if let Value::SingleQuotedString(path) = &mut value.value {
                 let found = absolute(self.directory, path);
-                self.changed |= found != *path;
                 self.paths.push(found.clone());
                 *path = found;
             }

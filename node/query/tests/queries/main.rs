@@ -8,3 +8,5 @@ mod mesh;
 mod process;
 mod random;
 mod same;
+mod sqllogic;
+mod tpch;
