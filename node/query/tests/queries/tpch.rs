@@ -245,8 +245,8 @@ fn check(number: usize, found: &DataFrame, answer: &str, within: f64) {
     let names = answer.next().unwrap();
     let wanted: Vec<Vec<String>> = answer.collect();
     let own: Vec<String> = found.get_column_names().iter().map(ToString::to_string).collect();
-    // Columns without a name have one that each system makes up.
-    let named = names.iter().zip(&own).filter(|(name, _)| !name.contains('('));
+    // Columns without a name have one that each system makes up, and the TPC cuts names to the width of values.
+    let named = names.iter().zip(&own).filter(|(name, _)| within == 0.0 && !name.contains('('));
     for (wanted, own) in named {
         assert_eq!(own, wanted, "Q{number}");
     }
