@@ -101,10 +101,8 @@ pub(super) fn arguments(function: &Function) -> Option<Vec<&Sql>> {
     let FunctionArguments::List(list) = &function.args else {
         return None;
     };
-    let argument = |argument: &'_ FunctionArg| match argument {
-        FunctionArg::Unnamed(FunctionArgExpr::Expr(_)) => true,
-        _ => false,
-    };
+    let argument =
+        |argument: &FunctionArg| matches!(argument, FunctionArg::Unnamed(FunctionArgExpr::Expr(_)));
     if !list.args.iter().all(argument) || !list.clauses.is_empty() {
         return None;
     }

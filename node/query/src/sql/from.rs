@@ -102,6 +102,7 @@ impl Planner<'_> {
     }
 
     /// The pairs of columns of a `USING` or `NATURAL`, or the condition of an `ON`.
+    #[expect(clippy::type_complexity)]
     fn constraint<'c>(
         &mut self,
         left: &[Relation],

@@ -671,6 +671,7 @@ fn position_or_alias(key: &Sql, items: &[(Option<String>, SqlItem)], relation: &
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "a few of them, for a moment")]
 enum Key {
     Position(usize),
     Expr(Sql),

@@ -89,7 +89,7 @@ impl Statistics {
                 }
             }
         }
-        let read = paths.len().min(MOST_FOOTERS).max(1);
+        let read = paths.len().clamp(1, MOST_FOOTERS);
         let rows = rows as f64 * paths.len() as f64 / read as f64;
         let complete = paths.len() <= MOST_FOOTERS;
         let distinct = bounds.iter().filter_map(|(name, bounds)| {
