@@ -3,7 +3,7 @@
 //! This crate knows Polars and no network. Read it in the order a query goes:
 //!
 //! ```text
-//!   sql.rs        text -> LazyFrame
+//!   sql.rs        text -> LazyFrame: `plan_sql`; its parts are in sql/
 //!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
 //!   paths.rs      what a path stands for: a file, a directory, a pattern
 //!   files.rs      whether two nodes see the same file, how a scan is split
@@ -48,6 +48,7 @@ pub use explain::explain;
 pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan, resolve};
+pub use sql::plan_sql;
 pub use stack::{DEEP_STACK_BYTES, THREAD_STACK_BYTES, configure_thread_stacks, on_deep_stack};
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is

@@ -1,7 +1,47 @@
-//! SQL text to a `LazyFrame`: Polars SQL, with tables that are files.
+//! SQL text to a `LazyFrame`, with tables that are files.
 //!
 //! A table name is looked up among the query's tables; a name that is a path or a pattern is scanned by its
-//! ending, `read_csv('...')` and its like by their name. Nothing is read here beyond what Polars needs to resolve names.
+//! ending, `read_csv('...')` and its like by their name. Nothing is read here beyond what Polars needs to resolve names,
+//! and the footers of Parquet files.
+//!
+//! ```text
+//!   statement.rs    text -> one query; views become common table expressions
+//!   planner.rs      query -> LazyFrame, with what is kept on the way
+//!     query.rs        WITH, UNION, VALUES, ORDER BY, LIMIT
+//!     select.rs       one SELECT
+//!     from.rs         tables and explicit joins
+//!     joins.rs        commas and conditions -> joins in a good order
+//!     conjuncts.rs    conditions taken apart
+//!     subquery.rs     subqueries -> joins
+//!     aggregate.rs    groups
+//!     scalar.rs       expressions of a row
+//!       value.rs        their types: decimals, dates beside texts
+//!       temporal.rs     dates and intervals
+//!       delegate.rs     what Polars SQL translates by itself: most functions
+//!   relation.rs     rows with named columns while planning
+//!   statistics.rs   what is known of tables
+//!   place.rs        errors with their line and column
+//! ```
+//!
+//! Why not Polars SQL as a whole: it reads `0.06` as a float, has no scalar subqueries, and makes products of tables
+//! of commas. Its translation of functions is used; relations are brought together here.
+
+mod aggregate;
+mod conjuncts;
+mod delegate;
+mod from;
+mod joins;
+mod place;
+mod planner;
+mod query;
+mod relation;
+mod scalar;
+mod select;
+mod statement;
+mod statistics;
+mod subquery;
+mod temporal;
+mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -9,31 +49,29 @@ use std::ops::ControlFlow;
 use floe_protocol::Failure;
 use floe_protocol::message::FilePath;
 use polars::prelude::*;
-use polars::sql::SQLContext;
 use polars_plan::dsl::DslPlan;
 use sqlparser::ast::{
-    Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, ObjectNamePart, Query, Statement, TableFactor,
-    Value, Visit, VisitMut, Visitor, VisitorMut,
+    Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, ObjectNamePart, Query, TableFactor, Value, Visit,
+    VisitMut, Visitor, VisitorMut,
 };
-use sqlparser::dialect::GenericDialect;
-use sqlparser::parser::{Parser, ParserOptions};
 
+use self::planner::Table;
 use crate::paths::{Expanded, Found, Kind, absolute};
-use crate::{depth, query_failure};
+use crate::query_failure;
 
 /// A statement, and the files its tables are.
 pub(crate) struct Sql {
-    /// The text, with table functions replaced by the tables that they read.
-    text: String,
-    /// Tables by the name the text gives them.
-    tables: BTreeMap<String, Table>,
+    /// With table functions replaced by the tables that they read.
+    query: Query,
+    /// Files of tables by the name the text gives them.
+    tables: BTreeMap<String, TableFiles>,
     /// Names the query could have used.
     registered: Vec<String>,
 }
 
 /// Files that are a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Table {
+struct TableFiles {
     path: FilePath,
     /// The format, unless the files' names tell it.
     format: Option<Format>,
@@ -46,31 +84,13 @@ impl Sql {
         tables: &BTreeMap<String, String>,
         directory: &str,
     ) -> Result<Self, Failure> {
-        depth::check_sql(text)?;
-        let options = ParserOptions { trailing_commas: true, ..Default::default() };
-        let statements = Parser::new(&GenericDialect)
-            .with_options(options)
-            .try_with_sql(text)
-            .and_then(|mut parser| parser.parse_statements())
-            .map_err(|error| Failure::Query { message: error.to_string() })?;
-        let [statement] = statements.as_slice() else {
-            let message = format!("one statement at a time: this text has {}", statements.len());
-            return Err(Failure::Refused { message });
-        };
-        if !matches!(statement, Statement::Query(_)) {
-            let first = text.split_whitespace().next().unwrap_or_default().to_uppercase();
-            let message =
-                format!("{first} is not a query: only SELECT (with WITH, UNION, VALUES ...) runs on a mesh");
-            return Err(Failure::Refused { message });
-        }
-        let mut statement = statement.clone();
+        let mut query = statement::query(text)?;
         let mut functions = Functions { directory, tables: BTreeMap::new() };
-        if let ControlFlow::Break(failure) = VisitMut::visit(&mut statement, &mut functions) {
+        if let ControlFlow::Break(failure) = VisitMut::visit(&mut query, &mut functions) {
             return Err(failure);
         }
         let mut relations = Relations::default();
-        let _ = Visit::visit(&statement, &mut relations);
-        let changed = !functions.tables.is_empty();
+        let _ = Visit::visit(&query, &mut relations);
         let mut found = functions.tables;
         for (name, quoted) in relations.names {
             let path = match tables.get(&name) {
@@ -79,11 +99,11 @@ impl Sql {
                 None if quoted || is_path(&name) => &name,
                 None => continue,
             };
-            let table = Table { path: absolute(directory, path, true)?, format: None };
+            let table = TableFiles { path: absolute(directory, path, true)?, format: None };
             found.insert(name, table);
         }
         Ok(Self {
-            text: if changed { statement.to_string() } else { text.to_owned() },
+            query,
             tables: found,
             registered: tables.keys().cloned().collect(),
         })
@@ -97,11 +117,11 @@ impl Sql {
 
     /// The query over scans of its files.
     pub(crate) fn frame(&self, found: &Found) -> Result<LazyFrame, Failure> {
-        let mut context = SQLContext::new();
-        for (name, table) in &self.tables {
-            context.register(name, scan(table, found)?);
+        let mut tables = BTreeMap::new();
+        for (name, files) in &self.tables {
+            tables.insert(name.clone(), Table::new(scan(files, found)?));
         }
-        context.execute(&self.text).map_err(|error| self.explain_unknown(query_failure(error)))
+        planner::plan(&self.query, &tables).map_err(|failure| self.explain_unknown(failure))
     }
 
     fn explain_unknown(&self, failure: Failure) -> Failure {
@@ -117,6 +137,15 @@ impl Sql {
         };
         Failure::Query { message: format!("{message}; {known}; name a file as FROM 'path/to/file.parquet'") }
     }
+}
+
+/// Plans a text over frames by name: what `SQLContext` of py-polars leaves in a plan, for one.
+pub fn plan_sql(
+    text: &str,
+    relations: impl IntoIterator<Item = (String, LazyFrame)>,
+) -> Result<LazyFrame, Failure> {
+    let tables = relations.into_iter().map(|(name, frame)| (name, Table::new(frame))).collect();
+    planner::plan(&statement::query(text)?, &tables)
 }
 
 /// The endings of files, after that of a compression.
@@ -190,7 +219,7 @@ fn format_of(path: &str, expanded: Option<&Expanded>) -> Result<Format, Failure>
     Err(Failure::Refused { message })
 }
 
-fn scan(table: &Table, found: &Found) -> Result<LazyFrame, Failure> {
+fn scan(table: &TableFiles, found: &Found) -> Result<LazyFrame, Failure> {
     let path = &table.path.path;
     let format = match table.format {
         Some(format) => format,
@@ -245,7 +274,7 @@ impl Visitor for Relations {
 /// and for patterns.
 struct Functions<'a> {
     directory: &'a str,
-    tables: BTreeMap<String, Table>,
+    tables: BTreeMap<String, TableFiles>,
 }
 
 impl VisitorMut for Functions<'_> {
@@ -264,7 +293,7 @@ impl VisitorMut for Functions<'_> {
         };
         let Value::SingleQuotedString(path) = &value.value else { return ControlFlow::Continue(()) };
         let table = match absolute(self.directory, path, true) {
-            Ok(path) => Table { path, format: Some(format) },
+            Ok(path) => TableFiles { path, format: Some(format) },
             Err(failure) => return ControlFlow::Break(failure),
         };
         // One file may be read in two ways.

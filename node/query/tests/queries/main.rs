@@ -10,3 +10,5 @@ mod paths;
 mod process;
 mod random;
 mod same;
+mod sqllogic;
+mod tpch;

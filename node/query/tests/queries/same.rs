@@ -56,7 +56,7 @@ fn sql_rows_in_order() {
     for text in [
         "select 1 as one",
         "select * from t",
-        "select id, small + 1 as next from t where key = 3",
+        "select id, key + 1 as next from t where key = 3",
         "select * from t where name like '%1%' and value > 2",
         "select * from t limit 7",
         "select * from t limit 5 offset 3000",
@@ -67,7 +67,7 @@ fn sql_rows_in_order() {
         "select id from t order by small * 2 + id % 7, id",
         "select * from t order by value, id limit 20",
         "select id, small from t order by small desc, id limit 20 offset 100",
-        "select name, sum(small) as s from t group by name order by s desc, name limit 5",
+        "select name, sum(key) as s from t group by name order by s desc, name limit 5",
         "select key, count(*) as n from t where small > 200 group by key order by key",
         "select * from t where id < 0",
         "select id, id - lag(id) over (order by id) as d from t order by id",
@@ -81,10 +81,10 @@ fn sql_rows_in_order() {
 fn sql_aggregates() {
     for text in [
         "select count(*) from t",
-        "select count(*) as n, count(value) as c, sum(small) as s, min(value) as v, max(name) as m, avg(small) as a, avg(value) as b from t",
-        "select sum(small) * 1.0 / count(*) as ratio, max(small) - min(small) as spread from t where key > 3",
-        "select sum(small) as s, avg(small) as a, min(small) as m, count(*) from t where id < 0",
-        "select key, count(*) as n, count(name), sum(small), sum(tiny), avg(tiny) as a, min(value), max(value) as m from t group by key",
+        "select count(*) as n, count(value) as c, sum(key) as s, min(value) as v, max(name) as m, avg(small) as a, avg(value) as b from t",
+        "select sum(key) * 1.0 / count(*) as ratio, max(key) - min(key) as spread from t where key > 3",
+        "select sum(key) as s, avg(small) as a, min(small) as m, count(*) from t where id < 0",
+        "select key, count(*) as n, count(name), sum(id), sum(tiny), avg(tiny) as a, min(value), max(value) as m from t group by key",
         "select key, name, sum(small * (1 - key)) / count(*) as x from t group by key, name",
         "select key % 3 as k, max(name) from t group by key % 3",
         "select flag, avg(single) as a, sum(single) from t group by flag",
@@ -95,7 +95,7 @@ fn sql_aggregates() {
         "select value, count(*) from t group by value",
         "select distinct key, flag from t",
         "select count(distinct name) from t",
-        "select key, sum(small) from t where id < 0 group by key",
+        "select key, sum(id) from t where id < 0 group by key",
     ] {
         same_sql(text, false);
     }
