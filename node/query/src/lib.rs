@@ -5,6 +5,8 @@
 //! ```text
 //!   sql.rs        text -> LazyFrame
 //!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
+//!     plan/         plans of other versions: msgpack.rs, translate.rs; queries.rs in SQL within plans;
+//!                   schema.rs, what their driver expects
 //!   files.rs      what files are, whether two nodes see the same one, how a scan is split
 //!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces
 //!   separable.rs    which expressions see one row at a time, so that rows may be split among tasks

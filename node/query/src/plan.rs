@@ -1,5 +1,10 @@
 //! A query to a stage graph: parse, resolve against the files of this machine, optimize, cut.
 
+mod msgpack;
+mod queries;
+mod schema;
+mod translate;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,8 +14,9 @@ use floe_protocol::{Failure, Query, StageGraph, StageId};
 use polars::prelude::*;
 use polars_plan::dsl::{DslPlan, PlanSerializationContext, ScanSources};
 use polars_plan::frame::OptFlags;
-use polars_plan::plans::IRPlan;
+use polars_plan::plans::{IR, IRPlan};
 
+use self::translate::{SqlQuery, Translated};
 use crate::files;
 use crate::sql::{Sql, absolute};
 use crate::stages;
@@ -42,7 +48,7 @@ pub struct Planned {
 pub fn paths(query: &Query) -> Result<Vec<String>, Failure> {
     match query {
         Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
-        Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
+        Query::Plan { dsl, directory, .. } => Ok(read_plan(dsl, directory)?.paths),
     }
 }
 
@@ -64,10 +70,12 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
             let ir = sql.frame().and_then(optimize).map_err(|failure| name_file(failure, &files))?;
             stages::cut(ir, shape)
         }
-        Query::Plan { dsl, directory } => {
-            let (plan, paths) = read_plan(dsl, directory)?;
+        Query::Plan { dsl, directory, schema } => {
+            let ReadPlan { mut plan, paths, queries } = read_plan(dsl, directory)?;
             let files = find(&paths)?;
-            let ir = optimize(LazyFrame::from(plan)).map_err(|failure| name_file(failure, &files))?;
+            let ir = queries::lower(&mut plan, &queries)
+                .and_then(|()| as_expected(LazyFrame::from(plan), schema))
+                .map_err(|failure| name_file(failure, &files))?;
             stages::cut(ir, shape)
         }
     }
@@ -77,6 +85,19 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
 fn optimize(frame: LazyFrame) -> Result<IRPlan, Failure> {
     let flags = (OptFlags::default() | OptFlags::STREAMING) & !OptFlags::COMM_SUBPLAN_ELIM;
     frame.with_optimizations(flags).to_alp_optimized().map_err(query_failure)
+}
+
+/// An optimized plan whose result has the schema that its driver expects.
+fn as_expected(frame: LazyFrame, expected: &[u8]) -> Result<IRPlan, Failure> {
+    let ir = optimize(frame.clone())?;
+    let top = ir.lp_arena.get(ir.lp_top);
+    if matches!(top, IR::Sink { .. } | IR::SinkMultiple { .. }) {
+        return Ok(ir);
+    }
+    match schema::casts(&top.schema(&ir.lp_arena), expected)? {
+        Some(casts) => optimize(frame.select(casts)),
+        None => Ok(ir),
+    }
 }
 
 /// The files under some paths, or the first path that leads to none.
@@ -99,15 +120,55 @@ fn name_file(failure: Failure, files: &[PathBuf]) -> Failure {
     parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
-/// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
-fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Failure> {
-    let bytes = with_own_schema_hash(dsl)?;
+/// A plan as it was read.
+struct ReadPlan {
+    plan: DslPlan,
+    /// The paths of its scans, absolute.
+    paths: Vec<String>,
+    /// Its queries in SQL, which [`queries::lower`] turns into parts of the plan.
+    queries: Vec<SqlQuery>,
+}
+
+/// Reads a serialized plan, with the paths of its scans made absolute.
+///
+/// A serialized plan begins with a magic word, a version, which is the same for all of Polars 1.40 to 2.1, and a
+/// hash of the types that a plan is made of. The hash changes with every type and feature flag, while the format
+/// describes itself: what does not fit is found when it is read. So the hash only tells who wrote the plan, and what
+/// follows is translated and read under this build's own.
+fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
+    let header = own_header()?;
+    let (magic, form) = (b"DSL_VERSION", header.len().saturating_sub(64));
+    if dsl.len() < header.len() {
+        return Err(unreadable("it is cut short"));
+    }
+    if !dsl.starts_with(magic) {
+        return Err(unreadable("it does not begin as plans do"));
+    }
+    let (version, writer) = translate::writer(&dsl[form..header.len()]);
+    let Translated { bytes, queries } = translate::translate(&dsl[header.len()..], writer, header)?;
     let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
-    let mut plan = match read {
-        Ok(Ok(plan)) => plan,
-        Ok(Err(error)) => return Err(unreadable(&error.to_string())),
-        Err(panic) => return Err(unreadable(&panic_message(&*panic))),
+    let why = match read {
+        Ok(Ok(plan)) => return resolved(plan, queries, directory),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_message(&*panic),
     };
+    // What else could have stood there is a list of hundreds.
+    let why = why.replace("deserialization failed\n\nerror: ", "");
+    let why = why.split(", expected").next().unwrap_or_default();
+    Err(unreadable(&format!("it was written by py-polars {version}: {why}")))
+}
+
+/// What plans of this build begin with: magic word, version, hash.
+fn own_header() -> Result<Vec<u8>, Failure> {
+    let mut own = Vec::new();
+    let empty = DataFrame::empty().lazy().logical_plan;
+    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
+    own.truncate(b"DSL_VERSION".len() + 4 + 64);
+    Ok(own)
+}
+
+/// Makes the paths of a plan's scans absolute.
+fn resolved(mut plan: DslPlan, queries: Vec<SqlQuery>, directory: &str) -> Result<ReadPlan, Failure> {
     let mut paths = Vec::new();
     let mut uri = None;
     visit_scans(&mut plan, &mut |sources| {
@@ -123,9 +184,10 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Fail
     if let Some(uri) = uri {
         return Err(no_object_store(&uri));
     }
+    queries.iter().try_for_each(|query| queries::check(query, directory))?;
     paths.sort();
     paths.dedup();
-    Ok((plan, paths))
+    Ok(ReadPlan { plan, paths, queries })
 }
 
 /// Paths, globs and directories as a driver wrote them, made absolute against its directory.
@@ -143,72 +205,52 @@ fn no_object_store(uri: &str) -> Failure {
 
 fn unreadable(why: &str) -> Failure {
     let message = format!(
-        "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {}",
+        "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {why}",
         floe_protocol::version::POLARS_VERSION,
-        why.replace("deserialization failed\n\nerror: ", "")
     );
     Failure::Version { message }
-}
-
-/// A serialized plan begins with a magic word, a version and a hash of the plan's schema. The hash changes
-/// with every feature flag, while the format describes itself: what does not fit is found when it is read.
-/// So the hash is replaced by that of this build, which spares an environment variable that turns it off.
-fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
-    const MAGIC: usize = b"DSL_VERSION".len();
-    const HASH: std::ops::Range<usize> = MAGIC + 4..MAGIC + 4 + 64;
-    let mut own = Vec::new();
-    let empty = DataFrame::empty().lazy().logical_plan;
-    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
-    let mut bytes = dsl.to_vec();
-    match (bytes.get_mut(HASH), own.get(HASH)) {
-        (Some(hash), Some(own)) => hash.copy_from_slice(own),
-        _ => return Err(unreadable("it is cut short")),
-    }
-    Ok(bytes)
 }
 
 /// Calls `f` on the sources of every scan.
 fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) {
     let mut pending = vec![plan];
     while let Some(plan) = pending.pop() {
-        match plan {
-            DslPlan::Scan { sources, cached_ir, .. } => {
-                f(sources);
-                *cached_ir = Default::default();
-            }
-            DslPlan::DataFrameScan { .. } => {}
-            DslPlan::Filter { input, .. }
-            | DslPlan::Cache { input, .. }
-            | DslPlan::Select { input, .. }
-            | DslPlan::GroupBy { input, .. }
-            | DslPlan::HStack { input, .. }
-            | DslPlan::MatchToSchema { input, .. }
-            | DslPlan::Pivot { input, .. }
-            | DslPlan::Distinct { input, .. }
-            | DslPlan::Sort { input, .. }
-            | DslPlan::Slice { input, .. }
-            | DslPlan::MapFunction { input, .. }
-            | DslPlan::Sink { input, .. } => pending.push(Arc::make_mut(input)),
-            DslPlan::IR { dsl, .. } => pending.push(Arc::make_mut(dsl)),
-            DslPlan::Join { input_left, input_right, .. }
-            | DslPlan::MergeSorted { input_left, input_right, .. } => {
-                pending.push(Arc::make_mut(input_left));
-                pending.push(Arc::make_mut(input_right));
-            }
-            DslPlan::Gather { input, idxs, .. } => {
-                pending.push(Arc::make_mut(input));
-                pending.push(Arc::make_mut(idxs));
-            }
-            DslPlan::PipeWithSchema { input, .. } => pending.extend(Arc::make_mut(input)),
-            DslPlan::Union { inputs, .. }
-            | DslPlan::HConcat { inputs, .. }
-            | DslPlan::SinkMultiple { inputs } => {
-                pending.extend(inputs);
-            }
-            DslPlan::ExtContext { input, contexts } => {
-                pending.push(Arc::make_mut(input));
-                pending.extend(contexts);
-            }
+        if let DslPlan::Scan { sources, cached_ir, .. } = plan {
+            f(sources);
+            *cached_ir = Default::default();
+        }
+        pending.extend(inputs(plan));
+    }
+}
+
+/// The plans that a plan reads.
+fn inputs(plan: &mut DslPlan) -> Vec<&mut DslPlan> {
+    match plan {
+        DslPlan::Scan { .. } | DslPlan::DataFrameScan { .. } => Vec::new(),
+        DslPlan::Filter { input, .. }
+        | DslPlan::Cache { input, .. }
+        | DslPlan::Select { input, .. }
+        | DslPlan::GroupBy { input, .. }
+        | DslPlan::HStack { input, .. }
+        | DslPlan::MatchToSchema { input, .. }
+        | DslPlan::Pivot { input, .. }
+        | DslPlan::Distinct { input, .. }
+        | DslPlan::Sort { input, .. }
+        | DslPlan::Slice { input, .. }
+        | DslPlan::MapFunction { input, .. }
+        | DslPlan::Sink { input, .. } => vec![Arc::make_mut(input)],
+        DslPlan::IR { dsl, .. } => vec![Arc::make_mut(dsl)],
+        DslPlan::Join { input_left, input_right, .. }
+        | DslPlan::MergeSorted { input_left, input_right, .. } => {
+            vec![Arc::make_mut(input_left), Arc::make_mut(input_right)]
+        }
+        DslPlan::Gather { input, idxs, .. } => vec![Arc::make_mut(input), Arc::make_mut(idxs)],
+        DslPlan::PipeWithSchema { input, .. } => Arc::make_mut(input).iter_mut().collect(),
+        DslPlan::Union { inputs, .. }
+        | DslPlan::HConcat { inputs, .. }
+        | DslPlan::SinkMultiple { inputs } => inputs.iter_mut().collect(),
+        DslPlan::ExtContext { input, contexts } => {
+            std::iter::once(Arc::make_mut(input)).chain(contexts).collect()
         }
     }
 }

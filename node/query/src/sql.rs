@@ -106,6 +106,18 @@ impl Sql {
     }
 }
 
+/// Plans a text over frames by name: what `SQLContext` of py-polars leaves in a plan, for one.
+pub(crate) fn plan_sql(
+    text: &str,
+    relations: impl IntoIterator<Item = (String, LazyFrame)>,
+) -> Result<LazyFrame, Failure> {
+    let mut context = SQLContext::new();
+    for (name, frame) in relations {
+        context.register(&name, frame);
+    }
+    context.execute(text).map_err(query_failure)
+}
+
 /// Makes a path absolute against the driver's directory; paths with a scheme stay as they are.
 pub(crate) fn absolute(directory: &str, path: &str) -> String {
     if path.contains("://") || Path::new(path).is_absolute() {

@@ -8,3 +8,4 @@ mod mesh;
 mod process;
 mod random;
 mod same;
+mod versions;
