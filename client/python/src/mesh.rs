@@ -91,16 +91,17 @@ impl Mesh {
         self.submit(py, async { Ok(spec.into()) })
     }
 
-    /// Submits a serialized Polars plan.
-    #[pyo3(signature = (dsl, directory, label=None))]
+    /// Submits a serialized Polars plan, with the schema that its result should have.
+    #[pyo3(signature = (dsl, schema, directory, label=None))]
     fn plan(
         &self,
         py: Python<'_>,
         dsl: &Bound<'_, PyAny>,
+        schema: &Bound<'_, PyAny>,
         directory: String,
         label: Option<String>,
     ) -> PyResult<Job> {
-        let spec = plan_spec(dsl, directory, label)?;
+        let spec = plan_spec(plan_query(dsl, schema, directory)?, label);
         self.submit(py, async { Ok(spec.into()) })
     }
 
@@ -140,7 +141,7 @@ impl Mesh {
     }
 
     /// Calls a function once for each partition of what a serialized Polars plan gives.
-    #[pyo3(signature = (label, function, dsl, directory, merge=None, fan_in=2))]
+    #[pyo3(signature = (label, function, dsl, schema, directory, merge=None, fan_in=2))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn map_plan(
         &self,
@@ -148,11 +149,12 @@ impl Mesh {
         label: String,
         function: &Function,
         dsl: &Bound<'_, PyAny>,
+        schema: &Bound<'_, PyAny>,
         directory: String,
         merge: Option<&Function>,
         fan_in: u32,
     ) -> PyResult<Job> {
-        let input = FunctionInput::Query(Query::Plan { dsl: taken(dsl)?, directory });
+        let input = FunctionInput::Query(plan_query(dsl, schema, directory)?);
         self.run(py, label, function, input, Vec::new(), merge, fan_in)
     }
 
@@ -256,9 +258,12 @@ impl Mesh {
     }
 }
 
-fn plan_spec(dsl: &Bound<'_, PyAny>, directory: String, label: Option<String>) -> PyResult<JobSpec> {
-    let label = label.unwrap_or_else(|| PLAN_LABEL.to_owned());
-    Ok(JobSpec { label, kind: JobKind::Query(Query::Plan { dsl: taken(dsl)?, directory }) })
+fn plan_spec(query: Query, label: Option<String>) -> JobSpec {
+    JobSpec { label: label.unwrap_or_else(|| PLAN_LABEL.to_owned()), kind: JobKind::Query(query) }
+}
+
+fn plan_query(dsl: &Bound<'_, PyAny>, schema: &Bound<'_, PyAny>, directory: String) -> PyResult<Query> {
+    Ok(Query::Plan { dsl: taken(dsl)?, directory, schema: taken(schema)? })
 }
 
 /// The nodes of this machine that announced themselves under a key: the given one or that of its user.

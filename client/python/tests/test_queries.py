@@ -73,10 +73,45 @@ def test_wrong_queries(mesh):
 
 def test_polars_versions_outside_the_tested_range():
     for version in ("1.39.3", "0.20.1", "3.0.0", "what"):
-        with pytest.raises(floe.VersionError, match=rf"{re.escape(version)}.*1\.40 to before 2\.2"):
+        with pytest.raises(floe.VersionError, match=rf"{re.escape(version)}.*1\.40 to before 3\.0"):
             query.check_version(version)
-    for version in ("1.40.0", "2.1.0", "2.1.5"):
+    for version in ("1.40.0", "2.1.0", "2.1.5", "2.7.0"):
         query.check_version(version)
+
+
+def test_the_types_of_a_result_are_those_of_the_drivers_polars(mesh):
+    frame = pl.LazyFrame({"x": [1, 2, 2]})
+    for plan in (
+        frame.select(pl.len()),
+        frame.sql("SELECT x, COUNT(*) AS n FROM self GROUP BY x ORDER BY x"),
+    ):
+        assert mesh.collect(plan).schema == plan.collect_schema()
+        assert mesh.query(plan, kind="arrow").collect().num_rows == plan.collect().height
+    # Nothing can be told here of a file that is nowhere, or that lies elsewhere.
+    assert query.serialized(pl.scan_parquet("/nowhere.parquet")).schema == b""
+    assert query.serialized(pl.scan_parquet("s3://no-bucket/x.parquet")).schema == b""
+    assert query.serialized(frame.with_columns(pl.lit("s3://a/b"))).schema != b""
+    narrow = pl.DataFrame(schema={"x": pl.Int8})
+    wide = query.serialized(frame.select(pl.col("x") * 1000))
+    sent = query.Plan(wide.dsl, query.serialized(narrow).schema)
+    job = mesh._query_job(mesh._open().plan(*sent, os.getcwd(), None), "polars", "narrow")
+    with pytest.raises(floe.QueryError, match="2000"):
+        job.collect()
+    other = query.Plan(wide.dsl, query.serialized(pl.DataFrame(schema={"x": pl.Float64})).schema)
+    with pytest.raises(floe.Error, match="the column x of the result has the type i64"):
+        mesh._query_job(mesh._open().plan(*other, os.getcwd(), None), "polars", "floats").collect()
+
+
+def test_python_functions_in_plans_are_refused_by_name(mesh):
+    frame = pl.LazyFrame({"x": [1, 2]})
+    for plan, name in [
+        (frame.select(pl.col("x").map_elements(lambda x: x + 1, return_dtype=pl.Int64)), "the column x"),
+        (frame.map_batches(lambda df: df), "LazyFrame.map_batches"),
+        (frame.select(pl.fold(pl.lit(0), lambda a, b: a + b, [pl.col("x")])), "pl.fold"),
+        (pl.defer(lambda: pl.DataFrame({"x": [1]}), schema={"x": pl.Int64}), "pl.defer"),
+    ]:
+        with pytest.raises(floe.Error, match=rf"{name}.*is a Python function"):
+            mesh.collect(plan)
 
 
 #: Of each minor version that is accepted the last one, and the first of all.
@@ -100,6 +135,16 @@ here, there = plan.collect(), plan.floe.collect(mesh)
 assert there.equals(here), (there, here)
 small = pl.LazyFrame({{"a": [1, None, 3], "s": ["x", "y", None]}}).unique("a").sort("a", nulls_last=True)
 assert mesh.collect(small).equals(small.collect())
+other = pl.LazyFrame({{"a": [1, 3], "t": [pl.Series(["b", "a"]), None]}})
+for plan in (
+    small.join(other, on="a", how="left", maintain_order="left"),
+    small.join_where(other, pl.col("a") < pl.col("a_right")),
+    small.sql("SELECT s, COUNT(*) AS n FROM self WHERE a IS NOT NULL GROUP BY s ORDER BY s"),
+    other.select(pl.col("t").list.reverse(), pl.col("t").list.n_unique().alias("n")),
+    small.select(pl.len(), pl.col("a").quantile(0.5)),
+):
+    here, there = plan.collect(), plan.floe.collect(mesh)
+    assert there.equals(here) and there.schema == here.schema, (there, here)
 print("same")
 """
 

@@ -5,6 +5,8 @@
 //! ```text
 //!   sql.rs        text -> LazyFrame: `plan_sql`; its parts are in sql/
 //!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
+//!     plan/         plans of other versions: msgpack.rs, translate.rs; queries.rs in SQL within plans;
+//!                   schema.rs, what their driver expects
 //!   paths.rs      what a path stands for: a file, a directory, a pattern
 //!   files.rs      whether two nodes see the same file, how a scan is split
 //!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces

@@ -1,5 +1,10 @@
 //! A query to a stage graph: parse, resolve against the files of this machine, optimize, cut.
 
+mod msgpack;
+mod queries;
+mod schema;
+mod translate;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,9 +14,10 @@ use floe_protocol::{Failure, Query, StageGraph, StageId};
 use polars::prelude::*;
 use polars_plan::dsl::{DslPlan, FileScanDsl, PlanSerializationContext, ScanSources};
 use polars_plan::frame::OptFlags;
-use polars_plan::plans::IRPlan;
+use polars_plan::plans::{IR, IRPlan};
 use serde::{Deserialize, Serialize};
 
+use self::translate::{SqlQuery, Translated};
 use crate::depth;
 use crate::files;
 use crate::paths::{Found, absolute, find};
@@ -46,7 +52,7 @@ pub struct Planned {
 pub fn paths(query: &Query) -> Result<Vec<FilePath>, Failure> {
     on_deep_stack(|| match query {
         Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
-        Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
+        Query::Plan { dsl, directory, .. } => Ok(read_plan(dsl, directory)?.paths),
     })
 }
 
@@ -68,11 +74,13 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
             let ir = sql.frame(&found).and_then(optimize).map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
-        Query::Plan { dsl, directory } => {
-            let (mut plan, paths) = read_plan(dsl, directory)?;
+        Query::Plan { dsl, directory, schema } => {
+            let ReadPlan { mut plan, paths, queries } = read_plan(dsl, directory)?;
             let found = find(&paths)?;
             visit_scans(&mut plan, &mut |sources, args, scan| found.settle(sources, args, scan))?;
-            let ir = optimize(LazyFrame::from(plan)).map_err(|failure| name_file(failure, &found))?;
+            let ir = queries::lower(&mut plan, &queries)
+                .and_then(|()| as_expected(LazyFrame::from(plan), schema))
+                .map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
     }
@@ -82,6 +90,19 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
 fn optimize(frame: LazyFrame) -> Result<IRPlan, Failure> {
     let flags = (OptFlags::default() | OptFlags::STREAMING) & !OptFlags::COMM_SUBPLAN_ELIM;
     frame.with_optimizations(flags).to_alp_optimized().map_err(query_failure)
+}
+
+/// An optimized plan whose result has the schema that its driver expects.
+fn as_expected(frame: LazyFrame, expected: &[u8]) -> Result<IRPlan, Failure> {
+    let ir = optimize(frame.clone())?;
+    let top = ir.lp_arena.get(ir.lp_top);
+    if matches!(top, IR::Sink { .. } | IR::SinkMultiple { .. }) {
+        return Ok(ir);
+    }
+    match schema::casts(&top.schema(&ir.lp_arena), expected)? {
+        Some(casts) => optimize(frame.select(casts)),
+        None => Ok(ir),
+    }
 }
 
 /// Puts the name of a damaged Parquet file before Polars' message, which lacks it.
@@ -94,21 +115,56 @@ fn name_file(failure: Failure, found: &Found) -> Failure {
     parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
-/// Where a serialized plan's content begins: before it are a magic word, a version and a hash of the plan's schema.
-const CONTENT: usize = MAGIC_BYTES + 4 + HASH_BYTES;
-const MAGIC_BYTES: usize = b"DSL_VERSION".len();
-const HASH_BYTES: usize = 64;
+/// A plan as it was read.
+struct ReadPlan {
+    plan: DslPlan,
+    /// The paths of its scans, absolute.
+    paths: Vec<FilePath>,
+    /// Its queries in SQL, which [`queries::lower`] turns into parts of the plan.
+    queries: Vec<SqlQuery>,
+}
 
-/// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
-fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<FilePath>), Failure> {
-    depth::check_plan(dsl.get(CONTENT..).unwrap_or_default())?;
-    let bytes = with_own_schema_hash(dsl)?;
+/// Reads a serialized plan, with the paths of its scans made absolute.
+///
+/// A serialized plan begins with a magic word, a version, which is the same for all of Polars 1.40 to 2.1, and a
+/// hash of the types that a plan is made of. The hash changes with every type and feature flag, while the format
+/// describes itself: what does not fit is found when it is read. So the hash only tells who wrote the plan, and what
+/// follows is translated and read under this build's own.
+fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
+    let header = own_header()?;
+    let (magic, form) = (b"DSL_VERSION", header.len().saturating_sub(64));
+    if dsl.len() < header.len() {
+        return Err(unreadable("it is cut short"));
+    }
+    if !dsl.starts_with(magic) {
+        return Err(unreadable("it does not begin as plans do"));
+    }
+    depth::check_plan(&dsl[header.len()..])?;
+    let (version, writer) = translate::writer(&dsl[form..header.len()]);
+    let Translated { bytes, queries } = translate::translate(&dsl[header.len()..], writer, header)?;
     let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
-    let mut plan = match read {
-        Ok(Ok(plan)) => plan,
-        Ok(Err(error)) => return Err(unreadable(&error.to_string())),
-        Err(panic) => return Err(unreadable(&panic_message(&*panic))),
+    let why = match read {
+        Ok(Ok(plan)) => return resolved(plan, queries, directory),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_message(&*panic),
     };
+    // What else could have stood there is a list of hundreds.
+    let why = why.replace("deserialization failed\n\nerror: ", "");
+    let why = why.split(", expected").next().unwrap_or_default();
+    Err(unreadable(&format!("it was written by py-polars {version}: {why}")))
+}
+
+/// What plans of this build begin with: magic word, version, hash.
+fn own_header() -> Result<Vec<u8>, Failure> {
+    let mut own = Vec::new();
+    let empty = DataFrame::empty().lazy().logical_plan;
+    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
+    own.truncate(b"DSL_VERSION".len() + 4 + 64);
+    Ok(own)
+}
+
+/// Makes the paths of a plan's scans absolute.
+fn resolved(mut plan: DslPlan, queries: Vec<SqlQuery>, directory: &str) -> Result<ReadPlan, Failure> {
     let mut paths = Vec::new();
     let mut refused = None;
     visit_scans(&mut plan, &mut |sources, args, _| {
@@ -126,9 +182,10 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<FilePath>), Fa
     if let Some(failure) = refused {
         return Err(failure);
     }
+    queries.iter().try_for_each(|query| queries::check(query, directory))?;
     paths.sort();
     paths.dedup();
-    Ok((plan, paths))
+    Ok(ReadPlan { plan, paths, queries })
 }
 
 /// Paths, patterns and directories as a driver wrote them, made absolute against its directory.
@@ -138,27 +195,10 @@ pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<FilePath>, Failu
 
 fn unreadable(why: &str) -> Failure {
     let message = format!(
-        "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {}",
+        "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {why}",
         floe_protocol::version::POLARS_VERSION,
-        why.replace("deserialization failed\n\nerror: ", "")
     );
     Failure::Version { message }
-}
-
-/// A serialized plan begins with a magic word, a version and a hash of the plan's schema. The hash changes
-/// with every feature flag, while the format describes itself: what does not fit is found when it is read.
-/// So the hash is replaced by that of this build, which spares an environment variable that turns it off.
-fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
-    const HASH: std::ops::Range<usize> = CONTENT - HASH_BYTES..CONTENT;
-    let mut own = Vec::new();
-    let empty = DataFrame::empty().lazy().logical_plan;
-    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
-    let mut bytes = dsl.to_vec();
-    match (bytes.get_mut(HASH), own.get(HASH)) {
-        (Some(hash), Some(own)) => hash.copy_from_slice(own),
-        _ => return Err(unreadable("it is cut short")),
-    }
-    Ok(bytes)
 }
 
 /// Calls `f` on every scan. Refuses a plan that is too deep or too large.
@@ -171,48 +211,43 @@ fn visit_scans(
     while let Some((plan, depth)) = pending.pop() {
         operators += 1;
         depth::check_operators(depth, operators)?;
-        let below = depth + 1;
-        match plan {
-            DslPlan::Scan { sources, unified_scan_args, scan_type, cached_ir } => {
-                f(sources, unified_scan_args, scan_type);
-                *cached_ir = Default::default();
-            }
-            DslPlan::DataFrameScan { .. } => {}
-            DslPlan::Filter { input, .. }
-            | DslPlan::Cache { input, .. }
-            | DslPlan::Select { input, .. }
-            | DslPlan::GroupBy { input, .. }
-            | DslPlan::HStack { input, .. }
-            | DslPlan::MatchToSchema { input, .. }
-            | DslPlan::Pivot { input, .. }
-            | DslPlan::Distinct { input, .. }
-            | DslPlan::Sort { input, .. }
-            | DslPlan::Slice { input, .. }
-            | DslPlan::MapFunction { input, .. }
-            | DslPlan::Sink { input, .. } => pending.push((Arc::make_mut(input), below)),
-            DslPlan::IR { dsl, .. } => pending.push((Arc::make_mut(dsl), below)),
-            DslPlan::Join { input_left, input_right, .. }
-            | DslPlan::MergeSorted { input_left, input_right, .. } => {
-                pending.push((Arc::make_mut(input_left), below));
-                pending.push((Arc::make_mut(input_right), below));
-            }
-            DslPlan::Gather { input, idxs, .. } => {
-                pending.push((Arc::make_mut(input), below));
-                pending.push((Arc::make_mut(idxs), below));
-            }
-            DslPlan::PipeWithSchema { input, .. } => {
-                pending.extend(Arc::make_mut(input).iter_mut().map(|input| (input, below)))
-            }
-            DslPlan::Union { inputs, .. }
-            | DslPlan::HConcat { inputs, .. }
-            | DslPlan::SinkMultiple { inputs } => {
-                pending.extend(inputs.iter_mut().map(|input| (input, below)));
-            }
-            DslPlan::ExtContext { input, contexts } => {
-                pending.push((Arc::make_mut(input), below));
-                pending.extend(contexts.iter_mut().map(|input| (input, below)));
-            }
+        if let DslPlan::Scan { sources, unified_scan_args, scan_type, cached_ir } = plan {
+            f(sources, unified_scan_args, scan_type);
+            *cached_ir = Default::default();
         }
+        pending.extend(inputs(plan).into_iter().map(|input| (input, depth + 1)));
     }
     Ok(())
+}
+
+/// The plans that a plan reads.
+fn inputs(plan: &mut DslPlan) -> Vec<&mut DslPlan> {
+    match plan {
+        DslPlan::Scan { .. } | DslPlan::DataFrameScan { .. } => Vec::new(),
+        DslPlan::Filter { input, .. }
+        | DslPlan::Cache { input, .. }
+        | DslPlan::Select { input, .. }
+        | DslPlan::GroupBy { input, .. }
+        | DslPlan::HStack { input, .. }
+        | DslPlan::MatchToSchema { input, .. }
+        | DslPlan::Pivot { input, .. }
+        | DslPlan::Distinct { input, .. }
+        | DslPlan::Sort { input, .. }
+        | DslPlan::Slice { input, .. }
+        | DslPlan::MapFunction { input, .. }
+        | DslPlan::Sink { input, .. } => vec![Arc::make_mut(input)],
+        DslPlan::IR { dsl, .. } => vec![Arc::make_mut(dsl)],
+        DslPlan::Join { input_left, input_right, .. }
+        | DslPlan::MergeSorted { input_left, input_right, .. } => {
+            vec![Arc::make_mut(input_left), Arc::make_mut(input_right)]
+        }
+        DslPlan::Gather { input, idxs, .. } => vec![Arc::make_mut(input), Arc::make_mut(idxs)],
+        DslPlan::PipeWithSchema { input, .. } => Arc::make_mut(input).iter_mut().collect(),
+        DslPlan::Union { inputs, .. }
+        | DslPlan::HConcat { inputs, .. }
+        | DslPlan::SinkMultiple { inputs } => inputs.iter_mut().collect(),
+        DslPlan::ExtContext { input, contexts } => {
+            std::iter::once(Arc::make_mut(input)).chain(contexts).collect()
+        }
+    }
 }

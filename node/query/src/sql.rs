@@ -102,11 +102,7 @@ impl Sql {
             let table = TableFiles { path: absolute(directory, path, true)?, format: None };
             found.insert(name, table);
         }
-        Ok(Self {
-            query,
-            tables: found,
-            registered: tables.keys().cloned().collect(),
-        })
+        Ok(Self { query, tables: found, registered: tables.keys().cloned().collect() })
     }
 
     /// Every path the query scans.

@@ -46,7 +46,7 @@ class Mesh:
         """All jobs' statuses, as JSON."""
 
     def sql(self, text: str, tables: Mapping[str, str], directory: str, label: str | None) -> Job: ...
-    def plan(self, dsl: bytes, directory: str, label: str | None) -> Job: ...
+    def plan(self, dsl: bytes, schema: bytes, directory: str, label: str | None) -> Job: ...
     def map_arguments(
         self, label: str, function: Function, arguments: list[bytes], merge: Function | None, fan_in: int
     ) -> Job: ...
@@ -59,7 +59,14 @@ class Mesh:
         fan_in: int,
     ) -> Job: ...
     def map_plan(
-        self, label: str, function: Function, dsl: bytes, directory: str, merge: Function | None, fan_in: int
+        self,
+        label: str,
+        function: Function,
+        dsl: bytes,
+        schema: bytes,
+        directory: str,
+        merge: Function | None,
+        fan_in: int,
     ) -> Job: ...
     def map_files(
         self,

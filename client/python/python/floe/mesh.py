@@ -169,12 +169,14 @@ class Mesh:
         self, plan: Any, function: ship.Pickled, merge: Merge, fan_in: int, label: str | None
     ) -> Job[Any]:
         modules = frames.MODULES["polars"]
+        sent = query.serialized(plan)
         task = _remote.Part(function.code, function.name, "polars", "polars" if merge == CONCAT else None)
         core = _translated(
             self._open().map_plan,
             label or function.name,
             self._shipper.function(task, [function], modules),
-            query.serialized(plan),
+            sent.dsl,
+            sent.schema,
             _paths.here(),
             self._merging(merge, function, "polars", modules),
             fan_in,
@@ -424,7 +426,7 @@ class Mesh:
     def query(self, lazyframe: Any, *, kind: str | None = None, label: str | None = None) -> Job[Any]:
         """A Polars LazyFrame, run by the mesh, with a handle to watch it."""
         plan = query.serialized(lazyframe)
-        core = _translated(self._open().plan, plan, _paths.here(), label)
+        core = _translated(self._open().plan, plan.dsl, plan.schema, _paths.here(), label)
         return self._query_job(core, kind or "polars", label or "the query")
 
     def collect(self, lazyframe: Any) -> Any:

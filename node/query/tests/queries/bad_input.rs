@@ -126,10 +126,10 @@ fn what_cannot_be_sent_is_refused() {
     let mut dsl = Vec::new();
     let written = frame.logical_plan.serialize_versioned(&mut dsl, Default::default());
     assert!(written.is_err(), "Polars refuses closures itself");
-    let Query::Plan { dsl, directory } = lazy(rows()) else { panic!("sql") };
+    let Query::Plan { dsl, directory, schema } = lazy(rows()) else { panic!("sql") };
     let sink = sql("copy t to 'x.csv'");
     assert!(matches!(failure(&sink), Failure::Refused { .. } | Failure::Query { .. }));
-    assert!(floe_query::paths(&Query::Plan { dsl, directory }).unwrap().is_empty());
+    assert!(floe_query::paths(&Query::Plan { dsl, directory, schema }).unwrap().is_empty());
 }
 
 fn rows() -> LazyFrame {
@@ -138,18 +138,19 @@ fn rows() -> LazyFrame {
 
 #[test]
 fn garbage_is_not_a_plan() {
-    let empty = Query::Plan { dsl: Default::default(), directory: "/".into() };
+    let empty = Query::Plan { dsl: Default::default(), directory: "/".into(), schema: Default::default() };
     assert!(matches!(failure(&empty), Failure::Version { .. }));
-    let Query::Plan { dsl, directory } = lazy(rows()) else { panic!("sql") };
+    let Query::Plan { dsl, directory, schema } = lazy(rows()) else { panic!("sql") };
     for cut in [5, 40, 80, dsl.len() - 1] {
-        let query = Query::Plan { dsl: dsl.slice(..cut), directory: directory.clone() };
+        let query =
+            Query::Plan { dsl: dsl.slice(..cut), directory: directory.clone(), schema: schema.clone() };
         let Failure::Version { message } = failure(&query) else { panic!("cut at {cut}") };
         assert!(message.contains("py-polars 1.40"), "{message}");
     }
     // Another build's hash of the schema is no obstacle.
     let mut other = dsl.to_vec();
     other[15..79].fill(b'0');
-    let query = Query::Plan { dsl: other.into(), directory };
+    let query = Query::Plan { dsl: other.into(), directory, schema };
     assert_eq!(collect(&query, &ROOMY).unwrap().height(), 10);
     assert!(floe_query::run(b"garbage", b"", vec![], 1).is_err());
 }

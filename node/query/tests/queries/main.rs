@@ -12,3 +12,4 @@ mod random;
 mod same;
 mod sqllogic;
 mod tpch;
+mod versions;

@@ -28,7 +28,7 @@ pub(crate) fn sql(text: &str) -> Query {
 pub(crate) fn lazy(frame: LazyFrame) -> Query {
     let mut dsl = Vec::new();
     frame.logical_plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
-    Query::Plan { dsl: dsl.into(), directory: crate::data::directory() }
+    Query::Plan { dsl: dsl.into(), directory: crate::data::directory(), schema: Bytes::new() }
 }
 
 /// What a task is run with: a fragment, a split, the segments of its inputs, how many buckets it fills.
