@@ -27,7 +27,11 @@ fn plans_that_are_split_return_what_they_return_whole() {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "plan"));
     paths.sort();
     for path in &paths {
-        let query = Query::Plan { dsl: std::fs::read(path).unwrap().into(), directory: "/".to_owned() };
+        let query = Query::Plan {
+            dsl: std::fs::read(path).unwrap().into(),
+            directory: "/".to_owned(),
+            schema: Default::default(),
+        };
         plans += 1;
         let Some(whole) =
             outcome(&query, &ALONE).ok().filter(|whole| outcome(&query, &ALONE).as_ref() == Ok(whole))

@@ -109,7 +109,10 @@ impl Tree {
         let plan: DslPlan = self.scan(&paths, glob).logical_plan;
         let mut dsl = Vec::new();
         plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
-        read(collect(&Query::Plan { dsl: dsl.into(), directory: self.root().to_owned() }, &ALONE))
+        read(collect(
+            &Query::Plan { dsl: dsl.into(), directory: self.root().to_owned(), schema: Default::default() },
+            &ALONE,
+        ))
     }
 
     /// By a statement that `from` is a part of.
@@ -308,7 +311,8 @@ fn a_directory_keeps_its_partitions_whatever_it_is_called() {
         let frame = tree.scan(&[directory.to_owned()], true);
         let mut dsl = Vec::new();
         frame.logical_plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
-        let query = Query::Plan { dsl: dsl.into(), directory: tree.root().to_owned() };
+        let query =
+            Query::Plan { dsl: dsl.into(), directory: tree.root().to_owned(), schema: Default::default() };
         let found = collect(&query, &ALONE).unwrap();
         assert_eq!(found, df!("n" => [1i64, 1], "year" => [2023i64, 2024]).unwrap());
     }

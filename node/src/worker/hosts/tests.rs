@@ -166,7 +166,9 @@ fn lives(process: i32) -> bool {
 }
 
 pub(super) fn file_argument(path: &Path) -> Argument {
-    let found = floe_query::inspect(&[path.to_str().unwrap().to_owned()]);
+    let path_itself =
+        floe_protocol::message::FilePath { path: path.to_str().unwrap().to_owned(), glob: false };
+    let found = floe_query::inspect(&[path_itself]);
     let floe_protocol::message::Inspected::Files(mut marks) = found.into_iter().next().unwrap() else {
         panic!("{} is not there", path.display())
     };
