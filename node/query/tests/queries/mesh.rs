@@ -68,7 +68,12 @@ pub(crate) fn collect_by(query: &Query, shape: &Shape, run: Run<'_>) -> Result<D
         if result.width() == 0 {
             return Ok(rows);
         }
-        assert_eq!(rows.schema(), result.schema(), "the announced schema is that of the rows");
+        if rows.schema() != result.schema() {
+            // No driver can read such a result.
+            let (rows, announced) = (rows.schema(), result.schema());
+            let message = format!("the announced schema is not that of the rows: {announced:?}, {rows:?}");
+            return Err(Failure::Internal { message });
+        }
         result.vstack_mut(&rows).unwrap();
     }
     Ok(result)
