@@ -41,6 +41,7 @@ mod _core {
     }
 
     #[pyfunction]
+    #[pyo3(name = "_was_forked")]
     fn was_forked() {
         crate::runtime::was_forked();
     }

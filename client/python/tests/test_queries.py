@@ -13,6 +13,7 @@ import pytest
 
 import floe
 from floe import query
+from floe.job import _translated
 
 from conftest import DATA
 
@@ -99,7 +100,8 @@ def test_the_types_of_a_result_are_those_of_the_drivers_polars(mesh):
         job.collect()
     other = query.Plan(wide.dsl, query.serialized(pl.DataFrame(schema={"x": pl.Float64})).schema)
     with pytest.raises(floe.Error, match="the column x of the result has the type i64"):
-        mesh._query_job(mesh._open().plan(*other, os.getcwd(), None), "polars", "floats").collect()
+        core = _translated(mesh._open().plan, *other, os.getcwd(), None)
+        mesh._query_job(core, "polars", "floats").collect()
 
 
 def test_python_functions_in_plans_are_refused_by_name(mesh):
