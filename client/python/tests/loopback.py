@@ -26,6 +26,7 @@ def new_host() -> types.ModuleType:
     source = source.replace('sys.modules["floe_host"] = sys.modules["__main__"]', "")
     source = source.replace('sys.modules["__main__"] = types.ModuleType("__main__")', "")
     module = types.ModuleType("floe_host")
+    module.__file__ = str(_HOST)
     exec(compile(source, str(_HOST), "exec"), module.__dict__)
     return module
 
