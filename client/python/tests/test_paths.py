@@ -124,10 +124,10 @@ def test_plans_of_py_polars(mesh, tmp_path, ending):
 def test_partitions_of_a_directory(mesh, tmp_path):
     for year in (2023, 2024):
         for month in (1, 2):
-            path = tmp_path / "by year" / f"year={year}" / f"month={month}" / "part [1].parquet"
+            path = tmp_path / "by [year]" / f"year={year}" / f"month={month}" / "part [1].parquet"
             path.parent.mkdir(parents=True)
             pl.DataFrame({"n": [year * 100 + month]}).write_parquet(path)
-    root = str(tmp_path / "by year")
+    root = str(tmp_path / "by [year]")
     whole = mesh.collect(pl.scan_parquet(root)).sort("n")
     assert whole.columns == ["n", "year", "month"]
     assert (whole["year"] * 100 + whole["month"]).to_list() == whole["n"].to_list()

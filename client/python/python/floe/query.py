@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 from . import data, frames, pickling
 from .errors import VersionError
@@ -14,8 +14,10 @@ from .errors import VersionError
 SUPPORTED = ((1, 40), (3, 0))
 
 
-#: A path of an object store among a plan's sources, as msgpack has it.
-_OBJECT_STORE = re.compile(rb"\xa5inner(?:[\xa0-\xbf]|\xd9.|\xda..)[a-z0-9]+://", re.DOTALL)
+#: What stands before a path among a plan's sources, as msgpack has it, with the path's length.
+_SOURCE = re.compile(rb"\xa5inner(?:([\xa0-\xbf])|\xd9(.)|\xda(..))", re.DOTALL)
+
+_OBJECT_STORE = re.compile(rb"[a-z0-9]+://")
 
 
 class Plan(NamedTuple):
@@ -48,8 +50,22 @@ def serialized(lazyframe: Any) -> Plan:
         raise TypeError(f"a Polars LazyFrame is needed, not {pickling.a(lazyframe)}")
     check_version(polars.__version__)
     dsl = bytes(lazyframe.serialize())
-    # The nodes refuse object stores; asking one for its types would wait for the network.
-    return Plan(dsl, b"" if _OBJECT_STORE.search(dsl) else _schema(polars, lazyframe))
+    return Plan(dsl, _schema(polars, lazyframe) if all(map(_is_told, _sources(dsl))) else b"")
+
+
+def _sources(dsl: bytes) -> Iterator[bytes]:
+    """The paths that a plan scans."""
+    for found in _SOURCE.finditer(dsl):
+        short, *longer = found.groups()
+        size = short[0] & 31 if short else int.from_bytes(b"".join(filter(None, longer)), "big")
+        yield dsl[found.end() : found.end() + size]
+
+
+def _is_told(path: bytes) -> bool:
+    """Whether Polars tells here the types of what lies under a path, as the nodes see it."""
+    # The nodes refuse object stores; asking one for its types would wait for the network. Brackets in the
+    # name of something that exists are a pattern to Polars and not to the nodes.
+    return not _OBJECT_STORE.match(path) and b"[" not in path
 
 
 def _schema(polars: Any, lazyframe: Any) -> bytes:
