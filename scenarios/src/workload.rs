@@ -21,8 +21,8 @@ const SLOW_AGGREGATES: usize = 400;
 const LONG_SCANS: usize = 8;
 
 /// How many aggregates each of them has, and how many operations each of those: enough that a task takes some
-/// hundred milliseconds.
-const LONG_AGGREGATES: usize = 30;
+/// tens of milliseconds at least.
+const LONG_AGGREGATES: usize = 6;
 const LONG_OPERATIONS: usize = 10;
 
 /// Writes the flights into `dir` as this many files of this format; `flights` names the glob.

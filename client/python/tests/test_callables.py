@@ -521,7 +521,7 @@ def test_what_cannot_be_sent_is_named_with_its_way(mesh):
         ):
             mesh.parallel(len)({"a": LOCK})
         with pytest.raises(
-            floe.Unpicklable, match="the items: .*only its process can go on with a generator"
+            floe.Unpicklable, match="cannot send the item 0: .*only its process can go on with a generator"
         ):
             mesh.map(len, [(i for i in ())]).collect()
         with pytest.raises(floe.Unpicklable, match="cannot send back what <lambda> returned.*a _thread.lock"):

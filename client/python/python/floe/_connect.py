@@ -236,4 +236,4 @@ def _close_all() -> None:
     """Ends sessions while Python can still run their threads."""
     for mesh in list(_open):
         with contextlib.suppress(Exception):
-            mesh.close()
+            mesh._close(told=False)

@@ -185,13 +185,19 @@ class Calls:
         elif wait:
             self._thread.join()
 
-    def close(self) -> None:
-        """Ends the session; what still waits is cancelled."""
+    def close(self, told: bool = True) -> None:
+        """Ends the session; what still waits is cancelled.
+
+        Args:
+            told: Whether those who wait are told. At the interpreter's end only daemon threads are left, which
+                end with it: an error would only be printed.
+        """
         with self._lock:
             first, self._closed = not self._closed, True
         if first and not isinstance(self._error, Forked):
             self._session.close()
-            self._fail_all(Cancelled("the session was closed before the call ended"))
+            if told:
+                self._fail_all(Cancelled("the session was closed before the call ended"))
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5 * _POLL)
 

@@ -488,6 +488,10 @@ class Mesh:
         Whoever waits for a call gets :class:`floe.errors.Cancelled`. A forked child closes nothing of its
         parent's.
         """
+        self._close(told=True)
+
+    def _close(self, told: bool) -> None:
+        """Closes; `told` as in :meth:`Calls.close`."""
         with self._lock:
             if self._closed or self._forked:
                 return
@@ -496,7 +500,7 @@ class Mesh:
         for calls in sessions:
             if calls is not None:
                 try:
-                    calls.close()
+                    calls.close(told)
                 except Exception:
                     pass  # The mesh ends sessions that nobody attends.
         if self._on_close is not None:

@@ -272,6 +272,9 @@ impl Planner<'_> {
                 Typed::new(expr, value.dtype)
             }
             "sum" | "total" => {
+                // Of a type that is Polars' for the sum, with an error where it has no room instead of a wrap.
+                let narrow =
+                    matches!(value.dtype, DataType::Int32 | DataType::UInt32).then(|| value.dtype.clone());
                 let value = summand(value, &name, span)?;
                 let count = if value.nullable { value.expr.clone().count() } else { len() };
                 let sum = if distinct { value.expr.unique().sum() } else { value.expr.sum() };
@@ -281,6 +284,10 @@ impl Planner<'_> {
                 };
                 let zero = Scalar::new(dtype.clone(), AnyValue::Null);
                 let sum = self.aggregate(aggregates, sum, zero);
+                let (sum, dtype) = match narrow {
+                    Some(narrow) if name == "sum" => (sum.strict_cast(narrow.clone()), narrow),
+                    _ => (sum, dtype),
+                };
                 if name == "total" {
                     sum_or(Typed::new(sum, dtype))
                 } else {

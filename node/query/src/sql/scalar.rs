@@ -108,7 +108,7 @@ impl Planner<'_> {
                 _ => delegate::scalar(self, expr, scope),
             },
             Sql::Between { expr, negated, low, high } => {
-                let value = self.scalar(expr, scope)?;
+                let value = self.scalar(expr, scope)?.repeatable(span)?;
                 let low = compare(&BinaryOperator::GtEq, value.clone(), self.scalar(low, scope)?, span)?;
                 let high = compare(&BinaryOperator::LtEq, value.clone(), self.scalar(high, scope)?, span)?;
                 let nullable = low.nullable || high.nullable;
@@ -331,7 +331,7 @@ impl Planner<'_> {
         span: Span,
         scope: &mut Scope<'_>,
     ) -> Result<Typed, Failure> {
-        let operand = operand.map(|operand| self.scalar(operand, scope)).transpose()?;
+        let operand = operand.map(|operand| self.scalar(operand, scope)?.repeatable(span)).transpose()?;
         let (mut tests, mut values) = (Vec::new(), Vec::new());
         for CaseWhen { condition, result } in conditions {
             tests.push(match &operand {
@@ -386,7 +386,7 @@ impl Planner<'_> {
             && let Some([left, right]) = delegate::arguments(function).as_deref()
         {
             let (left, right) = (self.scalar(left, scope)?, self.scalar(right, scope)?);
-            let left = left.settled(expr.span())?;
+            let left = left.settled(expr.span())?.repeatable(expr.span())?;
             let same = compare(&BinaryOperator::Eq, left.clone(), right, expr.span())?;
             let null = Typed::null().cast(&left.dtype, expr.span())?;
             // Where the comparison is null, the first value stays.

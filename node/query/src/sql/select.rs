@@ -434,7 +434,8 @@ impl Planner<'_> {
         if plain {
             let all: Vec<PlSmallStr> =
                 columns.iter().map(|column| column.id.clone()).chain(carried.iter().cloned()).collect();
-            frame = frame.unique(Some(by_name(all, true, false)), UniqueKeepStrategy::Any);
+            // In the order of their first rows, as Polars has them.
+            frame = frame.unique_stable(Some(by_name(all, true, false)), UniqueKeepStrategy::Any);
         }
         if !sort.is_empty() {
             frame = sorted(frame, &sort);

@@ -112,6 +112,20 @@ impl Typed {
         self.cast(&dtype, span)
     }
 
+    /// An operand that its operator reads more than once. Nested, such operators double what is below them at
+    /// each level, so what is large already is refused.
+    pub(super) fn repeatable(self, span: Span) -> Result<Self, Failure> {
+        /// The most parts of an expression that is repeated.
+        const MAX_REPEATED: usize = 1_000;
+        if self.expr.into_iter().nth(MAX_REPEATED).is_some() {
+            let message = format!(
+                "BETWEEN, CASE or NULLIF of an expression of more than {MAX_REPEATED} parts (compute it in a subquery first)"
+            );
+            return Err(unsupported(&message, span));
+        }
+        Ok(self)
+    }
+
     /// As a condition: numbers are true unless they are zero.
     pub(super) fn truth(self, span: Span) -> Result<Self, Failure> {
         match &self.dtype {
@@ -343,7 +357,12 @@ pub(super) fn arithmetic(op: &BinaryOperator, a: Typed, b: Typed, span: Span) ->
     let name = a.name.clone();
     let result = operate(op, a, b, span)?.named(&name);
     if constant {
-        return Ok(evaluate(result.expr, span)?.named(&name));
+        let literal = result.dtype == DataType::Int32;
+        let result = evaluate(result.expr, span)?;
+        return Ok(match result.constant().and_then(|value| value.value().extract::<i64>()) {
+            Some(value) if literal => Typed::integer(value).named(&name),
+            _ => result.named(&name),
+        });
     }
     Ok(result)
 }
@@ -354,6 +373,7 @@ fn operate(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<Typed,
         let other = if a.is_null() { &b } else { &a };
         let dtype = match (op, &other.dtype) {
             (BinaryOperator::Divide, _) => DataType::Float64,
+            (_, dtype) if narrow(dtype) => DataType::Int32,
             (_, dtype) if dtype.is_integer() => DataType::Int64,
             (_, dtype) => dtype.clone(),
         };
@@ -368,6 +388,14 @@ fn operate(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<Typed,
     with_decimals(op, a, b, span)
 }
 
+/// Whether an integer of this type is one that fits in an `Int32` too.
+fn narrow(dtype: &DataType) -> bool {
+    use DataType::{Int8, Int16, Int32, UInt8, UInt16};
+    matches!(dtype, Int8 | Int16 | Int32 | UInt8 | UInt16)
+}
+
+/// Of narrow integers comes an `Int32`, as in Polars; a value for which it has no room is an error, where
+/// Polars would wrap it around. Of all others comes an `Int64` or more.
 fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<Typed, Failure> {
     let large = |dtype: &DataType| matches!(dtype, DataType::UInt64 | DataType::Int128 | DataType::UInt128);
     let to = match (large(&a.dtype), large(&b.dtype)) {
@@ -378,34 +406,70 @@ fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
     let nullable = a.nullable || b.nullable;
     let zero_is_possible = b.constant().is_none_or(|scalar| scalar.value().extract::<i64>() == Some(0));
     if *op == BinaryOperator::Divide {
-        let divisor = b.expr.clone();
-        let expr = a.cast(&DataType::Float64, span)?.expr.true_div(b.cast(&DataType::Float64, span)?.expr);
-        let expr = if zero_is_possible { null_where_zero(&divisor, expr) } else { expr };
+        let (left, right) = (a.cast(&DataType::Float64, span)?.expr, b.cast(&DataType::Float64, span)?.expr);
+        let expr = left.true_div(if zero_is_possible { null_where_zero(right) } else { right });
         return Ok(Typed { nullable: nullable || zero_is_possible, ..Typed::new(expr, DataType::Float64) });
     }
+    let positive =
+        b.constant().and_then(|value| value.value().extract::<i64>()).is_some_and(|value| value > 0);
+    let small = narrow(&a.dtype) && narrow(&b.dtype);
+    let constant = a.constant().is_some() && b.constant().is_some();
+    // A remainder is never larger than its operands.
+    let to = if small && *op == BinaryOperator::Modulo { DataType::Int32 } else { to };
     let (left, right) = (a.cast(&to, span)?.expr, b.cast(&to, span)?.expr);
-    let zero = || lit(0).cast(to.clone());
     let expr = match op {
         BinaryOperator::Plus => left + right,
         BinaryOperator::Minus => left - right,
         BinaryOperator::Multiply => left * right,
         BinaryOperator::DuckIntegerDivide | BinaryOperator::MyIntegerDivide => left.floor_div(right),
-        // The sign is that of the dividend, in all SQL; Polars' is that of the divisor.
-        BinaryOperator::Modulo => {
-            let rest = left.clone() % right.clone();
-            let turned = left.lt(zero()).neq(right.clone().lt(zero()));
-            when(turned.and(rest.clone().neq(zero()))).then(rest.clone() - right).otherwise(rest)
-        }
+        BinaryOperator::Modulo => remainder(left, right, positive),
         other => return Err(unsupported(&format!("the operator {other} on numbers"), span)),
     };
     let nullable = nullable
         || zero_is_possible
             && !matches!(op, BinaryOperator::Plus | BinaryOperator::Minus | BinaryOperator::Multiply);
-    Ok(Typed { nullable, ..Typed::new(expr, to) })
+    if small && to == DataType::Int64 && !constant {
+        return Ok(Typed { nullable, ..Typed::new(expr.strict_cast(DataType::Int32), DataType::Int32) });
+    }
+    let dtype = if small && constant { DataType::Int32 } else { to };
+    Ok(Typed { nullable, ..Typed::new(expr, dtype) })
 }
 
-fn null_where_zero(divisor: &Expr, quotient: Expr) -> Expr {
-    when(divisor.clone().eq(lit(0))).then(lit(NULL).cast(DataType::Float64)).otherwise(quotient)
+/// The remainder whose sign is that of the dividend, as in all SQL; that of Polars has the divisor's.
+///
+/// It reads each operand several times. Those that are no more than a column or a literal are repeated; others
+/// are computed once, as the fields of a struct (but a `positive` literal as divisor): repeated, nested remainders would grow exponentially.
+fn remainder(left: Expr, right: Expr, positive: bool) -> Expr {
+    fn plain(expr: &Expr) -> bool {
+        match expr {
+            Expr::Column(_) | Expr::Literal(_) => true,
+            Expr::Cast { expr, .. } => plain(expr),
+            _ => false,
+        }
+    }
+    fn truncated(left: Expr, right: Expr, positive: bool) -> Expr {
+        let rest = left.clone() % right.clone();
+        let turned = match positive {
+            true => left.lt(lit(0)),
+            false => left.lt(lit(0)).neq(right.clone().lt(lit(0))),
+        };
+        when(turned.and(rest.clone().neq(lit(0)))).then(rest.clone() - right).otherwise(rest)
+    }
+    if plain(&left) && plain(&right) {
+        return truncated(left, right, positive);
+    }
+    let field = |name: &'static str| Expr::Field([name.into()].into());
+    let (fields, rest) = if positive {
+        (vec![left.alias("left")], truncated(field("left"), right, positive))
+    } else {
+        (vec![left.alias("left"), right.alias("right")], truncated(field("left"), field("right"), positive))
+    };
+    as_struct(fields).struct_().with_fields(vec![rest.alias("rest")]).struct_().field_by_name("rest")
+}
+
+/// A divisor that makes the quotient null where it is zero.
+fn null_where_zero(divisor: Expr) -> Expr {
+    divisor.replace(lit(0.0), lit(NULL).cast(DataType::Float64))
 }
 
 fn with_decimals(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<Typed, Failure> {
@@ -417,9 +481,8 @@ fn with_decimals(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
         BinaryOperator::Plus | BinaryOperator::Minus => left.max(right),
         BinaryOperator::Multiply if left + right <= MAX_SCALE => left + right,
         BinaryOperator::Divide => {
-            let divisor = b.expr.clone();
             let (a, b) = (a.cast(&DataType::Float64, span)?, b.cast(&DataType::Float64, span)?);
-            let expr = null_where_zero(&divisor, a.expr.true_div(b.expr));
+            let expr = a.expr.true_div(null_where_zero(b.expr));
             return Ok(Typed::new(expr, DataType::Float64));
         }
         _ => return with_floats(op, a, b, span),

@@ -38,6 +38,50 @@ fn polars_own_message_comes_through_once() {
     }
 }
 
+/// Operators that read an operand more than once would double what is below them at each level.
+#[test]
+fn nested_operators_do_not_grow_exponentially() {
+    let nested = |open: &str, close: &str| format!("{}id{}", open.repeat(60), close.repeat(60));
+    for (expr, wanted) in [
+        (nested("((", " + 1) % 1009)"), (0..60).fold(0, |value, _| (value + 1) % 1009).to_string()),
+        (nested("-((", " + 1) % 7)"), (0..60).fold(0, |value, _| -((value + 1) % 7)).to_string()),
+        (nested("(1 / (", " + 1))"), (0..60).fold(0.0, |value, _| 1.0 / (value + 1.0)).to_string()),
+    ] {
+        let found = collect(&sql(&format!("select {expr} as v from t where id = 0")), &ROOMY).unwrap();
+        assert_eq!(found.column("v").unwrap().get(0).unwrap().to_string(), wanted, "{expr}");
+    }
+    for (open, close) in
+        [("(", " between 0 and id)"), ("case ", " when 1 then 2 else id end"), ("nullif(", ", 7)")]
+    {
+        let message = match failure(&sql(&format!("select {} from t", nested(open, close)))) {
+            Failure::Query { message } | Failure::Refused { message } => message,
+            other => panic!("{open}: {other:?}"),
+        };
+        assert!(message.contains("more than 1000 parts"), "{open}: {message}");
+    }
+}
+
+/// The type is that of Polars; where it has no room, that is an error and not another number.
+#[test]
+fn integers_of_32_bits_do_not_wrap() {
+    let small = "select cast(2147483647 as int) as n from t where id < 2";
+    for (text, wanted) in [
+        (format!("select n - 1 as v from ({small})"), "2147483646"),
+        (format!("select n % -7 as v from ({small})"), "1"),
+        (format!("select sum(n) - 1 as v from (select cast(id as int) as n from t where id < 3)"), "2"),
+    ] {
+        let found = collect(&sql(&text), &ROOMY).unwrap();
+        let values = found.column("v").unwrap();
+        assert_eq!((values.dtype(), values.get(0).unwrap().to_string().as_str()), (&DataType::Int32, wanted));
+    }
+    for text in ["n + 1", "n * 2", "-2 - n", "sum(n)"] {
+        let text = format!("select {text} as v from ({small})");
+        assert!(message(&text).contains("conversion from `i64` to `i32` failed"), "{text}");
+    }
+    let wide = collect(&sql(&format!("select cast(n as bigint) + 1 as v from ({small})")), &ROOMY).unwrap();
+    assert_eq!(wide.column("v").unwrap().get(0).unwrap().to_string(), "2147483648");
+}
+
 #[test]
 fn a_missing_file_is_unseen() {
     for name in ["gone.parquet", "gone/*.csv", "gone"] {

@@ -14,7 +14,8 @@ use crate::mesh::{ROOMY, collect};
 const VERSIONS: [&str; 8] = ["1.40.0", "1.40.1", "1.41.2", "1.42.1", "1.43.2", "1.44.2", "2.0.0", "2.1.0"];
 
 /// What Polars gives in no promised order.
-const UNORDERED: [&str; 10] = [
+const UNORDERED: [&str; 11] = [
+    "pl.union(",
     ".mode()",
     "top_k(",
     "bottom_k",
