@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod data;
+mod deep;
 mod explained;
 mod mesh;
 mod process;
