@@ -17,6 +17,7 @@ mod mesh;
 mod namespaces;
 mod python;
 mod queries;
+mod readme;
 mod stories;
 mod workload;
 

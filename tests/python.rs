@@ -12,6 +12,7 @@ use crate::FLOE;
 const REQUIREMENTS: &[&str] = &[
     "maturin>=1.9,<2",
     "pytest>=8",
+    "hypothesis>=6",
     "cloudpickle>=3",
     "numpy",
     "pandas",
@@ -20,7 +21,6 @@ const REQUIREMENTS: &[&str] = &[
     "scikit-learn",
     "joblib",
     "psycopg[binary]",
-    "tqdm",
 ];
 
 /// What of cargo's environment is its user's.

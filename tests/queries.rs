@@ -86,8 +86,10 @@ async fn a_lazy_frame_is_collected_by_the_mesh() {
         "tags" => [Series::new("".into(), ["a", "b"]), Series::new("".into(), [""; 0]), Series::new("".into(), ["c"])],
     )
     .unwrap();
+    let numbers = (0..200_000i64).collect::<Vec<_>>();
+    let large = df!("key" => numbers.iter().map(|n| n % 7).collect::<Vec<_>>(), "n" => numbers).unwrap();
     let frames = [
-        // A frame in memory travels with the plan.
+        // A small frame in memory travels with the plan.
         (memory.clone().lazy(), true),
         (
             memory.clone().lazy().filter(col("weight").is_not_null()).select([col("carrier"), col("tags")]),
@@ -105,6 +107,13 @@ async fn a_lazy_frame_is_collected_by_the_mesh() {
         (flights.clone().group_by_stable([col("dest")]).agg([col("flight").first(), len().alias("n")]), true),
         (
             flights.join(memory.lazy(), [col("carrier")], [col("carrier")], JoinArgs::new(JoinType::Inner)),
+            false,
+        ),
+        // A large one is kept by nodes, as partitions that tasks read.
+        (large.clone().lazy().filter(col("n").gt(lit(100))), true),
+        (large.clone().lazy().group_by([col("key")]).agg([col("n").sum(), len().alias("rows")]), false),
+        (
+            large.clone().lazy().join(large.lazy(), [col("n")], [col("n")], JoinArgs::new(JoinType::Left)),
             false,
         ),
     ];

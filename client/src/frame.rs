@@ -62,7 +62,7 @@ impl Mesh {
 pub fn lazy_spec(frame: &LazyFrame) -> Result<JobSpec> {
     let mut dsl = Vec::new();
     frame.logical_plan.serialize_versioned(&mut dsl, Default::default())?;
-    let query = Query::Plan { dsl: dsl.into(), directory: working_directory()? };
+    let query = Query::Plan { dsl: dsl.into(), directory: working_directory()?, schema: Bytes::new() };
     Ok(JobSpec { label: PLAN_LABEL.to_owned(), kind: JobKind::Query(query) })
 }
 

@@ -172,8 +172,8 @@ impl Link {
             };
             tracing::debug!(address = %connection.address(), %failure, "the node cannot answer now");
             excuses += 1;
-            if excuses % MAX_EXCUSES == 0 {
-                // It may be cut off from the others.
+            // One that is full says so at once, and one that says nothing else for long may be cut off from the others.
+            if matches!(failure, Failure::Busy { .. }) || excuses % MAX_EXCUSES == 0 {
                 self.leave(&connection).await;
             }
             if !patience.pause().await {
@@ -454,7 +454,13 @@ fn again(request: &Request) -> Option<Request> {
 
 /// Whether a failure means that the node cannot answer now, and another, or the same one later, may.
 pub(crate) fn is_excuse(failure: &Failure) -> bool {
-    matches!(failure, Failure::Unavailable { .. } | Failure::NodeLost { .. } | Failure::InputLost { .. })
+    matches!(
+        failure,
+        Failure::Unavailable { .. }
+            | Failure::Busy { .. }
+            | Failure::NodeLost { .. }
+            | Failure::InputLost { .. }
+    )
 }
 
 /// The refusal that makes dialling again useless: no node did anything but refuse, one for a reason that lasts.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, IntoFuture};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use floe_protocol::{JobKind, JobSpec, Query, StageGraph};
@@ -20,8 +20,8 @@ const MAX_LABEL_CHARS: usize = 200;
 pub struct Sql {
     mesh: Mesh,
     text: String,
-    tables: BTreeMap<String, String>,
-    directory: Option<String>,
+    tables: BTreeMap<String, PathBuf>,
+    directory: Option<PathBuf>,
     label: Option<String>,
 }
 
@@ -30,15 +30,16 @@ impl Sql {
         Self { mesh, text, tables: BTreeMap::new(), directory: None, label: None }
     }
 
-    /// Gives a name to a file, a glob or a directory. The nodes read it, so it must be a path that they can see.
+    /// Gives a name to a file, a directory or a pattern. The nodes read it, so it must be a path that they can see.
+    /// A name that exists is never taken for a pattern.
     pub fn table(mut self, name: impl Into<String>, path: impl AsRef<Path>) -> Self {
-        self.tables.insert(name.into(), path.as_ref().to_string_lossy().into_owned());
+        self.tables.insert(name.into(), path.as_ref().to_owned());
         self
     }
 
     /// The directory against which relative paths are resolved; this process's own unless set.
     pub fn directory(mut self, directory: impl AsRef<Path>) -> Self {
-        self.directory = Some(directory.as_ref().to_string_lossy().into_owned());
+        self.directory = Some(directory.as_ref().to_owned());
         self
     }
 
@@ -51,11 +52,12 @@ impl Sql {
     /// The job as it would be submitted.
     pub fn spec(&self) -> Result<JobSpec> {
         let directory = match &self.directory {
-            Some(directory) => directory.clone(),
+            Some(directory) => text_of(directory)?,
             None => working_directory()?,
         };
         let label = self.label.clone().unwrap_or_else(|| shorten(&self.text));
-        let query = Query::Sql { text: self.text.clone(), tables: self.tables.clone(), directory };
+        let tables = self.tables.iter().map(|(name, path)| Ok((name.clone(), text_of(path)?)));
+        let query = Query::Sql { text: self.text.clone(), tables: tables.collect::<Result<_>>()?, directory };
         Ok(JobSpec { label, kind: JobKind::Query(query) })
     }
 
@@ -78,7 +80,16 @@ impl IntoFuture for Sql {
 pub(crate) fn working_directory() -> Result<String> {
     let directory = std::env::current_dir()
         .map_err(|error| Error::Local(format!("the working directory cannot be told: {error}")))?;
-    Ok(directory.to_string_lossy().into_owned())
+    text_of(&directory)
+}
+
+/// A path as the nodes are told it.
+fn text_of(path: &Path) -> Result<String> {
+    let unnamed = || {
+        let shown = path.display();
+        Error::Local(format!("the name of {shown} is not UTF-8, which Polars cannot read; rename it"))
+    };
+    path.to_str().map(str::to_owned).ok_or_else(unnamed)
 }
 
 /// A statement on one line, cut to a label's length.
@@ -92,11 +103,24 @@ fn shorten(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
     fn labels_are_one_short_line() {
         assert_eq!(shorten("SELECT *\n  FROM t"), "SELECT * FROM t");
         assert_eq!(shorten(&"ä".repeat(500)).chars().count(), MAX_LABEL_CHARS + 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let message =
+            text_of(Path::new(std::ffi::OsStr::from_bytes(b"/a/b\xff.csv"))).unwrap_err().to_string();
+        assert!(message.starts_with("the name of /a/b"), "{message}");
+        assert!(message.contains("is not UTF-8"), "{message}");
+        assert_eq!(text_of(Path::new("/a b/[1].csv")).unwrap(), "/a b/[1].csv");
     }
 }

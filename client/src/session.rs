@@ -142,9 +142,20 @@ impl Session {
                 function.name
             )));
         }
-        let number = self.desk.ledger().define(function);
-        self.desk.work.notify_one();
+        let number = self.desk.ledger().define(function, bytes);
         number.map_err(|refused| self.desk.error_of(refused))
+    }
+
+    /// Says that these functions will not be called any more, so that they need not be kept: neither here nor, once
+    /// their calls have ended, on the nodes. A session may define any number of functions; what nodes hold of them at
+    /// once is bounded in any case.
+    pub fn forget(&self, functions: &[u32]) {
+        let mut ledger = self.desk.ledger();
+        for function in functions {
+            ledger.forget(*function);
+        }
+        drop(ledger);
+        self.desk.work.notify_one();
     }
 
     /// Calls a function with an argument of at most [`MAX_CALL_BYTES`], on any node or on one. `id` is the caller's

@@ -16,6 +16,7 @@ mod seat;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -26,12 +27,21 @@ use floe_protocol::{
 use floe_transport::call::write_frame;
 use libp2p::Stream;
 
+use crate::config;
 use crate::mailbox::{Ask, Mailbox};
 use crate::submit::unix_ms;
 use crate::worker::Worker;
 
-/// How many sessions one node attends at once. Each may have hosts on every node.
-pub const MAX_SESSIONS: usize = 64;
+/// How many bytes of calls that wait for a seat one node holds for all its sessions. With more it takes no further ones,
+/// and those that are there send no more than they may anyway.
+pub const MAX_HELD_BYTES: usize = 1 << 30;
+
+/// What a session without a call counts for: its tasks, channels and buffers here.
+const SESSION_BYTES: usize = 256 << 10;
+
+/// How many calls of those that a node serves at once ([`config::MAX_CALLS`]) sessions may be, here attended or with a
+/// seat: each is one for as long as it lives. The others are for what the mesh itself asks.
+const MAX_STANDING: usize = config::MAX_CALLS / 4 * 3;
 
 /// This node's part in all sessions. Cheap to clone; clones are one.
 #[derive(Clone)]
@@ -42,12 +52,26 @@ struct Inner {
     worker: Worker,
     /// Sessions whose drivers are connected here, and how many connections each has: an old one may linger.
     attended: Mutex<BTreeMap<JobId, usize>>,
+    /// The bytes of their calls that wait.
+    held_bytes: Arc<AtomicUsize>,
+    /// How many streams of sessions there are.
+    standing: AtomicUsize,
 }
 
 /// A session that is attended here until this is dropped.
 struct Attendance {
     sessions: Sessions,
     id: JobId,
+    _standing: Standing,
+}
+
+/// A stream of a session, until this is dropped.
+struct Standing(Arc<Inner>);
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.standing.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Sessions {
@@ -59,7 +83,8 @@ impl std::fmt::Debug for Sessions {
 impl Sessions {
     /// Sessions whose calls run on `worker`.
     pub fn new(mailbox: Mailbox, worker: Worker) -> Self {
-        Self(Arc::new(Inner { mailbox, worker, attended: Mutex::default() }))
+        let (attended, held_bytes) = (Mutex::default(), Arc::default());
+        Self(Arc::new(Inner { mailbox, worker, attended, held_bytes, standing: AtomicUsize::new(0) }))
     }
 
     /// The sessions whose drivers are connected to this node, in order.
@@ -76,13 +101,17 @@ impl Sessions {
             }
         };
         write_frame(&mut stream, &Response::Accepted { id }).await.map_err(Failure::internal)?;
-        let closed = gateway::serve(&self.0.mailbox, &self.0.worker, id, stream).await;
+        let held = gateway::Held::new(Arc::clone(&self.0.held_bytes));
+        let closed = gateway::serve(&self.0.mailbox, &self.0.worker, id, stream, held).await;
         drop(attendance);
         if closed { self.end(id).await } else { Ok(()) }
     }
 
     /// Serves the calls of a session that another node attends.
     pub async fn seat(&self, mut stream: Stream, id: JobId) -> Result<(), Failure> {
+        let Some(_standing) = self.stand() else {
+            return write_frame(&mut stream, &Response::Failed(self.full())).await.map_err(Failure::internal);
+        };
         write_frame(&mut stream, &Response::Done).await.map_err(Failure::internal)?;
         let (calls, results) = seat::start(self.0.worker.clone(), self.0.mailbox.network().node(), id);
         wire::serve(stream, calls, results).await;
@@ -92,13 +121,13 @@ impl Sessions {
     /// Makes sure that the standing job exists and runs.
     async fn open(&self, id: JobId, label: String) -> Result<Attendance, Failure> {
         let attendance = {
-            let mut attended = self.lock();
-            if attended.len() >= MAX_SESSIONS && !attended.contains_key(&id) {
-                let message = format!("this node attends {MAX_SESSIONS} sessions already: use another node");
-                return Err(Failure::Unavailable { message });
+            let standing = self.stand().ok_or_else(|| self.full())?;
+            let held_bytes = self.0.held_bytes.load(Ordering::Relaxed);
+            if held_bytes + (self.lock().len() + 1) * SESSION_BYTES > MAX_HELD_BYTES {
+                return Err(self.full());
             }
-            *attended.entry(id).or_default() += 1;
-            Attendance { sessions: self.clone(), id }
+            *self.lock().entry(id).or_default() += 1;
+            Attendance { sessions: self.clone(), id, _standing: standing }
         };
         let mailbox = &self.0.mailbox;
         // The driver may come from another node, and this one be behind.
@@ -122,6 +151,25 @@ impl Sessions {
             }
         }
         Ok(attendance)
+    }
+
+    /// Counts a stream of a session, if there is room for it.
+    fn stand(&self) -> Option<Standing> {
+        let one_more = |count| (count < MAX_STANDING).then_some(count + 1);
+        let counted = self.0.standing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        counted.is_ok().then(|| Standing(Arc::clone(&self.0)))
+    }
+
+    fn full(&self) -> Failure {
+        let message = format!(
+            "this node has as many sessions as it can hold: it attends {}, and has {} streams of sessions of at most \
+             {MAX_STANDING}; calls that wait take {} MiB of at most {}",
+            self.lock().len(),
+            self.0.standing.load(Ordering::Relaxed),
+            self.0.held_bytes.load(Ordering::Relaxed) >> 20,
+            MAX_HELD_BYTES >> 20,
+        );
+        Failure::Busy { message }
     }
 
     async fn end(&self, id: JobId) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use floe_consensus::Command;
-use floe_protocol::message::{FileMark, Inspected, Status};
+use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
     Failure, JobId, JobKind, JobSpec, NodeId, Placed, Query, Request, Response, StageGraph, TaskId, Work,
     frame,
@@ -170,7 +170,7 @@ impl Submitter {
     }
 
     /// Asks every live node what it sees of some files.
-    async fn look(&self, status: &Status, paths: &[String]) -> Result<Looked, Failure> {
+    async fn look(&self, status: &Status, paths: &[FilePath]) -> Result<Looked, Failure> {
         if paths.is_empty() {
             return Ok(Looked(BTreeMap::from([(status.node, Ok(Vec::new()))])));
         }
@@ -245,11 +245,11 @@ impl Submitter {
                 let store = self.store.clone();
                 let meta = blocking(move || store.put(task, None, vec![frame])).await??;
                 let nodes = self.copy(task, &meta, status).await;
+                // The planner gives the partitions of a stage in order.
                 if let Some(stage) = graph.stages.get_mut(stage.0 as usize)
                     && let Work::Held(held) = &mut stage.work
-                    && let Some(placed) = held.get_mut(partition as usize)
                 {
-                    *placed = Placed { nodes, meta };
+                    held.push(Placed { nodes, meta });
                 }
             }
         }
@@ -310,7 +310,7 @@ impl Looked {
     }
 
     /// The sentence for a path that no single node can read.
-    fn unseen(&self, paths: &[String], status: &Status) -> Failure {
+    fn unseen(&self, paths: &[FilePath], status: &Status) -> Failure {
         let name_of = |node: NodeId| {
             let member = status.nodes.iter().find(|info| info.member.id == node);
             member.map_or_else(|| node.to_string(), |info| info.member.name.clone())
@@ -334,7 +334,7 @@ impl Looked {
             format!("{} ({answer})", name_of(*node))
         });
         Failure::Unseen {
-            path: paths.get(index).cloned().unwrap_or_default(),
+            path: paths.get(index).map(|path| path.path.clone()).unwrap_or_default(),
             looked: format!("looked on {}", looked.collect::<Vec<_>>().join(", ")),
         }
     }
@@ -350,7 +350,7 @@ fn shape_of(status: &Status) -> Shape {
 }
 
 /// Off the async threads: a plan may carry frames.
-async fn paths_of(query: &Query, apart: bool) -> Result<Vec<String>, Failure> {
+async fn paths_of(query: &Query, apart: bool) -> Result<Vec<FilePath>, Failure> {
     let query = query.clone();
     let paths = if apart && apart::is_known() { apart::paths } else { floe_query::paths };
     blocking(move || paths(&query)).await?

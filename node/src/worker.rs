@@ -128,9 +128,9 @@ impl Worker {
         self.0.slots.total()
     }
 
-    /// Waits for a slot, in turn with the tasks; it is taken until it is dropped.
+    /// Waits for a slot, in turn with the tasks but not for long; it is taken until it is dropped.
     pub async fn slot(&self) -> Slot {
-        self.0.slots.take().await
+        self.0.slots.take_for_calls().await
     }
 
     /// Queues an attempt. One that is queued or running already is not run twice. Must be called on the async

@@ -129,6 +129,12 @@ pub enum Failure {
         /// The reason, and what to do.
         message: String,
     },
+    /// This node has as much to do as it can hold; another one may have room, and so may this one soon.
+    #[error("{message}")]
+    Busy {
+        /// What there is too much of.
+        message: String,
+    },
     /// A fault of Floe's own.
     #[error("internal error (please report it): {message}")]
     Internal {

@@ -47,6 +47,10 @@ pub enum Query {
         dsl: Bytes,
         /// The driver's working directory, against which relative paths are resolved.
         directory: String,
+        /// The schema that the driver's Polars gives the result, as an Arrow IPC stream without rows: a result that
+        /// would have another is cast where that keeps all values, or refused. Empty if the driver cannot tell.
+        #[serde(default)]
+        schema: Bytes,
     },
 }
 

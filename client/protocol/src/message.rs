@@ -280,8 +280,8 @@ pub enum Request {
     },
     /// Node to node: can you see these files? -> [`Response::Inspected`]
     Inspect {
-        /// Absolute paths, globs or directories.
-        paths: Vec<String>,
+        /// What the paths are, as the driver named them.
+        paths: Vec<FilePath>,
     },
     /// Node to node: plan this for me, since you see its files; the spec follows as a bulk body
     /// -> [`Response::Planned`]
@@ -505,6 +505,15 @@ pub enum Inspected {
     Files(Vec<FileMark>),
     /// Why there are none: `not found`, `permission denied`, ...
     Missing(String),
+}
+
+/// Files as a query or a job names them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FilePath {
+    /// The absolute path of a file or a directory, or a pattern.
+    pub path: String,
+    /// Whether it may be a pattern, if nothing has this name.
+    pub glob: bool,
 }
 
 /// Enough of a file to tell whether two nodes see the same one.

@@ -24,8 +24,12 @@ pub const MAX_CALLS_BYTES: usize = 16 << 20;
 /// The largest argument or result that travels in a frame; larger ones go as blobs.
 pub const MAX_CALL_BYTES: usize = 1 << 20;
 
-/// How many functions one session may define.
+/// How many functions of one session its gateway and seats hold at once. Beyond that the driver has them forget some
+/// that are not under way, and defines them again when they are called again.
 pub const MAX_FUNCTIONS: usize = 4096;
+
+/// How many bytes the definitions of these have together, as they are encoded: many nodes hold those of many sessions.
+pub const MAX_FUNCTIONS_BYTES: usize = 4 << 20;
 
 /// Towards the hosts, on a session's stream after it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,11 @@ pub enum CallFrame {
         function: u32,
         /// The function. Its host is not [`crate::function::Host::Program`].
         definition: Box<Function>,
+    },
+    /// These functions are not called any more, unless they are defined again. None of their calls is under way.
+    Forget {
+        /// Their numbers.
+        functions: Vec<u32>,
     },
     /// Call a function, once for each of these.
     Calls {

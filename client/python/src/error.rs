@@ -121,6 +121,7 @@ pub(crate) fn parts_of(failure: &Failure) -> Parts {
         Failure::Version { .. } => Parts::new("version", text),
         Failure::Cancelled => Parts::new("cancelled", text),
         Failure::Unavailable { .. } => Parts::new("unavailable", text),
+        Failure::Busy { .. } => Parts::new("busy", text),
         Failure::NoSuchJob { job } => Parts::new("no_such_job", text).with("job", job),
         Failure::Refused { .. } => Parts::new("refused", text),
         Failure::Internal { .. } => Parts::new("internal", text),

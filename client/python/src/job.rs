@@ -1,6 +1,5 @@
 //! `Job`: its state, its result, what it printed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use tokio::sync::{Mutex, mpsc};
 use crate::bytes::Buffer;
 use crate::error::raised;
 use crate::mesh::seconds;
-use crate::runtime::{runtime, wait};
+use crate::runtime::{Own, runtime, wait};
 
 /// How many partitions are fetched ahead of the one that Python works on.
 const READ_AHEAD: usize = 1;
@@ -21,34 +20,35 @@ const READ_AHEAD: usize = 1;
 /// One submission.
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Job {
-    job: floe_client::Job,
+    job: Own<floe_client::Job>,
 }
 
 impl Job {
     pub(crate) fn new(job: floe_client::Job) -> Self {
-        Self { job }
+        Self { job: Own::new(job) }
     }
 }
 
 #[pymethods]
 impl Job {
     #[getter]
-    fn id(&self) -> String {
-        self.job.id().to_string()
+    fn id(&self) -> PyResult<String> {
+        Ok(self.job.get()?.id().to_string())
     }
 
     /// Where it stands now, as JSON.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let status = wait(py, self.job.status())?.map_err(|error| raised(py, error))?;
+        let status = wait(py, self.job.get()?.status())?.map_err(|error| raised(py, error))?;
         Ok(json::job(&status).to_string())
     }
 
     /// Waits until it has ended, however it did: its last status as JSON, or nothing if it takes longer.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<String>> {
+        let job = self.job.get()?;
         let ended = match timeout.map(seconds).transpose()? {
-            None => Ok(wait(py, self.job.wait())?),
-            Some(timeout) => wait(py, within(timeout, self.job.wait()))?,
+            None => Ok(wait(py, job.wait())?),
+            Some(timeout) => wait(py, within(timeout, job.wait()))?,
         };
         match ended {
             Ok(status) => {
@@ -61,9 +61,10 @@ impl Job {
 
     /// Raises what it failed of, or that it was cancelled.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
-        let job = self.job.id();
+        let asked = self.job.get()?;
+        let job = asked.id();
         let checked = wait(py, async {
-            match self.job.status().await?.phase {
+            match asked.status().await?.phase {
                 JobPhase::Failed(failure) => Err(Error::JobFailed { job, failure }),
                 JobPhase::Cancelled => Err(Error::JobCancelled { job }),
                 JobPhase::Running | JobPhase::Succeeded => Ok(()),
@@ -74,7 +75,7 @@ impl Job {
 
     /// Gives its partitions one by one as they are made, each an Arrow IPC stream.
     fn partitions(&self) -> PyResult<Partitions> {
-        let mut partitions = self.job.partitions();
+        let mut partitions = self.job.get()?.partitions();
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         runtime()?.spawn(async move {
             while let Some(partition) = partitions.next().await {
@@ -84,22 +85,23 @@ impl Job {
                 }
             }
         });
-        Ok(Partitions { receiver: Arc::new(Mutex::new(receiver)) })
+        Ok(Partitions { receiver: Own::new(Mutex::new(receiver)) })
     }
 
     /// Stops it.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
-        wait(py, self.job.cancel())?.map_err(|error| raised(py, error))
+        wait(py, self.job.get()?.cancel())?.map_err(|error| raised(py, error))
     }
 
     /// Says that its result is no longer needed.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
-        wait(py, self.job.release())?.map_err(|error| raised(py, error))
+        wait(py, self.job.get()?.release())?.map_err(|error| raised(py, error))
     }
 
     /// The same in the background: for when nobody is left who could wait.
     fn release_later(&self) -> PyResult<()> {
-        let job = self.job.clone();
+        // In a fork it is not this process's to release.
+        let Ok(job) = self.job.get().cloned() else { return Ok(()) };
         runtime()?.spawn(async move {
             // A result that is not released goes within the hour.
             drop(job.release().await);
@@ -110,16 +112,16 @@ impl Job {
     /// What its functions printed, as tuples of node, stage, partition, attempt and bytes: of all tasks or of those of
     /// one partition; with `follow` until it has ended.
     #[pyo3(signature = (partition=None, follow=false))]
-    fn logs(&self, partition: Option<u32>, follow: bool) -> Logs {
-        let logs = self.job.logs(None, follow);
-        Logs { logs: Arc::new(Mutex::new(logs)), partition }
+    fn logs(&self, partition: Option<u32>, follow: bool) -> PyResult<Logs> {
+        let logs = self.job.get()?.logs(None, follow);
+        Ok(Logs { logs: Own::new(Mutex::new(logs)), partition })
     }
 }
 
 /// A job's partitions.
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Partitions {
-    receiver: Arc<Mutex<mpsc::Receiver<Result<Bytes, Error>>>>,
+    receiver: Own<Mutex<mpsc::Receiver<Result<Bytes, Error>>>>,
 }
 
 #[pymethods]
@@ -129,7 +131,8 @@ impl Partitions {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Buffer>> {
-        let next = wait(py, async { self.receiver.lock().await.recv().await })?;
+        let receiver = self.receiver.get()?;
+        let next = wait(py, async { receiver.lock().await.recv().await })?;
         match next {
             Some(Ok(partition)) => Ok(Some(Buffer::new(partition))),
             Some(Err(error)) => Err(raised(py, error)),
@@ -141,7 +144,7 @@ impl Partitions {
 /// What a job's functions printed.
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Logs {
-    logs: Arc<Mutex<LogStream>>,
+    logs: Own<Mutex<LogStream>>,
     partition: Option<u32>,
 }
 
@@ -155,8 +158,9 @@ impl Logs {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<LogLine<'py>>> {
+        let logs = self.logs.get()?;
         loop {
-            let next = wait(py, async { self.logs.lock().await.next().await })?;
+            let next = wait(py, async { logs.lock().await.next().await })?;
             let Some(chunk) = next.transpose().map_err(|error| raised(py, error))? else {
                 return Ok(None);
             };

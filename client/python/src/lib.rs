@@ -27,9 +27,22 @@ mod _core {
     use crate::session::Session;
 
     use pyo3::prelude::*;
+    use pyo3::types::IntoPyDict;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // Python tells whoever wants to know that it was forked; that comes before other things of its own that do.
+        let py = module.py();
+        let told = wrap_pyfunction!(was_forked, module)?;
+        let how = [("after_in_child", told)].into_py_dict(py)?;
+        py.import("os")?.call_method("register_at_fork", (), Some(&how))?;
+        Ok(())
+    }
+
+    #[pyfunction]
+    #[pyo3(name = "_was_forked")]
+    fn was_forked() {
+        crate::runtime::was_forked();
     }
 }

@@ -15,7 +15,7 @@ use crate::bytes::{blob_of, parsed, taken};
 use crate::error::{Parts, raised};
 use crate::function::{Function, payload};
 use crate::job::Job;
-use crate::runtime::{runtime, wait};
+use crate::runtime::{Own, runtime, wait};
 use crate::session::Session;
 
 /// What `jobs` shows of a job that came as a plan without a label.
@@ -24,7 +24,7 @@ const PLAN_LABEL: &str = "a Polars plan";
 /// A mesh, through whichever of its nodes answers.
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Mesh {
-    mesh: floe_client::Mesh,
+    mesh: Own<floe_client::Mesh>,
 }
 
 #[pymethods]
@@ -61,18 +61,18 @@ impl Mesh {
             Error::Unreachable { .. } if here => Parts::new("no_mesh", error.to_string()).into_error(py),
             error => raised(py, error),
         })?;
-        Ok(Self { mesh })
+        Ok(Self { mesh: Own::new(mesh) })
     }
 
     /// The mesh and its nodes, as JSON.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let status = wait(py, self.mesh.status())?.map_err(|error| raised(py, error))?;
+        let status = wait(py, self.mesh.get()?.status())?.map_err(|error| raised(py, error))?;
         Ok(json::mesh(&status).to_string())
     }
 
     /// Every job that the mesh knows, as JSON.
     fn jobs(&self, py: Python<'_>) -> PyResult<String> {
-        let jobs = wait(py, self.mesh.jobs())?.map_err(|error| raised(py, error))?;
+        let jobs = wait(py, self.mesh.get()?.jobs())?.map_err(|error| raised(py, error))?;
         let jobs: Vec<_> = jobs.iter().map(json::job).collect();
         Ok(serde_json::Value::from(jobs).to_string())
     }
@@ -91,35 +91,18 @@ impl Mesh {
         self.submit(py, async { Ok(spec.into()) })
     }
 
-    /// Submits a serialized Polars plan.
-    #[pyo3(signature = (dsl, directory, label=None))]
+    /// Submits a serialized Polars plan, with the schema that its result should have.
+    #[pyo3(signature = (dsl, schema, directory, label=None))]
     fn plan(
         &self,
         py: Python<'_>,
         dsl: &Bound<'_, PyAny>,
+        schema: &Bound<'_, PyAny>,
         directory: String,
         label: Option<String>,
     ) -> PyResult<Job> {
-        let spec = plan_spec(dsl, directory, label)?;
+        let spec = plan_spec(plan_query(dsl, schema, directory)?, label);
         self.submit(py, async { Ok(spec.into()) })
-    }
-
-    /// The stages that a SQL statement would become, as text.
-    fn explain_sql(
-        &self,
-        py: Python<'_>,
-        text: String,
-        tables: BTreeMap<String, String>,
-        directory: String,
-    ) -> PyResult<String> {
-        let spec = self.sql_spec(py, text, tables, &directory, None)?;
-        self.explain(py, &spec)
-    }
-
-    /// The stages that a serialized Polars plan would become, as text.
-    fn explain_plan(&self, py: Python<'_>, dsl: &Bound<'_, PyAny>, directory: String) -> PyResult<String> {
-        let spec = plan_spec(dsl, directory, None)?;
-        self.explain(py, &spec)
     }
 
     /// Calls a function once for each of these arguments.
@@ -158,7 +141,7 @@ impl Mesh {
     }
 
     /// Calls a function once for each partition of what a serialized Polars plan gives.
-    #[pyo3(signature = (label, function, dsl, directory, merge=None, fan_in=2))]
+    #[pyo3(signature = (label, function, dsl, schema, directory, merge=None, fan_in=2))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn map_plan(
         &self,
@@ -166,11 +149,12 @@ impl Mesh {
         label: String,
         function: &Function,
         dsl: &Bound<'_, PyAny>,
+        schema: &Bound<'_, PyAny>,
         directory: String,
         merge: Option<&Function>,
         fan_in: u32,
     ) -> PyResult<Job> {
-        let input = FunctionInput::Query(Query::Plan { dsl: taken(dsl)?, directory });
+        let input = FunctionInput::Query(plan_query(dsl, schema, directory)?);
         self.run(py, label, function, input, Vec::new(), merge, fan_in)
     }
 
@@ -192,25 +176,25 @@ impl Mesh {
 
     /// Puts bytes into the mesh, unless it has them: their digest and size.
     fn put(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(String, u64)> {
-        let blob = wait(py, self.mesh.put(taken(data)?))?.map_err(|error| raised(py, error))?;
+        let blob = wait(py, self.mesh.get()?.put(taken(data)?))?.map_err(|error| raised(py, error))?;
         Ok((blob.id.to_string(), blob.bytes))
     }
 
     /// Gets bytes that were put into the mesh.
     fn get<'py>(&self, py: Python<'py>, id: &str, bytes: u64) -> PyResult<Bound<'py, PyBytes>> {
         let blob = blob_of((id, bytes))?;
-        let bytes = wait(py, self.mesh.get(blob))?.map_err(|error| raised(py, error))?;
+        let bytes = wait(py, self.mesh.get()?.get(blob))?.map_err(|error| raised(py, error))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
     /// A job submitted before. Whether it exists shows with the first question.
     fn job(&self, id: &str) -> PyResult<Job> {
-        Ok(Job::new(self.mesh.job(parsed(id)?)))
+        Ok(Job::new(self.mesh.get()?.job(parsed(id)?)))
     }
 
     /// Opens a session.
     fn session(&self, py: Python<'_>, label: String) -> PyResult<Session> {
-        let session = wait(py, self.mesh.session(label))?.map_err(|error| raised(py, error))?;
+        let session = wait(py, self.mesh.get()?.session(label))?.map_err(|error| raised(py, error))?;
         Ok(Session::new(session))
     }
 }
@@ -224,7 +208,7 @@ impl Mesh {
         directory: &str,
         label: Option<String>,
     ) -> PyResult<JobSpec> {
-        let mut sql = self.mesh.sql(text).directory(directory);
+        let mut sql = self.mesh.get()?.sql(text).directory(directory);
         for (name, path) in tables {
             sql = sql.table(name, path);
         }
@@ -250,7 +234,7 @@ impl Mesh {
         }
         let merge = merge.map(|merge| Merge { function: merge.protocol(), fan_in });
         let job = FunctionJob { function: function.protocol(), input, merge };
-        let spec = self.mesh.function_spec(label, job);
+        let spec = self.mesh.get()?.function_spec(label, job);
         self.submit(py, async { Ok(Submission { spec: spec.await?, files }) })
     }
 
@@ -261,35 +245,25 @@ impl Mesh {
         submission: impl Future<Output = floe_client::Result<Submission>> + Send,
     ) -> PyResult<Job> {
         let id = floe_client::new_job_id().map_err(|error| raised(py, error))?;
-        let submitted = wait(py, async { self.mesh.submit_as(id, submission.await?).await });
+        let mesh = self.mesh.get()?;
+        let submitted = wait(py, async { mesh.submit_as(id, submission.await?).await });
         match submitted {
             Ok(job) => job.map(Job::new).map_err(|error| raised(py, error)),
             Err(interrupted) => {
-                let job = self.mesh.job(id);
+                let job = mesh.job(id);
                 runtime()?.spawn(async move { job.cancel().await });
                 Err(interrupted)
             }
         }
     }
-
-    fn explain(&self, py: Python<'_>, spec: &JobSpec) -> PyResult<String> {
-        let graph = wait(py, self.mesh.explain(spec))?.map_err(|error| raised(py, error))?;
-        let stage = |stage: &floe_client::Stage| {
-            let tasks = stage.tasks.len();
-            let operators = stage.operators.join(", ");
-            let because = match &stage.single_because {
-                Some(because) => format!("; one task because {because}"),
-                None => String::new(),
-            };
-            format!("stage {}: {operators} ({tasks} tasks{because})", stage.id)
-        };
-        Ok(graph.stages.iter().map(stage).collect::<Vec<_>>().join("\n"))
-    }
 }
 
-fn plan_spec(dsl: &Bound<'_, PyAny>, directory: String, label: Option<String>) -> PyResult<JobSpec> {
-    let label = label.unwrap_or_else(|| PLAN_LABEL.to_owned());
-    Ok(JobSpec { label, kind: JobKind::Query(Query::Plan { dsl: taken(dsl)?, directory }) })
+fn plan_spec(query: Query, label: Option<String>) -> JobSpec {
+    JobSpec { label: label.unwrap_or_else(|| PLAN_LABEL.to_owned()), kind: JobKind::Query(query) }
+}
+
+fn plan_query(dsl: &Bound<'_, PyAny>, schema: &Bound<'_, PyAny>, directory: String) -> PyResult<Query> {
+    Ok(Query::Plan { dsl: taken(dsl)?, directory, schema: taken(schema)? })
 }
 
 /// The nodes of this machine that announced themselves under a key: the given one or that of its user.

@@ -10,17 +10,17 @@ use crate::bytes::{parsed, taken};
 use crate::error::{parts_of, raised};
 use crate::function::Function;
 use crate::mesh::seconds;
-use crate::runtime::{SIGNAL_INTERVAL, runtime, wait};
+use crate::runtime::{Own, SIGNAL_INTERVAL, wait};
 
 /// A standing job in which functions are called.
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Session {
-    session: floe_client::Session,
+    session: Own<floe_client::Session>,
 }
 
 impl Session {
     pub(crate) fn new(session: floe_client::Session) -> Self {
-        Self { session }
+        Self { session: Own::new(session) }
     }
 }
 
@@ -37,14 +37,14 @@ type ResultTuple<'py> = (
 #[pymethods]
 impl Session {
     #[getter]
-    fn id(&self) -> String {
-        self.session.id().to_string()
+    fn id(&self) -> PyResult<String> {
+        Ok(self.session.get()?.id().to_string())
     }
 
     /// Makes a function known: the number that calls name it by.
     fn define(&self, py: Python<'_>, function: &Function) -> PyResult<u32> {
         let function = function.protocol();
-        wait(py, self.session.define(function))?.map_err(|error| raised(py, error))
+        wait(py, self.session.get()?.define(function))?.map_err(|error| raised(py, error))
     }
 
     /// Calls a function, on any node or on the one of this id. Does not wait.
@@ -58,24 +58,7 @@ impl Session {
         node: Option<&str>,
     ) -> PyResult<()> {
         let node = node.map(parsed::<NodeId>).transpose()?;
-        self.session.call(function, id, taken(argument)?, node).map_err(|error| raised(py, error))
-    }
-
-    /// Calls a function for each of these ids and arguments. Does not wait.
-    #[pyo3(signature = (function, ids_and_arguments, node=None))]
-    fn calls(
-        &self,
-        py: Python<'_>,
-        function: u32,
-        ids_and_arguments: Vec<(u64, Bound<'_, PyAny>)>,
-        node: Option<&str>,
-    ) -> PyResult<()> {
-        let node = node.map(parsed::<NodeId>).transpose()?;
-        let calls = ids_and_arguments
-            .iter()
-            .map(|(id, argument)| Ok((*id, taken(argument)?)))
-            .collect::<PyResult<Vec<_>>>()?;
-        self.session.calls(function, calls, node).map_err(|error| raised(py, error))
+        self.session.get()?.call(function, id, taken(argument)?, node).map_err(|error| raised(py, error))
     }
 
     /// The results that have come, at least one: waits for it up to `timeout` seconds.
@@ -96,27 +79,35 @@ impl Session {
         Ok(list)
     }
 
+    /// Says that these functions will not be called any more.
+    fn forget(&self, functions: Vec<u32>) {
+        // In a forked child there is nothing to say it to.
+        if let Ok(session) = self.session.get() {
+            session.forget(&functions);
+        }
+    }
+
     /// Does without the results of these calls.
-    fn cancel(&self, ids: Vec<u64>) {
-        self.session.cancel(&ids);
+    fn cancel(&self, ids: Vec<u64>) -> PyResult<()> {
+        self.session.get()?.cancel(&ids);
+        Ok(())
     }
 
     /// Ends it.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        wait(py, self.session.close())?.map_err(|error| raised(py, error))
+        wait(py, self.session.get()?.close())?.map_err(|error| raised(py, error))
     }
 }
 
 impl Session {
     fn wait_results(&self, py: Python<'_>, timeout: Duration) -> PyResult<Vec<CallOutcome>> {
-        // A fork has the handle without the threads behind it.
-        runtime()?;
+        let session = self.session.get()?;
         let deadline = Instant::now().checked_add(timeout);
         loop {
             let left = deadline.map_or(SIGNAL_INTERVAL, |deadline| {
                 deadline.saturating_duration_since(Instant::now()).min(SIGNAL_INTERVAL)
             });
-            let results = py.detach(|| self.session.wait_results(left)).map_err(|error| raised(py, error))?;
+            let results = py.detach(|| session.wait_results(left)).map_err(|error| raised(py, error))?;
             if !results.is_empty() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Ok(results);
             }

@@ -166,6 +166,12 @@ def mortal(binary: str, tmp_path: Path) -> Iterator[Cluster]:
     cluster.stop()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--draws", type=int, help="how many random calls test_generator.py compares; other ones each time"
+    )
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What the tests define is in no module that a node has."""
     for item in session.items:

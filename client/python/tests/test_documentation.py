@@ -46,18 +46,46 @@ def test_doctest_of_the_package(mesh):
     assert doctest.testmod(floe, extraglobs={"floe": floe, "mesh": mesh}).failed == 0
 
 
-def test_readme(mesh, tmp_path, monkeypatch):
-    """Python in the README, run as one session."""
-    monkeypatch.chdir(tmp_path)
-    for i in range(3):
-        Path(f"{i}.csv").write_text("a\n1\n")
-    text = (HERE.parent / "README.md").read_text()
-    names = {"floe": floe, "mesh": mesh, "flights": str(DATA / "flights.parquet")}
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def run_blocks(readme, names):
+    """Python in a README, run as one session."""
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         if "# not run here" not in block:
-            exec(compile(block, "README.md", "exec"), names)
+            exec(compile(block, readme.name, "exec"), names)
+
+
+def test_readme(mesh, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        Path(f"{i}.csv").write_text("a\n1\n")
+    run_blocks(
+        HERE.parent / "README.md", {"floe": floe, "mesh": mesh, "flights": str(DATA / "flights.parquet")}
+    )
+
+
+def test_readme_of_the_project(cluster, mesh, tmp_path, monkeypatch):
+    import pandas as pd
+    import polars as pl
+
+    monkeypatch.chdir(tmp_path)
+    # `floe.connect()` finds this mesh, and `FROM 'flights.parquet'` these flights.
+    monkeypatch.setenv("FLOE_CONNECT", " ".join(cluster.addresses))
+    monkeypatch.setenv("FLOE_KEY_FILE", str(cluster.key_file))
+    Path("flights.parquet").symlink_to(DATA / "flights.parquet")
+    names = {
+        "iris": pd.DataFrame({"sepal_length": [5.1] * 20, "sepal_width": [3.5] * 20}),
+        "words": ["floe", "mesh"],
+        "is_prime": lambda n: all(n % d for d in range(2, n)),
+        "lazyframe": pl.LazyFrame({"x": [1, 2, 3]}).select(pl.col("x").sum()),
+        "chunk_sum": sum,
+        "add": lambda a, b: a + b,
+        "hostname": lambda: os.uname().nodename,
+    }
+    run_blocks(HERE.parents[2] / "README.md", names)
+    assert all(future.done() for future in names["futures"])
+    assert names["job"].collect()["area"].tolist() == [5.1 * 3.5] * 20
+    names["mesh"].close()
 
 
 def test_all_examples_are_known():

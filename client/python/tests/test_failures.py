@@ -34,7 +34,9 @@ def others(cluster, mesh):
 
 def connected_to(cluster, mesh):
     status = mesh.status()
-    return next(cluster.nodes[node["name"]] for node in status["nodes"] if node["id"] == status["answered_by"])
+    return next(
+        cluster.nodes[node["name"]] for node in status["nodes"] if node["id"] == status["answered_by"]
+    )
 
 
 @pytest.mark.parametrize("victim", ["another", "the driver's"])

@@ -1,5 +1,7 @@
 """The joblib backend."""
 
+import os
+
 import joblib
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ import pytest
 
 def double(x):
     return 2 * x
+
+
+def colour():
+    return os.environ.get("COLOUR")
 
 
 def fails(x):
@@ -22,9 +28,7 @@ def test_joblib(mesh):
         with pytest.raises(ValueError, match="no 3"):
             joblib.Parallel()(joblib.delayed(fails)(i) for i in [3] * 10)
     with joblib.parallel_config(backend="floe", env={"COLOUR": "red"}):
-        import os
-
-        assert joblib.Parallel()([joblib.delayed(os.environ.get)("COLOUR")]) is not None
+        assert joblib.Parallel()(joblib.delayed(colour)() for _ in range(3)) == ["red"] * 3
     assert joblib.Parallel(n_jobs=2, backend="floe")(joblib.delayed(double)(i) for i in range(3)) == [0, 2, 4]
 
 

@@ -1,4 +1,4 @@
-"""Queries of py-polars and SQL, and `mesh.apply`."""
+"""Queries of py-polars and SQL."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pytest
 
 import floe
 from floe import query
+from floe.job import _translated
 
 from conftest import DATA
 
@@ -77,6 +77,16 @@ def test_deep_statements_are_answered_or_refused(mesh, tmp_path):
     assert mesh.sql("SELECT 1 AS x").collect().item() == 1
 
 
+def test_large_frames_of_the_driver(mesh):
+    frame = pl.DataFrame({"n": range(200_000)}).with_columns(key=pl.col("n") % 7)
+    for plan in (
+        frame.lazy().select("key", "n").filter(pl.col("n") > 9),
+        frame.lazy().group_by("key").agg(pl.col("n").sum()).sort("key"),
+        frame.lazy().sort("n", descending=True),
+    ):
+        assert mesh.collect(plan).equals(plan.collect())
+
+
 def test_relative_paths_are_the_drivers(mesh, monkeypatch):
     monkeypatch.chdir(DATA)
     assert mesh.collect(pl.scan_parquet("airlines.parquet")).height == 16
@@ -106,10 +116,46 @@ def test_wrong_queries(mesh):
 
 def test_polars_versions_outside_the_tested_range():
     for version in ("1.39.3", "0.20.1", "3.0.0", "what"):
-        with pytest.raises(floe.VersionError, match=rf"{re.escape(version)}.*1\.40 to before 2\.2"):
+        with pytest.raises(floe.VersionError, match=rf"{re.escape(version)}.*1\.40 to before 3\.0"):
             query.check_version(version)
-    for version in ("1.40.0", "2.1.0", "2.1.5"):
+    for version in ("1.40.0", "2.1.0", "2.1.5", "2.7.0"):
         query.check_version(version)
+
+
+def test_the_types_of_a_result_are_those_of_the_drivers_polars(mesh):
+    frame = pl.LazyFrame({"x": [1, 2, 2]})
+    for plan in (
+        frame.select(pl.len()),
+        frame.sql("SELECT x, COUNT(*) AS n FROM self GROUP BY x ORDER BY x"),
+    ):
+        assert mesh.collect(plan).schema == plan.collect_schema()
+        assert mesh.query(plan, kind="arrow").collect().num_rows == plan.collect().height
+    # Nothing can be told here of a file that is nowhere, or that lies elsewhere.
+    assert query.serialized(pl.scan_parquet("/nowhere.parquet")).schema == b""
+    assert query.serialized(pl.scan_parquet("s3://no-bucket/x.parquet")).schema == b""
+    assert query.serialized(frame.with_columns(pl.lit("s3://a/b"))).schema != b""
+    narrow = pl.DataFrame(schema={"x": pl.Int8})
+    wide = query.serialized(frame.select(pl.col("x") * 1000))
+    sent = query.Plan(wide.dsl, query.serialized(narrow).schema)
+    job = mesh._query_job(mesh._open().plan(*sent, os.getcwd(), None), "polars", "narrow")
+    with pytest.raises(floe.QueryError, match="2000"):
+        job.collect()
+    other = query.Plan(wide.dsl, query.serialized(pl.DataFrame(schema={"x": pl.Float64})).schema)
+    with pytest.raises(floe.Error, match="the column x of the result has the type i64"):
+        core = _translated(mesh._open().plan, *other, os.getcwd(), None)
+        mesh._query_job(core, "polars", "floats").collect()
+
+
+def test_python_functions_in_plans_are_refused_by_name(mesh):
+    frame = pl.LazyFrame({"x": [1, 2]})
+    for plan, name in [
+        (frame.select(pl.col("x").map_elements(lambda x: x + 1, return_dtype=pl.Int64)), "the column x"),
+        (frame.map_batches(lambda df: df), "LazyFrame.map_batches"),
+        (frame.select(pl.fold(pl.lit(0), lambda a, b: a + b, [pl.col("x")])), "pl.fold"),
+        (pl.defer(lambda: pl.DataFrame({"x": [1]}), schema={"x": pl.Int64}), "pl.defer"),
+    ]:
+        with pytest.raises(floe.Error, match=rf"{name}.*is a Python function"):
+            mesh.collect(plan)
 
 
 #: Of each minor version that is accepted the last one, and the first of all.
@@ -133,6 +179,16 @@ here, there = plan.collect(), plan.floe.collect(mesh)
 assert there.equals(here), (there, here)
 small = pl.LazyFrame({{"a": [1, None, 3], "s": ["x", "y", None]}}).unique("a").sort("a", nulls_last=True)
 assert mesh.collect(small).equals(small.collect())
+other = pl.LazyFrame({{"a": [1, 3], "t": [pl.Series(["b", "a"]), None]}})
+for plan in (
+    small.join(other, on="a", how="left", maintain_order="left"),
+    small.join_where(other, pl.col("a") < pl.col("a_right")),
+    small.sql("SELECT s, COUNT(*) AS n FROM self WHERE a IS NOT NULL GROUP BY s ORDER BY s"),
+    other.select(pl.col("t").list.reverse(), pl.col("t").list.n_unique().alias("n")),
+    small.select(pl.len(), pl.col("a").quantile(0.5)),
+):
+    here, there = plan.collect(), plan.floe.collect(mesh)
+    assert there.equals(here) and there.schema == here.schema, (there, here)
 print("same")
 """
 
@@ -169,50 +225,3 @@ def test_plans_of_other_versions(cluster, mesh, version, tmp_path_factory):
         env=environment,
     )
     assert done.stdout == "same\n", done.stderr
-
-
-def test_apply_vectorised(mesh, capfd):
-    frame = pd.DataFrame({"a": np.arange(1000.0), "b": np.arange(1000.0)})
-    result = mesh.apply(frame, lambda row: row.a * row.b + 1)
-    pd.testing.assert_series_equal(result, frame.apply(lambda row: row.a * row.b + 1, axis=1))
-    assert "was called once, vectorised, for all 1000 rows" in capfd.readouterr().err
-
-
-def test_apply_in_partitions(mesh, capfd):
-    frame = pd.DataFrame({"a": np.arange(1000), "s": [str(i) for i in range(1000)]})
-
-    def grade(row):
-        return "small" if row.a < 500 else row.s
-
-    pd.testing.assert_series_equal(mesh.apply(frame, grade, 3), frame.apply(grade, axis=1))
-    assert re.search(
-        "grade was called row by row in 3 partitions on the nodes: .*ValueError", capfd.readouterr().err
-    )
-    # It can be called with all rows, but does something else then.
-    pd.testing.assert_series_equal(
-        mesh.apply(frame, lambda row: len(row.s)), frame.apply(lambda row: len(row.s), axis=1)
-    )
-    assert "something else" in capfd.readouterr().err
-    with pytest.raises(
-        ValueError, match="grade cannot be vectorised: with all rows at once it raises ValueError"
-    ):
-        mesh.apply(frame, grade, how="vectorised")
-    result = mesh.apply(frame, lambda row: row.a * 2, how="partitions", quiet=True)
-    pd.testing.assert_series_equal(result, frame.apply(lambda row: row.a * 2, axis=1))
-    assert capfd.readouterr().err == ""
-
-
-def test_apply_to_series_and_polars(mesh):
-    series = pd.Series([1.0, 2.0, 3.0], name="x", index=["a", "b", "c"])
-    for function in (lambda x: x * 2, lambda x: x if x > 1 else 0.0):
-        pd.testing.assert_series_equal(mesh.apply(series, function, quiet=True), series.apply(function))
-    frame = pl.DataFrame({"a": [1, 2, 3], "b": [4, 5, None]})
-    assert mesh.apply(frame, lambda row: row["a"] * 2, quiet=True).to_list() == [2, 4, 6]
-    assert mesh.apply(frame, lambda row: row["a"] if row["b"] else None, quiet=True).to_list() == [1, 2, None]
-    assert mesh.apply(frame["a"], lambda value: value if value > 1 else 0, quiet=True).to_list() == [0, 2, 3]
-    empty = pd.DataFrame({"a": [1.0]}).iloc[:0]
-    pd.testing.assert_frame_equal(mesh.apply(empty, lambda row: row), empty.apply(lambda row: row, axis=1))
-    with pytest.raises(TypeError, match="apply takes a pandas or Polars frame or series, not a list"):
-        mesh.apply([1], len)
-    with pytest.raises(ZeroDivisionError):
-        mesh.apply(series, lambda x: 1 // 0)

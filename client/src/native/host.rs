@@ -95,6 +95,11 @@ impl Host<'_> {
                 let found = (self.find)(code).map_err(|error| Raised::new(&error));
                 self.defined.insert(function, found);
             }
+            Order::Forget { functions } => {
+                for function in functions {
+                    self.defined.remove(&function);
+                }
+            }
             Order::Task { function, argument } => self.task(function, argument, message.sections)?,
             Order::Calls { function } => self.calls(function, message.sections)?,
             // The answer to a question that nobody waits for any more.

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
-use floe_protocol::NodeId;
 use floe_protocol::function::Limits;
 use floe_protocol::session::MAX_CALL_BYTES;
 use serde::Serialize;
@@ -122,16 +121,7 @@ impl<A, R> Parallel<A, R> {
 impl<A: Serialize, R: DeserializeOwned> Parallel<A, R> {
     /// Calls the function on any node. The call is on its way at once, whether or not its reply is awaited.
     pub fn call(&self, argument: A) -> Reply<R> {
-        self.send(&argument, None)
-    }
-
-    /// Calls the function on one node.
-    pub fn call_on(&self, node: NodeId, argument: A) -> Reply<R> {
-        self.send(&argument, Some(node))
-    }
-
-    fn send(&self, argument: &A, node: Option<NodeId>) -> Reply<R> {
-        let state = match argument_bytes(argument).and_then(|bytes| self.line.call(bytes, node)) {
+        let state = match argument_bytes(&argument).and_then(|bytes| self.line.call(bytes)) {
             Ok((id, outcome)) => State::UnderWay { line: self.line.clone(), id, outcome },
             Err(error) => State::Refused(Some(error)),
         };
@@ -238,16 +228,12 @@ impl Line {
         }))
     }
 
-    fn call(
-        &self,
-        argument: Vec<u8>,
-        node: Option<NodeId>,
-    ) -> Result<(u64, oneshot::Receiver<Result<CallOutcome>>)> {
+    fn call(&self, argument: Vec<u8>) -> Result<(u64, oneshot::Receiver<Result<CallOutcome>>)> {
         let (reply, outcome) = oneshot::channel();
         let mut waiting = self.waiting();
         let id = waiting.next_id;
         // Under the lock, so that a session which ends meanwhile either refuses the call or answers it.
-        self.session.call(self.function, id, argument.into(), node)?;
+        self.session.call(self.function, id, argument.into(), None)?;
         if waiting.over {
             return Err(Error::Local("the session of a call is over".to_owned()));
         }

@@ -62,6 +62,11 @@ pub(super) enum Order {
         /// What people call it.
         name: String,
     },
+    /// Functions that are not called any more, unless they are defined again.
+    Forget {
+        /// Their numbers.
+        functions: Vec<u32>,
+    },
     /// One call of a job's function: the argument, unless there is none, then the input partitions.
     Task {
         /// The function.

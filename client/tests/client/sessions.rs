@@ -186,8 +186,8 @@ async fn calls_without_a_result_are_made_again_through_another_node() {
     let define = |number, name| CallFrame::Define { function: number, definition: Box::new(function(name)) };
     let expected = [
         define(one, "one"),
-        define(other, "other"),
         calls(one, None, vec![1, 3]),
+        define(other, "other"),
         calls(other, Some(NODE), vec![4]),
     ];
     assert_eq!(*seen.lock().unwrap(), expected);

@@ -89,6 +89,8 @@ pub(super) struct Task {
     pub(super) deaths: Vec<NodeId>,
     /// Nodes where a process of its own crashed.
     pub(super) crashes: Vec<NodeId>,
+    /// Whether a node went away to which it was given: it may have run there, unheard.
+    pub(super) suspect: bool,
     /// Whether it ever ended well.
     pub(super) once_done: bool,
     /// Nodes where it failed.
@@ -209,7 +211,7 @@ impl Job {
     pub(super) fn runs_apart(&self, place: Place) -> bool {
         let task = self.task(place);
         let suspect = self.inherited
-            || !task.deaths.is_empty()
+            || task.suspect
             || !task.crashes.is_empty()
             || !task.attempts.is_empty();
         suspect && !task.once_done && self.is_fragment(place.stage)
@@ -533,6 +535,7 @@ impl Task {
             input_losses: 0,
             deaths: Vec::new(),
             crashes: Vec::new(),
+            suspect: false,
             once_done: false,
             excluded: Vec::new(),
         }

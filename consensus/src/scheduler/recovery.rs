@@ -279,6 +279,7 @@ impl Scheduler {
         let Some(place) = job.place(attempt.task) else { return };
         let task = job.task_mut(place);
         task.attempts.retain(|a| a.id != attempt);
+        task.suspect = true;
         if ran {
             task.deaths.push(node);
         }

@@ -254,7 +254,7 @@ mod tests {
         check_plan(&nested(MAX_PLAN_NESTING - 1)).unwrap();
         assert!(message(check_plan(&nested(MAX_PLAN_NESTING))).contains("too deep"));
         // Wide is not deep, and bytes within a string are no values.
-        check_plan(&[vec![0xdd, 0, 0, 0x40, 0], vec![0x91, 0x01].repeat(0x4000)].concat()).unwrap();
+        check_plan(&[vec![0xdd, 0, 0, 0x40, 0], [0x91, 0x01].repeat(0x4000)].concat()).unwrap();
         check_plan(&[vec![0xc6, 0, 1, 0, 0], vec![0x91; 1 << 16]].concat()).unwrap();
         for damaged in [
             &[][..],

@@ -1,12 +1,12 @@
-//! Files as a query sees them: what a path stands for on this machine, whether it is the file that another
-//! node saw, and how a scan of files is split among tasks.
+//! Files as a query sees them: whether a file is the one that another node saw, and how a scan of files is split
+//! among tasks.
 
 use std::fs::File;
 use std::io::{Read as _, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use floe_protocol::Failure;
-use floe_protocol::message::{FileMark, Inspected};
+use floe_protocol::message::{FileMark, FilePath, Inspected};
 use polars::prelude::*;
 use polars_plan::dsl::FileScanIR;
 use polars_plan::plans::IR;
@@ -14,11 +14,9 @@ use polars_utils::slice_enum::Slice;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::paths::{MAX_FILES, expand, reason};
 use crate::plan::Shape;
 use crate::query_failure;
-
-/// How many files one path may stand for: each is named in the job's specification, which is replicated.
-const MAX_FILES: usize = 65_536;
 
 /// How much of a file's start and of its end goes into its mark.
 const MARK_BYTES: u64 = 64 << 10;
@@ -61,55 +59,19 @@ pub(crate) enum Rows {
     Slice { offset: u64, len: u64 },
 }
 
-/// Expands each path (absolute; a file, a glob or a directory) on this machine and marks what is found.
-pub fn inspect(paths: &[String]) -> Vec<Inspected> {
+/// Expands each path on this machine and marks what is found.
+pub fn inspect(paths: &[FilePath]) -> Vec<Inspected> {
     paths.iter().map(|path| inspect_one(path).unwrap_or_else(Inspected::Missing)).collect()
 }
 
-fn inspect_one(path: &str) -> Result<Inspected, String> {
-    let files = expand(path)?;
-    let marks = files.iter().map(|file| mark(file).map_err(|error| reason(&error)));
-    Ok(Inspected::Files(marks.collect::<Result<_, _>>()?))
-}
-
-/// The files that a path stands for, in the order in which Polars reads them.
-pub(crate) fn expand(path: &str) -> Result<Vec<PathBuf>, String> {
-    let literal = Path::new(path);
-    let mut files = match std::fs::metadata(literal) {
-        Ok(meta) if meta.is_file() => vec![literal.to_owned()],
-        Ok(_) => walk(literal)?,
-        Err(_) if path.contains(['*', '?', '[']) => {
-            let matches = glob::glob(path).map_err(|error| format!("not a valid pattern: {error}"))?;
-            let files = matches.take(MAX_FILES + 1).filter_map(Result::ok).filter(|found| found.is_file());
-            files.collect()
-        }
-        Err(error) => return Err(reason(&error)),
+fn inspect_one(path: &FilePath) -> Result<Inspected, String> {
+    let mark = |file: &String| {
+        mark(Path::new(file)).map_err(|error| match *file == path.path {
+            true => reason(&error),
+            false => format!("{file}: {}", reason(&error)),
+        })
     };
-    files.sort();
-    match files.len() {
-        0 => Err("nothing matches".to_owned()),
-        n if n > MAX_FILES => Err(format!("more than {MAX_FILES} files match")),
-        _ => Ok(files),
-    }
-}
-
-fn walk(directory: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut files = Vec::new();
-    let mut pending = vec![directory.to_owned()];
-    while let Some(next) = pending.pop() {
-        for entry in std::fs::read_dir(&next).map_err(|error| reason(&error))? {
-            let path = entry.map_err(|error| reason(&error))?.path();
-            if path.is_dir() {
-                pending.push(path);
-            } else {
-                files.push(path);
-            }
-            if files.len() > MAX_FILES {
-                return Ok(files);
-            }
-        }
-    }
-    Ok(files)
+    Ok(Inspected::Files(expand(path)?.files.iter().map(mark).collect::<Result<_, _>>()?))
 }
 
 /// Marks a file: its size, and a hash of its size, start and end.
@@ -140,15 +102,6 @@ pub fn verify(planned: &FileMark) -> Result<(), Failure> {
         Err(blind(format!("it has {} bytes instead of {}", found.bytes, planned.bytes)))
     } else {
         Err(blind("its content differs".to_owned()))
-    }
-}
-
-/// A file error in a few words: `not found`, `permission denied`, ...
-pub(crate) fn reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => "not found".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
     }
 }
 
@@ -507,8 +460,11 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let Err(Failure::Blind { why, .. }) = verify(&before) else { panic!("verified") };
         assert_eq!(why, "not found");
-        let found =
-            inspect(&[path.to_string_lossy().into_owned(), format!("{}/*.csv", directory.path().display())]);
+        let named = |path: String| FilePath { path, glob: true };
+        let found = inspect(&[
+            named(path.to_string_lossy().into_owned()),
+            named(format!("{}/*.csv", directory.path().display())),
+        ]);
         assert_eq!(found[0], Inspected::Missing("not found".into()));
         assert_eq!(found[1], Inspected::Missing("nothing matches".into()));
     }

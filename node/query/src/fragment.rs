@@ -29,7 +29,7 @@ use crate::stack::on_deep_stack;
 use crate::{panic_message, query_failure};
 
 /// Raised whenever a fragment changes its meaning.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The largest fragment that is accepted: it is replicated with its job.
 pub(crate) const MAX_FRAGMENT_BYTES: usize = 8 << 20;
@@ -58,6 +58,8 @@ pub(crate) struct Input {
     /// The placeholder, unless the plan does not read it.
     pub(crate) node: Option<Node>,
     pub(crate) segments: Segments,
+    /// Whether the rows are read at once, however many: categories are then met in the order of the rows.
+    pub(crate) at_once: bool,
 }
 
 /// Which of an input's segments hold rows for the placeholder.
@@ -214,7 +216,7 @@ fn run_task(
             boundaries = read_all(&segments, None).map_err(query_failure)?;
         } else if let Some(node) = input.node {
             let schema = plan.lp_arena.get(node).schema(&plan.lp_arena).into_owned();
-            let source = source(segments, schema).map_err(query_failure)?;
+            let source = source(segments, schema, input.at_once).map_err(query_failure)?;
             plan.lp_arena.replace(node, source);
             sources.push(node);
         }
@@ -226,7 +228,8 @@ fn run_task(
     put_out(df, &output, &boundaries, buckets).map_err(query_failure)
 }
 
-/// Runs a plan on Polars' streaming engine, or on its in-memory one where an operator has no other yet.
+/// Runs a plan on Polars' streaming engine, or on its in-memory one if the other panics: not every operator is done
+/// there for every type yet, and some are for none.
 fn execute(mut plan: IRPlan) -> Result<DataFrame, Failure> {
     let spare = IRPlan::new(plan.lp_top, plan.lp_arena.clone(), plan.expr_arena.clone());
     plan.ensure_root_node_is_sink();
@@ -235,10 +238,10 @@ fn execute(mut plan: IRPlan) -> Result<DataFrame, Failure> {
     }));
     match streaming {
         Ok(result) => result.map(|result| result.unwrap_single()).map_err(query_failure),
-        Err(panic) if panic_message(&*panic).starts_with("not yet implemented") => {
+        Err(panic) => {
+            tracing::debug!(panic = panic_message(&*panic), "run again by the in-memory engine");
             in_memory(spare).map_err(query_failure)
         }
-        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
@@ -302,8 +305,8 @@ fn restrict_scan(node: &mut IR, part: &ScanSplit) {
 }
 
 /// The rows of some segments, to be read by a plan.
-fn source(segments: Vec<Bytes>, schema: SchemaRef) -> PolarsResult<IR> {
-    let large = segments.iter().map(Bytes::len).sum::<usize>() > READ_AT_ONCE_BYTES;
+fn source(segments: Vec<Bytes>, schema: SchemaRef, at_once: bool) -> PolarsResult<IR> {
+    let large = !at_once && segments.iter().map(Bytes::len).sum::<usize>() > READ_AT_ONCE_BYTES;
     if large && segments.iter().all(|segment| segment_schema(segment).is_ok_and(|found| found == *schema)) {
         let buffers: Vec<Buffer<u8>> = segments.into_iter().map(Buffer::from_owner).collect();
         return Ok(IR::Scan {

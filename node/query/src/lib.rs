@@ -3,11 +3,16 @@
 //! This crate knows Polars and no network. Read it in the order a query goes:
 //!
 //! ```text
-//!   sql.rs        text -> LazyFrame
+//!   sql.rs        text -> LazyFrame: `plan_sql`; its parts are in sql/
 //!   plan.rs       query -> optimized Polars IR: `paths`, `plan`
-//!   files.rs      what files are, whether two nodes see the same one, how a scan is split
+//!     plan/         plans of other versions: msgpack.rs, translate.rs; queries.rs in SQL within plans;
+//!                   schema.rs, what their driver expects
+//!   paths.rs      what a path stands for: a file, a directory, a pattern
+//!   files.rs      whether two nodes see the same file, how a scan is split
 //!   stages.rs     IR -> stages: where a plan is cut, and how rows move between the pieces
+//!   adapt.rs        operators that the optimizer chose for one process, as a mesh runs them
 //!   separable.rs    which expressions see one row at a time, so that rows may be split among tasks
+//!   codes.rs        which expressions read the numbers of categories, which each process gives by itself
 //!   aggregate.rs    which aggregates have a partial form
 //!   fragment.rs   a stage's work as bytes, and running it on one task's inputs: `run`
 //!   exchange.rs     rows of a task's output into buckets, by hash or by range
@@ -23,12 +28,15 @@
 //! **Invariant.** Nothing here waits, dials or keeps state between calls: planning and running are functions of
 //! their arguments and of the files they name.
 
+mod adapt;
 mod aggregate;
+mod codes;
 mod depth;
 mod exchange;
 mod explain;
 mod files;
 mod fragment;
+mod paths;
 mod plan;
 mod separable;
 mod sql;
@@ -42,6 +50,7 @@ pub use explain::explain;
 pub use files::{inspect, verify};
 pub use fragment::{Stop, run, run_until};
 pub use plan::{Planned, Shape, paths, plan, resolve};
+pub use sql::plan_sql;
 pub use stack::{DEEP_STACK_BYTES, THREAD_STACK_BYTES, configure_thread_stacks, on_deep_stack};
 
 /// Sends Polars' warnings to the log instead of stderr: they are about the query, and the node that plans it is

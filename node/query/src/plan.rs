@@ -1,20 +1,27 @@
 //! A query to a stage graph: parse, resolve against the files of this machine, optimize, cut.
 
+mod msgpack;
+mod queries;
+mod schema;
+mod translate;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
-use floe_protocol::message::FileMark;
+use floe_protocol::message::{FileMark, FilePath};
 use floe_protocol::{Failure, Query, StageGraph, StageId};
 use polars::prelude::*;
-use polars_plan::dsl::{DslPlan, PlanSerializationContext, ScanSources};
+use polars_plan::dsl::{DslPlan, FileScanDsl, PlanSerializationContext, ScanSources};
 use polars_plan::frame::OptFlags;
-use polars_plan::plans::IRPlan;
+use polars_plan::plans::{IR, IRPlan};
 use serde::{Deserialize, Serialize};
 
+use self::translate::{SqlQuery, Translated};
 use crate::depth;
 use crate::files;
-use crate::sql::{Sql, absolute};
+use crate::paths::{Found, absolute, find};
+use crate::sql::Sql;
 use crate::stack::on_deep_stack;
 use crate::stages;
 use crate::{panic_message, query_failure};
@@ -33,19 +40,19 @@ pub struct Shape {
 pub struct Planned {
     /// The stages.
     pub graph: StageGraph,
-    /// The content of [`floe_protocol::Work::Held`] stages, by stage and partition: the caller stores it and
-    /// fills in where it lies.
+    /// The content of [`floe_protocol::Work::Held`] stages, by stage and partition, those of a stage in order:
+    /// the caller stores it and adds where it lies to the stage, which holds nothing so far.
     pub frames: Vec<(StageId, u32, DataFrame)>,
     /// The files that each scanning stage reads: the caller asks other nodes for them and fills in who sees
     /// them ([`floe_protocol::Stage::seen_by`]).
     pub scans: Vec<(StageId, Vec<FileMark>)>,
 }
 
-/// Paths that a query scans, absolute, with globs and directories as written. No file is looked at.
-pub fn paths(query: &Query) -> Result<Vec<String>, Failure> {
+/// Paths that a query scans, absolute, with patterns and directories as written. No file is looked at.
+pub fn paths(query: &Query) -> Result<Vec<FilePath>, Failure> {
     on_deep_stack(|| match query {
         Query::Sql { text, tables, directory } => Ok(Sql::parse(text, tables, directory)?.paths()),
-        Query::Plan { dsl, directory } => Ok(read_plan(dsl, directory)?.1),
+        Query::Plan { dsl, directory, .. } => Ok(read_plan(dsl, directory)?.paths),
     })
 }
 
@@ -62,15 +69,18 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
     match query {
         Query::Sql { text, tables, directory } => {
             let sql = Sql::parse(text, tables, directory)?;
-            let files = find(&sql.paths())?;
+            let found = find(&sql.paths())?;
             // Polars SQL reads schemas while it translates, so its errors may be about a file too.
-            let ir = sql.frame().and_then(optimize).map_err(|failure| name_file(failure, &files))?;
+            let ir = sql.frame(&found).and_then(optimize).map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
-        Query::Plan { dsl, directory } => {
-            let (plan, paths) = read_plan(dsl, directory)?;
-            let files = find(&paths)?;
-            let ir = optimize(LazyFrame::from(plan)).map_err(|failure| name_file(failure, &files))?;
+        Query::Plan { dsl, directory, schema } => {
+            let ReadPlan { mut plan, paths, queries } = read_plan(dsl, directory)?;
+            let found = find(&paths)?;
+            visit_scans(&mut plan, &mut |sources, args, scan| found.settle(sources, args, scan))?;
+            let ir = queries::lower(&mut plan, &queries)
+                .and_then(|()| as_expected(LazyFrame::from(plan), schema))
+                .map_err(|failure| name_file(failure, &found))?;
             stages::cut(ir, shape)
         }
     }
@@ -82,148 +92,162 @@ fn optimize(frame: LazyFrame) -> Result<IRPlan, Failure> {
     frame.with_optimizations(flags).to_alp_optimized().map_err(query_failure)
 }
 
-/// The files under some paths, or the first path that leads to none.
-fn find(paths: &[String]) -> Result<Vec<PathBuf>, Failure> {
-    let mut files = Vec::new();
-    for path in paths {
-        let found = files::expand(path)
-            .map_err(|why| Failure::Unseen { path: path.clone(), looked: format!("this node: {why}") })?;
-        files.extend(found);
+/// An optimized plan whose result has the schema that its driver expects.
+fn as_expected(frame: LazyFrame, expected: &[u8]) -> Result<IRPlan, Failure> {
+    let ir = optimize(frame.clone())?;
+    let top = ir.lp_arena.get(ir.lp_top);
+    if matches!(top, IR::Sink { .. } | IR::SinkMultiple { .. }) {
+        return Ok(ir);
     }
-    Ok(files)
+    match schema::casts(&top.schema(&ir.lp_arena), expected)? {
+        Some(casts) => optimize(frame.select(casts)),
+        None => Ok(ir),
+    }
 }
 
 /// Puts the name of a damaged Parquet file before Polars' message, which lacks it.
-fn name_file(failure: Failure, files: &[PathBuf]) -> Failure {
+fn name_file(failure: Failure, found: &Found) -> Failure {
     if !matches!(failure, Failure::Query { .. }) {
         return failure;
     }
-    let mut parquet = files.iter().filter(|path| path.extension().is_some_and(|end| end == "parquet"));
+    let mut parquet =
+        found.files().map(Path::new).filter(|path| path.extension().is_some_and(|end| end == "parquet"));
     parquet.find_map(|path| files::parquet_metadata(path).err()).unwrap_or(failure)
 }
 
-/// Where a serialized plan's content begins: before it are a magic word, a version and a hash of the plan's schema.
-const CONTENT: usize = MAGIC_BYTES + 4 + HASH_BYTES;
-const MAGIC_BYTES: usize = b"DSL_VERSION".len();
-const HASH_BYTES: usize = 64;
+/// A plan as it was read.
+struct ReadPlan {
+    plan: DslPlan,
+    /// The paths of its scans, absolute.
+    paths: Vec<FilePath>,
+    /// Its queries in SQL, which [`queries::lower`] turns into parts of the plan.
+    queries: Vec<SqlQuery>,
+}
 
-/// Reads a serialized plan, with the paths of its scans made absolute; also returns these.
-fn read_plan(dsl: &[u8], directory: &str) -> Result<(DslPlan, Vec<String>), Failure> {
-    depth::check_plan(dsl.get(CONTENT..).unwrap_or_default())?;
-    let bytes = with_own_schema_hash(dsl)?;
-    let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
-    let mut plan = match read {
-        Ok(Ok(plan)) => plan,
-        Ok(Err(error)) => return Err(unreadable(&error.to_string())),
-        Err(panic) => return Err(unreadable(&panic_message(&*panic))),
-    };
-    let mut paths = Vec::new();
-    let mut uri = None;
-    visit_scans(&mut plan, &mut |sources| {
-        let ScanSources::Paths(found) = sources else {
-            return;
-        };
-        let resolve = |path: &PlRefPath| PlRefPath::new(absolute(directory, path.as_str()));
-        let resolved: Vec<PlRefPath> = found.iter().map(resolve).collect();
-        uri = uri.take().or_else(|| resolved.iter().find(|path| path.has_scheme()).map(ToString::to_string));
-        paths.extend(resolved.iter().map(|path| path.as_str().to_owned()));
-        *sources = ScanSources::Paths(resolved.into_iter().collect());
-    })?;
-    if let Some(uri) = uri {
-        return Err(no_object_store(&uri));
+/// Reads a serialized plan, with the paths of its scans made absolute.
+///
+/// A serialized plan begins with a magic word, a version, which is the same for all of Polars 1.40 to 2.1, and a
+/// hash of the types that a plan is made of. The hash changes with every type and feature flag, while the format
+/// describes itself: what does not fit is found when it is read. So the hash only tells who wrote the plan, and what
+/// follows is translated and read under this build's own.
+fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
+    let header = own_header()?;
+    let (magic, form) = (b"DSL_VERSION", header.len().saturating_sub(64));
+    if dsl.len() < header.len() {
+        return Err(unreadable("it is cut short"));
     }
+    if !dsl.starts_with(magic) {
+        return Err(unreadable("it does not begin as plans do"));
+    }
+    depth::check_plan(&dsl[header.len()..])?;
+    let (version, writer) = translate::writer(&dsl[form..header.len()]);
+    let Translated { bytes, queries } = translate::translate(&dsl[header.len()..], writer, header)?;
+    let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
+    let why = match read {
+        Ok(Ok(plan)) => return resolved(plan, queries, directory),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_message(&*panic),
+    };
+    // What else could have stood there is a list of hundreds.
+    let why = why.replace("deserialization failed\n\nerror: ", "");
+    let why = why.split(", expected").next().unwrap_or_default();
+    Err(unreadable(&format!("it was written by py-polars {version}: {why}")))
+}
+
+/// What plans of this build begin with: magic word, version, hash.
+fn own_header() -> Result<Vec<u8>, Failure> {
+    let mut own = Vec::new();
+    let empty = DataFrame::empty().lazy().logical_plan;
+    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
+    own.truncate(b"DSL_VERSION".len() + 4 + 64);
+    Ok(own)
+}
+
+/// Makes the paths of a plan's scans absolute.
+fn resolved(mut plan: DslPlan, queries: Vec<SqlQuery>, directory: &str) -> Result<ReadPlan, Failure> {
+    let mut paths = Vec::new();
+    let mut refused = None;
+    visit_scans(&mut plan, &mut |sources, args, _| {
+        let ScanSources::Paths(found) = &*sources else { return };
+        let resolved = found.iter().map(|path| absolute(directory, path.as_str(), args.glob));
+        match resolved.collect::<Result<Vec<_>, _>>() {
+            Ok(resolved) => {
+                *sources =
+                    ScanSources::Paths(resolved.iter().map(|path| PlRefPath::new(&path.path)).collect());
+                paths.extend(resolved);
+            }
+            Err(failure) => refused = refused.take().or(Some(failure)),
+        }
+    })?;
+    if let Some(failure) = refused {
+        return Err(failure);
+    }
+    queries.iter().try_for_each(|query| queries::check(query, directory))?;
     paths.sort();
     paths.dedup();
-    Ok((plan, paths))
+    Ok(ReadPlan { plan, paths, queries })
 }
 
-/// Paths, globs and directories as a driver wrote them, made absolute against its directory.
-pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<String>, Failure> {
-    let resolve = |path: &String| match path.contains("://") {
-        true => Err(no_object_store(path)),
-        false => Ok(absolute(directory, path)),
-    };
-    paths.iter().map(resolve).collect()
-}
-
-fn no_object_store(uri: &str) -> Failure {
-    Failure::Refused { message: format!("{uri}: only files are read, no object stores") }
+/// Paths, patterns and directories as a driver wrote them, made absolute against its directory.
+pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<FilePath>, Failure> {
+    paths.iter().map(|path| absolute(directory, path, true)).collect()
 }
 
 fn unreadable(why: &str) -> Failure {
     let message = format!(
-        "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {}",
+        "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {why}",
         floe_protocol::version::POLARS_VERSION,
-        why.replace("deserialization failed\n\nerror: ", "")
     );
     Failure::Version { message }
 }
 
-/// A serialized plan begins with a magic word, a version and a hash of the plan's schema. The hash changes
-/// with every feature flag, while the format describes itself: what does not fit is found when it is read.
-/// So the hash is replaced by that of this build, which spares an environment variable that turns it off.
-fn with_own_schema_hash(dsl: &[u8]) -> Result<Vec<u8>, Failure> {
-    const HASH: std::ops::Range<usize> = CONTENT - HASH_BYTES..CONTENT;
-    let mut own = Vec::new();
-    let empty = DataFrame::empty().lazy().logical_plan;
-    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
-    let mut bytes = dsl.to_vec();
-    match (bytes.get_mut(HASH), own.get(HASH)) {
-        (Some(hash), Some(own)) => hash.copy_from_slice(own),
-        _ => return Err(unreadable("it is cut short")),
-    }
-    Ok(bytes)
-}
-
-/// Calls `f` on the sources of every scan. Refuses a plan that is too deep or too large.
-fn visit_scans(plan: &mut DslPlan, f: &mut impl FnMut(&mut ScanSources)) -> Result<(), Failure> {
+/// Calls `f` on every scan. Refuses a plan that is too deep or too large.
+fn visit_scans(
+    plan: &mut DslPlan,
+    f: &mut impl FnMut(&mut ScanSources, &mut UnifiedScanArgs, &FileScanDsl),
+) -> Result<(), Failure> {
     let mut pending = vec![(plan, 1)];
     let mut operators = 0;
     while let Some((plan, depth)) = pending.pop() {
         operators += 1;
         depth::check_operators(depth, operators)?;
-        let below = depth + 1;
-        match plan {
-            DslPlan::Scan { sources, cached_ir, .. } => {
-                f(sources);
-                *cached_ir = Default::default();
-            }
-            DslPlan::DataFrameScan { .. } => {}
-            DslPlan::Filter { input, .. }
-            | DslPlan::Cache { input, .. }
-            | DslPlan::Select { input, .. }
-            | DslPlan::GroupBy { input, .. }
-            | DslPlan::HStack { input, .. }
-            | DslPlan::MatchToSchema { input, .. }
-            | DslPlan::Pivot { input, .. }
-            | DslPlan::Distinct { input, .. }
-            | DslPlan::Sort { input, .. }
-            | DslPlan::Slice { input, .. }
-            | DslPlan::MapFunction { input, .. }
-            | DslPlan::Sink { input, .. } => pending.push((Arc::make_mut(input), below)),
-            DslPlan::IR { dsl, .. } => pending.push((Arc::make_mut(dsl), below)),
-            DslPlan::Join { input_left, input_right, .. }
-            | DslPlan::MergeSorted { input_left, input_right, .. } => {
-                pending.push((Arc::make_mut(input_left), below));
-                pending.push((Arc::make_mut(input_right), below));
-            }
-            DslPlan::Gather { input, idxs, .. } => {
-                pending.push((Arc::make_mut(input), below));
-                pending.push((Arc::make_mut(idxs), below));
-            }
-            DslPlan::PipeWithSchema { input, .. } => {
-                pending.extend(Arc::make_mut(input).iter_mut().map(|input| (input, below)))
-            }
-            DslPlan::Union { inputs, .. }
-            | DslPlan::HConcat { inputs, .. }
-            | DslPlan::SinkMultiple { inputs } => {
-                pending.extend(inputs.iter_mut().map(|input| (input, below)));
-            }
-            DslPlan::ExtContext { input, contexts } => {
-                pending.push((Arc::make_mut(input), below));
-                pending.extend(contexts.iter_mut().map(|input| (input, below)));
-            }
+        if let DslPlan::Scan { sources, unified_scan_args, scan_type, cached_ir } = plan {
+            f(sources, unified_scan_args, scan_type);
+            *cached_ir = Default::default();
         }
+        pending.extend(inputs(plan).into_iter().map(|input| (input, depth + 1)));
     }
     Ok(())
+}
+
+/// The plans that a plan reads.
+fn inputs(plan: &mut DslPlan) -> Vec<&mut DslPlan> {
+    match plan {
+        DslPlan::Scan { .. } | DslPlan::DataFrameScan { .. } => Vec::new(),
+        DslPlan::Filter { input, .. }
+        | DslPlan::Cache { input, .. }
+        | DslPlan::Select { input, .. }
+        | DslPlan::GroupBy { input, .. }
+        | DslPlan::HStack { input, .. }
+        | DslPlan::MatchToSchema { input, .. }
+        | DslPlan::Pivot { input, .. }
+        | DslPlan::Distinct { input, .. }
+        | DslPlan::Sort { input, .. }
+        | DslPlan::Slice { input, .. }
+        | DslPlan::MapFunction { input, .. }
+        | DslPlan::Sink { input, .. } => vec![Arc::make_mut(input)],
+        DslPlan::IR { dsl, .. } => vec![Arc::make_mut(dsl)],
+        DslPlan::Join { input_left, input_right, .. }
+        | DslPlan::MergeSorted { input_left, input_right, .. } => {
+            vec![Arc::make_mut(input_left), Arc::make_mut(input_right)]
+        }
+        DslPlan::Gather { input, idxs, .. } => vec![Arc::make_mut(input), Arc::make_mut(idxs)],
+        DslPlan::PipeWithSchema { input, .. } => Arc::make_mut(input).iter_mut().collect(),
+        DslPlan::Union { inputs, .. }
+        | DslPlan::HConcat { inputs, .. }
+        | DslPlan::SinkMultiple { inputs } => inputs.iter_mut().collect(),
+        DslPlan::ExtContext { input, contexts } => {
+            std::iter::once(Arc::make_mut(input)).chain(contexts).collect()
+        }
+    }
 }

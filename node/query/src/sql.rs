@@ -1,34 +1,80 @@
-//! SQL text to a `LazyFrame`: Polars SQL, with tables that are files.
+//! SQL text to a `LazyFrame`, with tables that are files.
 //!
-//! A table name is looked up among the query's tables; a name that is a path or a glob is scanned by its
-//! ending. Nothing is read here beyond what Polars needs to resolve names.
+//! A table name is looked up among the query's tables; a name that is a path or a pattern is scanned by its
+//! ending, `read_csv('...')` and its like by their name. Nothing is read here beyond what Polars needs to resolve names,
+//! and the footers of Parquet files.
+//!
+//! ```text
+//!   statement.rs    text -> one query; views become common table expressions
+//!   planner.rs      query -> LazyFrame, with what is kept on the way
+//!     query.rs        WITH, UNION, VALUES, ORDER BY, LIMIT
+//!     select.rs       one SELECT
+//!     from.rs         tables and explicit joins
+//!     joins.rs        commas and conditions -> joins in a good order
+//!     conjuncts.rs    conditions taken apart
+//!     subquery.rs     subqueries -> joins
+//!     aggregate.rs    groups
+//!     scalar.rs       expressions of a row
+//!       value.rs        their types: decimals, dates beside texts
+//!       temporal.rs     dates and intervals
+//!       delegate.rs     what Polars SQL translates by itself: most functions
+//!   relation.rs     rows with named columns while planning
+//!   statistics.rs   what is known of tables
+//!   place.rs        errors with their line and column
+//! ```
+//!
+//! Why not Polars SQL as a whole: it reads `0.06` as a float, has no scalar subqueries, and makes products of tables
+//! of commas. Its translation of functions is used; relations are brought together here.
+
+mod aggregate;
+mod conjuncts;
+mod delegate;
+mod from;
+mod joins;
+mod place;
+mod planner;
+mod query;
+mod relation;
+mod scalar;
+mod select;
+mod statement;
+mod statistics;
+mod subquery;
+mod temporal;
+mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use floe_protocol::Failure;
+use floe_protocol::message::FilePath;
 use polars::prelude::*;
-use polars::sql::SQLContext;
+use polars_plan::dsl::DslPlan;
 use sqlparser::ast::{
-    Expr, FunctionArg, FunctionArgExpr, ObjectName, Query, Statement, TableFactor, Value, Visit, VisitMut,
-    Visitor, VisitorMut,
+    Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, ObjectNamePart, Query, TableFactor, Value, Visit,
+    VisitMut, Visitor, VisitorMut,
 };
-use sqlparser::dialect::GenericDialect;
-use sqlparser::parser::{Parser, ParserOptions};
 
-use crate::{depth, query_failure};
+use self::planner::Table;
+use crate::paths::{Expanded, Found, Kind, absolute};
+use crate::query_failure;
 
 /// A statement, and the files its tables are.
 pub(crate) struct Sql {
-    /// The text, with the paths of table functions made absolute.
-    text: String,
-    /// Tables by the name the text gives them; absolute paths.
-    tables: BTreeMap<String, String>,
-    /// Absolute paths given to `read_parquet` and its like.
-    function_paths: Vec<String>,
+    /// With table functions replaced by the tables that they read.
+    query: Query,
+    /// Files of tables by the name the text gives them.
+    tables: BTreeMap<String, TableFiles>,
     /// Names the query could have used.
     registered: Vec<String>,
+}
+
+/// Files that are a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TableFiles {
+    path: FilePath,
+    /// The format, unless the files' names tell it.
+    format: Option<Format>,
 }
 
 impl Sql {
@@ -38,58 +84,40 @@ impl Sql {
         tables: &BTreeMap<String, String>,
         directory: &str,
     ) -> Result<Self, Failure> {
-        depth::check_sql(text)?;
-        let options = ParserOptions { trailing_commas: true, ..Default::default() };
-        let statements = Parser::new(&GenericDialect)
-            .with_options(options)
-            .try_with_sql(text)
-            .and_then(|mut parser| parser.parse_statements())
-            .map_err(|error| Failure::Query { message: error.to_string() })?;
-        let [statement] = statements.as_slice() else {
-            let message = format!("one statement at a time: this text has {}", statements.len());
-            return Err(Failure::Refused { message });
-        };
-        if !matches!(statement, Statement::Query(_)) {
-            let first = text.split_whitespace().next().unwrap_or_default().to_uppercase();
-            let message =
-                format!("{first} is not a query: only SELECT (with WITH, UNION, VALUES ...) runs on a mesh");
-            return Err(Failure::Refused { message });
+        let mut query = statement::query(text)?;
+        let mut functions = Functions { directory, tables: BTreeMap::new() };
+        if let ControlFlow::Break(failure) = VisitMut::visit(&mut query, &mut functions) {
+            return Err(failure);
         }
-        let mut statement = statement.clone();
-        let mut functions = Functions { directory, paths: Vec::new(), changed: false };
-        let _ = VisitMut::visit(&mut statement, &mut functions);
         let mut relations = Relations::default();
-        let _ = Visit::visit(&statement, &mut relations);
-        let mut found = BTreeMap::new();
+        let _ = Visit::visit(&query, &mut relations);
+        let mut found = functions.tables;
         for (name, quoted) in relations.names {
-            if let Some(path) = tables.get(&name) {
-                found.insert(name, absolute(directory, path));
-            } else if !relations.ctes.contains(&name) && (quoted || is_path(&name)) {
-                let path = absolute(directory, &name);
-                found.insert(name, path);
-            }
+            let path = match tables.get(&name) {
+                Some(path) => path,
+                None if found.contains_key(&name) || relations.ctes.contains(&name) => continue,
+                None if quoted || is_path(&name) => &name,
+                None => continue,
+            };
+            let table = TableFiles { path: absolute(directory, path, true)?, format: None };
+            found.insert(name, table);
         }
-        Ok(Self {
-            text: if functions.changed { statement.to_string() } else { text.to_owned() },
-            tables: found,
-            function_paths: functions.paths,
-            registered: tables.keys().cloned().collect(),
-        })
+        Ok(Self { query, tables: found, registered: tables.keys().cloned().collect() })
     }
 
     /// Every path the query scans.
-    pub(crate) fn paths(&self) -> Vec<String> {
-        let paths: BTreeSet<&String> = self.tables.values().chain(&self.function_paths).collect();
+    pub(crate) fn paths(&self) -> Vec<FilePath> {
+        let paths: BTreeSet<&FilePath> = self.tables.values().map(|table| &table.path).collect();
         paths.into_iter().cloned().collect()
     }
 
     /// The query over scans of its files.
-    pub(crate) fn frame(&self) -> Result<LazyFrame, Failure> {
-        let mut context = SQLContext::new();
-        for (name, path) in &self.tables {
-            context.register(name, scan(path)?);
+    pub(crate) fn frame(&self, found: &Found) -> Result<LazyFrame, Failure> {
+        let mut tables = BTreeMap::new();
+        for (name, files) in &self.tables {
+            tables.insert(name.clone(), Table::new(scan(files, found)?));
         }
-        context.execute(&self.text).map_err(|error| self.explain_unknown(query_failure(error)))
+        planner::plan(&self.query, &tables).map_err(|failure| self.explain_unknown(failure))
     }
 
     fn explain_unknown(&self, failure: Failure) -> Failure {
@@ -107,13 +135,13 @@ impl Sql {
     }
 }
 
-/// Makes a path absolute against the driver's directory; paths with a scheme stay as they are.
-pub(crate) fn absolute(directory: &str, path: &str) -> String {
-    if path.contains("://") || Path::new(path).is_absolute() {
-        return path.to_owned();
-    }
-    let relative = path.strip_prefix("./").unwrap_or(path);
-    Path::new(directory).join(relative).to_string_lossy().into_owned()
+/// Plans a text over frames by name: what `SQLContext` of py-polars leaves in a plan, for one.
+pub fn plan_sql(
+    text: &str,
+    relations: impl IntoIterator<Item = (String, LazyFrame)>,
+) -> Result<LazyFrame, Failure> {
+    let tables = relations.into_iter().map(|(name, frame)| (name, Table::new(frame))).collect();
+    planner::plan(&statement::query(text)?, &tables)
 }
 
 /// The endings of files, after that of a compression.
@@ -126,36 +154,90 @@ fn ending(path: &str) -> Option<String> {
 
 const ENDINGS: [&str; 9] = ["parquet", "pq", "csv", "tsv", "ndjson", "jsonl", "ipc", "arrow", "feather"];
 
+/// What a table's files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Csv { separator: u8 },
+    Ipc,
+    NdJson,
+    Parquet,
+}
+
+impl Format {
+    /// The format of files with this ending.
+    fn of(ending: &str) -> Option<Self> {
+        Some(match ending {
+            "csv" => Self::Csv { separator: b',' },
+            "tsv" => Self::Csv { separator: b'\t' },
+            "ndjson" | "jsonl" => Self::NdJson,
+            "ipc" | "arrow" | "feather" => Self::Ipc,
+            "parquet" | "pq" => Self::Parquet,
+            _ => return None,
+        })
+    }
+
+    /// What one of Polars' table functions reads.
+    fn of_function(name: &str) -> Option<Self> {
+        Some(match name.to_lowercase().as_str() {
+            "read_csv" => Self::Csv { separator: b',' },
+            "read_ipc" => Self::Ipc,
+            "read_json" => Self::NdJson,
+            "read_parquet" => Self::Parquet,
+            _ => return None,
+        })
+    }
+}
+
 fn is_path(name: &str) -> bool {
     name.contains(['/', '\\', '*']) || ending(name).is_some_and(|end| ENDINGS.contains(&end.as_str()))
 }
 
-fn scan(path: &str) -> Result<LazyFrame, Failure> {
+/// The format of a table: by the ending of its name, or else of the files that it stands for.
+fn format_of(path: &str, expanded: Option<&Expanded>) -> Result<Format, Failure> {
+    let by_name = |path: &str| ending(path).and_then(|end| Format::of(&end));
+    if let Some(format) = by_name(path) {
+        return Ok(format);
+    }
+    let mut formats = expanded.into_iter().flat_map(|expanded| &expanded.files).map(|file| by_name(file));
+    let first = formats.next().flatten();
+    let alike = formats.all(|format| format == first);
+    match first {
+        Some(format) if alike => return Ok(format),
+        None if alike && expanded.is_some_and(|expanded| expanded.kind == Kind::Directory) => {
+            return Ok(Format::Parquet);
+        }
+        _ => {}
+    }
+    let message = format!(
+        "cannot tell the format of {path} by its name: it should end in .{}, or all of its files should",
+        ENDINGS.join(", .")
+    );
+    Err(Failure::Refused { message })
+}
+
+fn scan(table: &TableFiles, found: &Found) -> Result<LazyFrame, Failure> {
+    let path = &table.path.path;
+    let format = match table.format {
+        Some(format) => format,
+        None => format_of(path, found.get(&table.path))?,
+    };
     let at = PlRefPath::new(path);
-    let csv = |separator| {
+    let frame = match format {
         // As `read_csv` of Polars SQL does.
-        LazyCsvReader::new(at.clone())
+        Format::Csv { separator } => LazyCsvReader::new(at)
             .with_separator(separator)
             .with_try_parse_dates(true)
             .with_missing_is_null(true)
-            .finish()
+            .finish(),
+        Format::NdJson => LazyJsonLineReader::new(at).finish(),
+        Format::Ipc => LazyFrame::scan_ipc(at, Default::default(), Default::default()),
+        Format::Parquet => LazyFrame::scan_parquet(at, Default::default()),
     };
-    let frame = match ending(path).as_deref() {
-        Some("csv") => csv(b','),
-        Some("tsv") => csv(b'\t'),
-        Some("ndjson" | "jsonl") => LazyJsonLineReader::new(at).finish(),
-        Some("ipc" | "arrow" | "feather") => LazyFrame::scan_ipc(at, Default::default(), Default::default()),
-        Some("parquet" | "pq") => LazyFrame::scan_parquet(at, Default::default()),
-        _ if Path::new(path).is_dir() => LazyFrame::scan_parquet(at, Default::default()),
-        _ => {
-            let message = format!(
-                "cannot tell the format of {path} by its name: it should end in .{} or be a directory of Parquet files",
-                ENDINGS.join(", .")
-            );
-            return Err(Failure::Refused { message });
-        }
-    };
-    frame.map_err(query_failure)
+    let mut plan: DslPlan = frame.map_err(query_failure)?.logical_plan;
+    if let DslPlan::Scan { sources, unified_scan_args, scan_type, .. } = &mut plan {
+        found.settle(sources, unified_scan_args, scan_type);
+    }
+    Ok(LazyFrame::from(plan))
 }
 
 /// Names of tables and of common table expressions.
@@ -184,32 +266,40 @@ impl Visitor for Relations {
     }
 }
 
-/// Makes the paths of `read_parquet('...')` and its like absolute: Polars would take them from the directory
-/// of this process.
+/// Makes tables of `read_parquet('...')` and its like, whose paths Polars would take from the directory of this process
+/// and for patterns.
 struct Functions<'a> {
     directory: &'a str,
-    paths: Vec<String>,
-    changed: bool,
+    tables: BTreeMap<String, TableFiles>,
 }
 
 impl VisitorMut for Functions<'_> {
-    type Break = ();
+    type Break = Failure;
 
-    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
-        let TableFactor::Table { args: Some(arguments), .. } = factor else {
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<Failure> {
+        let TableFactor::Table { name, args, .. } = factor else { return ControlFlow::Continue(()) };
+        let function = name.0.as_slice();
+        let [ObjectNamePart::Identifier(function)] = function else { return ControlFlow::Continue(()) };
+        // What Polars' functions do not take, Polars says.
+        let Some(format) = Format::of_function(&function.value) else { return ControlFlow::Continue(()) };
+        let Some([FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))]) =
+            args.as_ref().map(|arguments| arguments.args.as_slice())
+        else {
             return ControlFlow::Continue(());
         };
-        for argument in &mut arguments.args {
-            let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) = argument else {
-                continue;
-            };
-            if let Value::SingleQuotedString(path) = &mut value.value {
-                let found = absolute(self.directory, path);
-                self.changed |= found != *path;
-                self.paths.push(found.clone());
-                *path = found;
-            }
+        let Value::SingleQuotedString(path) = &value.value else { return ControlFlow::Continue(()) };
+        let table = match absolute(self.directory, path, true) {
+            Ok(path) => TableFiles { path, format: Some(format) },
+            Err(failure) => return ControlFlow::Break(failure),
+        };
+        // One file may be read in two ways.
+        let mut relation = table.path.path.clone();
+        while self.tables.get(&relation).is_some_and(|other| *other != table) {
+            relation.push('\'');
         }
+        *name = ObjectName::from(vec![Ident::with_quote('"', &relation)]);
+        *args = None;
+        self.tables.insert(relation, table);
         ControlFlow::Continue(())
     }
 }
@@ -227,7 +317,9 @@ mod tests {
 
     #[test]
     fn tables_are_found_wherever_they_stand() {
-        let paths = |text: &str| parse(text).unwrap().paths();
+        let paths = |text: &str| -> Vec<String> {
+            parse(text).unwrap().paths().into_iter().map(|path| path.path).collect()
+        };
         assert_eq!(paths("select * from t"), ["/home/me/data/t.parquet"]);
         assert_eq!(paths("select * from 'a/*.csv'"), ["/home/me/a/*.csv"]);
         assert_eq!(paths("select * from \"/b.ndjson\" as b"), ["/b.ndjson"]);
@@ -259,14 +351,17 @@ mod tests {
 
     #[test]
     fn an_unknown_table_names_the_known_ones() {
-        let Err(Failure::Query { message }) = parse("select * from u").unwrap().frame() else {
+        let Err(Failure::Query { message }) = parse("select * from u").unwrap().frame(&Found::default())
+        else {
             panic!("found")
         };
         assert_eq!(
             message,
             "relation 'u' was not found; registered tables: t; name a file as FROM 'path/to/file.parquet'"
         );
-        let Err(Failure::Refused { message }) = parse("select * from 'x/y.txt'").unwrap().frame() else {
+        let Err(Failure::Refused { message }) =
+            parse("select * from 'x/y.txt'").unwrap().frame(&Found::default())
+        else {
             panic!("read")
         };
         assert!(message.starts_with("cannot tell the format of /home/me/x/y.txt"), "{message}");

@@ -23,7 +23,9 @@ use polars_plan::plans::{
 use polars_plan::prelude::{DistinctOptionsIR, GroupbyOptions, ProjectionOptions, UnionOptions};
 use polars_utils::arena::{Arena, Node};
 
+use crate::adapt::{forget_metadata, in_order};
 use crate::aggregate::{TwoSteps, two_steps};
+use crate::codes::{Codes, codes};
 use crate::exchange::{SortKey, sample_schema};
 use crate::explain::{SAMPLE, expression, expressions, list, operator};
 use crate::files::{self, ScanSplit};
@@ -59,7 +61,6 @@ const INPUT: Node = Node(usize::MAX);
 
 /// Cuts a plan into stages.
 pub(crate) fn cut(plan: IRPlan, shape: &Shape) -> Result<Planned, Failure> {
-    let schema = plan.lp_arena.get(plan.lp_top).schema(&plan.lp_arena).into_owned();
     let mut cutter = Cutter {
         ir: plan.lp_arena,
         exprs: plan.expr_arena,
@@ -70,6 +71,7 @@ pub(crate) fn cut(plan: IRPlan, shape: &Shape) -> Result<Planned, Failure> {
         scans: 0,
     };
     cutter.drop_dynamic_predicates();
+    let schema = cutter.schema(plan.lp_top);
     let result = cutter.lower(plan.lp_top)?;
     cutter.seal(result, Output::Rows, Exchange::Gather)?;
     let graph = StageGraph { stages: cutter.stages, schema: ipc_schema(&schema)? };
@@ -101,6 +103,8 @@ struct Piece {
     bytes: u64,
     operators: Vec<String>,
     single_because: Option<String>,
+    /// Whether codes of categories were read in it: they mean nothing in another task.
+    reads_codes: bool,
 }
 
 struct PieceInput {
@@ -145,17 +149,11 @@ impl Cutter {
             }
             IR::SinkMultiple { .. } => Err(refused("several queries at once: submit them one by one")),
             IR::Filter { input, ref predicate } => {
-                let reason = (!elementwise(predicate.node(), &self.exprs))
-                    .then(|| culprit(std::slice::from_ref(predicate), &self.exprs));
-                self.apply(input, ir, reason)
+                self.apply_expressions(input, ir.clone(), std::slice::from_ref(predicate))
             }
             IR::SimpleProjection { input, .. } => self.apply(input, ir, None),
             IR::Select { .. } => self.select(ir),
-            IR::HStack { input, ref exprs, .. } => {
-                let separable = exprs.iter().all(|e| elementwise(e.node(), &self.exprs));
-                let reason = (!separable).then(|| culprit(exprs, &self.exprs));
-                self.apply(input, ir, reason)
-            }
+            IR::HStack { input, ref exprs, .. } => self.apply_expressions(input, ir.clone(), exprs),
             IR::MapFunction { .. } => self.map_function(ir),
             IR::Slice { input, offset, len } => {
                 let piece = self.lower(input)?;
@@ -168,7 +166,7 @@ impl Cutter {
             IR::Join { ref options, .. } => {
                 let reason =
                     format!("the {} join is not split yet", options.args.how.to_string().to_lowercase());
-                self.alone(ir, reason)
+                self.alone(in_order(ir), reason)
             }
             IR::Invalid => Err(Failure::internal("an invalid plan")),
             _ => {
@@ -178,8 +176,29 @@ impl Cutter {
         }
     }
 
+    /// The columns that a node puts out. A select may have been put into the plan by Polars' optimizer in place of
+    /// something else (a right join, for one) and still name the types of that: its expressions have the last word.
     fn schema(&self, node: Node) -> SchemaRef {
-        self.ir.get(node).schema(&self.ir).into_owned()
+        let named = self.ir.get(node).schema(&self.ir).into_owned();
+        let mut below = node;
+        let (input, exprs) = loop {
+            match self.ir.get(below) {
+                IR::Filter { input, .. }
+                | IR::Slice { input, .. }
+                | IR::Sort { input, .. }
+                | IR::SimpleProjection { input, .. } => below = *input,
+                IR::Select { input, expr, .. } => break (*input, expr),
+                _ => return named,
+            }
+        };
+        let Ok(found) = self.extended(Schema::default(), exprs, &self.ir.get(input).schema(&self.ir)) else {
+            return named;
+        };
+        let dtype = |(name, dtype): (&PlSmallStr, &DataType)| match found.get(name) {
+            Some(found) if found.is_known() => Field::new(name.clone(), found.clone()),
+            _ => Field::new(name.clone(), dtype.clone()),
+        };
+        Arc::new(named.iter().map(dtype).collect())
     }
 
     /// A predicate that tightens while a sort above it runs means nothing in another stage, or after a plan
@@ -232,6 +251,45 @@ impl Cutter {
         }
         self.add(&mut piece, ir);
         Ok(piece)
+    }
+
+    /// Lowers the input and puts an operator on top whose expressions see its rows, in one task if they need it.
+    fn apply_expressions(&mut self, input: Node, ir: IR, exprs: &[ExprIR]) -> Result<Piece, Failure> {
+        let piece = self.lower(input)?;
+        let mut piece = self.for_codes(piece, exprs)?;
+        if !exprs.iter().all(|e| elementwise(e.node(), &self.exprs)) {
+            piece = self.gather(piece, Some(culprit(exprs, &self.exprs)))?;
+        }
+        self.add(&mut piece, ir);
+        Ok(piece)
+    }
+
+    /// The same rows in one task, if one of these expressions reads the codes of categories.
+    fn for_codes(&mut self, mut piece: Piece, exprs: &[ExprIR]) -> Result<Piece, Failure> {
+        if let Some(reason) = self.codes(exprs, &self.schema(piece.root), piece.reads_codes)? {
+            piece = self.gather(piece, Some(reason))?;
+            piece.reads_codes = true;
+        }
+        Ok(piece)
+    }
+
+    /// Why expressions must run in one task for the codes that one of them reads, if one does. `known` is whether
+    /// codes were read before, in the same task.
+    fn codes(&self, exprs: &[ExprIR], rows: &Schema, known: bool) -> Result<Option<String>, Failure> {
+        let (codes, Some(expr)) = codes(exprs, rows, &self.exprs) else {
+            return Ok(None);
+        };
+        let text = expression(expr, &self.exprs);
+        match codes {
+            Codes::Unused => Ok(None),
+            Codes::Taken if !known => Err(refused(&format!(
+                "`{text}`, which makes categories of codes: they mean something only in the process that gave \
+                 them; send strings, or use an Enum"
+            ))),
+            Codes::Read | Codes::Taken => {
+                Ok(Some(format!("`{text}` reads codes of categories, which each task would number anew")))
+            }
+        }
     }
 
     /// An operator of any inputs, in one task.
@@ -290,6 +348,7 @@ impl Cutter {
         let inputs = piece.inputs.iter().map(|input| Input {
             node: input.placeholder.as_ref().and_then(placeholder),
             segments: input.segments,
+            at_once: piece.reads_codes,
         });
         let inputs = inputs.collect();
         let scan = |scan: &PieceScan| {
@@ -374,6 +433,7 @@ impl Cutter {
             bytes,
             operators: Vec::new(),
             single_because: None,
+            reads_codes: false,
         };
         if schema.is_empty() {
             self.add_silently(&mut piece, IR::SimpleProjection { input: INPUT, columns: schema.clone() });
@@ -434,35 +494,34 @@ impl Cutter {
             ScanSources::Files(_) => return Err(refused("a scan of open files: name them by their paths")),
             ScanSources::Paths(paths) if !paths.is_empty() => paths.clone(),
             // Bytes in memory travel in the fragment, and no file at all needs none.
-            _ => return Ok(Piece::source(self.ir.add(ir), Vec::new(), 0, text)),
+            _ => {
+                forget_metadata(&mut ir);
+                return Ok(Piece::source(self.ir.add(ir), Vec::new(), 0, text));
+            }
         };
         if let Some(path) = paths.iter().find(|path| path.has_scheme()) {
             return Err(refused(&format!("a scan of {path}: only files are read, no object stores")));
         }
-        let is_elementwise = predicate.as_ref().is_none_or(|e| elementwise(e.node(), &self.exprs));
-        let halved = predicate.is_some();
-        let (splits, reason) = files::split(&ir, is_elementwise, &self.shape)?;
+        let predicate = predicate.as_slice();
+        let halved = !predicate.is_empty();
+        let codes = self.codes(predicate, &ir.schema(&self.ir), false)?;
+        let separable = codes.is_none() && predicate.iter().all(|e| elementwise(e.node(), &self.exprs));
+        let (splits, reason) = files::split(&ir, separable, &self.shape)?;
         let bytes: u64 = splits.iter().map(|split| split.bytes).sum();
         let token = self.token();
-        let IR::Scan { sources, file_info, scan_type, unified_scan_args, .. } = &mut ir else {
+        let IR::Scan { sources, file_info, unified_scan_args, .. } = &mut ir else {
             return Err(Failure::internal("not a scan"));
         };
         // What the planner read of the first file does not hold for a task's files.
         *sources = ScanSources::Paths([token.clone()].into_iter().collect());
         file_info.row_estimation = (None, usize::MAX);
         unified_scan_args.table_statistics = None;
-        match &mut **scan_type {
-            FileScanIR::Parquet { first_metadata, metadata_per_source, .. } => {
-                *first_metadata = None;
-                *metadata_per_source = None;
-            }
-            FileScanIR::Ipc { metadata, .. } => *metadata = None,
-            _ => {}
-        }
+        forget_metadata(&mut ir);
         let root = self.ir.add(ir);
         let bytes = if halved { bytes / 2 } else { bytes };
         let mut piece = Piece::source(root, vec![PieceScan { token, splits }], bytes, text);
-        piece.single_because = reason;
+        piece.reads_codes = codes.is_some();
+        piece.single_because = reason.map(|reason| codes.unwrap_or(reason));
         Ok(piece)
     }
 
@@ -517,7 +576,8 @@ impl Cutter {
         let IR::Select { input, expr, schema, options } = &ir else {
             return Err(Failure::internal("not a select"));
         };
-        let mut piece = self.lower(*input)?;
+        let piece = self.lower(*input)?;
+        let mut piece = self.for_codes(piece, expr)?;
         if piece.tasks > 1 && !select_is_separable(expr, &self.exprs) {
             let rows = self.schema(piece.root);
             match two_steps(expr, &rows, schema, &mut self.exprs) {
@@ -638,8 +698,10 @@ impl Cutter {
         if apply.is_some() {
             return Err(refused("a group_by with a function of the driver: it cannot be sent"));
         }
-        let mut piece = self.lower(input)?;
+        let piece = self.lower(input)?;
+        let mut piece = self.for_codes(piece, &[&keys[..], &aggs[..]].concat())?;
         let mut group = Group { keys, aggs, schema, maintain_order, options };
+        let rows = self.schema(piece.root);
         let reason = self.group_in_one_task(&group, &piece);
         if piece.tasks == 1 || reason.is_some() {
             piece = self.gather(piece, reason)?;
@@ -650,7 +712,6 @@ impl Cutter {
         if slice.is_some() {
             group.options = Arc::new(GroupbyOptions { slice: None, ..(*group.options).clone() });
         }
-        let rows = self.schema(piece.root);
         let piece = match two_steps(&group.aggs, &rows, &group.schema, &mut self.exprs) {
             Ok(steps) => self.group_in_two_steps(piece, group, steps)?,
             Err(aggregate) if group.maintain_order => {
@@ -803,7 +864,8 @@ impl Cutter {
         let IR::Sort { input, by_column, slice, mut sort_options } = ir else {
             return Err(Failure::internal("not a sort"));
         };
-        let mut piece = self.lower(input)?;
+        let piece = self.lower(input)?;
+        let mut piece = self.for_codes(piece, &by_column)?;
         // A predicate that tightens while the sort runs does not reach scans in other stages.
         let slice = slice.map(|(offset, len, _)| (offset, len, None));
         for flags in [&mut sort_options.descending, &mut sort_options.nulls_last] {
@@ -896,10 +958,15 @@ impl Cutter {
         for input in inputs {
             pieces.push(self.lower(*input)?);
         }
+        let together = pieces.iter().any(|piece| piece.reads_codes);
+        if together {
+            pieces = pieces.into_iter().map(|piece| self.gather(piece, None)).collect::<Result<_, _>>()?;
+        }
         let without_slice = UnionOptions { slice: None, ..options };
         let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-        let small =
-            pieces.iter().all(|piece| piece.tasks == 1) && bytes <= GATHER_BYTES.min(self.shape.task_bytes);
+        let small = together
+            || pieces.iter().all(|piece| piece.tasks == 1)
+                && bytes <= GATHER_BYTES.min(self.shape.task_bytes);
         if !small {
             let mut branches = Vec::new();
             let mut first = 0;
@@ -955,7 +1022,16 @@ impl Piece {
     /// A piece that reads no stage.
     fn source(root: Node, scans: Vec<PieceScan>, bytes: u64, text: String) -> Self {
         let tasks = scans.first().map_or(1, |scan| scan.splits.len() as u32);
-        Self { root, inputs: Vec::new(), scans, tasks, bytes, operators: vec![text], single_because: None }
+        Self {
+            root,
+            inputs: Vec::new(),
+            scans,
+            tasks,
+            bytes,
+            operators: vec![text],
+            single_because: None,
+            reads_codes: false,
+        }
     }
 }
 
@@ -969,12 +1045,14 @@ fn merge(pieces: Vec<Piece>) -> Piece {
         bytes: 0,
         operators: Vec::new(),
         single_because: None,
+        reads_codes: false,
     };
     for piece in pieces {
         merged.inputs.extend(piece.inputs);
         merged.scans.extend(piece.scans);
         merged.bytes += piece.bytes;
         merged.operators.extend(piece.operators);
+        merged.reads_codes |= piece.reads_codes;
         merged.single_because = merged.single_because.or(piece.single_because);
     }
     merged

@@ -7,7 +7,7 @@ use std::io::{Cursor, IsTerminal, stdout};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use floe_client::{Job, JobKind, JobSpec, JobStatus, Mesh, StageGraph};
 use floe_protocol::frame;
@@ -39,7 +39,7 @@ pub(super) struct MapArgs {
     /// The program: a file, or a command that every node has
     #[arg(long, value_name = "FILE")]
     program: PathBuf,
-    /// A file or glob that the nodes can see; may be given more than once
+    /// A file, directory or pattern that the nodes can see; may be given more than once
     #[arg(long = "in", value_name = "PATH", required = true)]
     inputs: Vec<String>,
     /// A directory for the results, one file for each input; without it they come as one
@@ -140,10 +140,11 @@ async fn spec(args: &MapArgs, mesh: &Mesh, stdin: Stdio, stdout: Stdio) -> anyho
         limits: Limits { memory_bytes: args.memory, time_ms },
     };
     let directory = std::env::current_dir().context("the working directory cannot be told")?;
-    let input = FunctionInput::Files {
-        paths: args.inputs.clone(),
-        directory: directory.to_string_lossy().into_owned(),
-    };
+    let directory = directory
+        .into_os_string()
+        .into_string()
+        .map_err(|directory| anyhow!("the name of this directory is not UTF-8: {}", directory.display()))?;
+    let input = FunctionInput::Files { paths: args.inputs.clone(), directory };
     let label = format!("{name} over {}", args.inputs.join(", "));
     Ok(JobSpec { label, kind: JobKind::Function(Box::new(FunctionJob { function, input, merge: None })) })
 }

@@ -43,7 +43,7 @@ pub(super) struct SqlArgs {
 pub(super) struct Statement {
     /// The query, or - to read it from stdin
     query: String,
-    /// Name a file, glob or directory as a table; may be given more than once
+    /// Name a file, directory or pattern as a table; may be given more than once
     #[arg(long = "table", value_name = "NAME=PATH", value_parser = parse_table)]
     tables: Vec<(String, PathBuf)>,
 }

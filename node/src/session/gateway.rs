@@ -10,12 +10,15 @@
 //! for the network; long ones one a slot, so that a node that becomes free takes the next.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use floe_protocol::session::{
-    Call, CallFrame, CallResult, MAX_CALL_BYTES, MAX_CALLS, MAX_CALLS_BYTES, MAX_FUNCTIONS, ResultFrame,
+    Call, CallFrame, CallResult, MAX_CALL_BYTES, MAX_CALLS, MAX_CALLS_BYTES, MAX_FUNCTIONS,
+    MAX_FUNCTIONS_BYTES, ResultFrame,
 };
-use floe_protocol::{Failure, Function, JobId, NodeId, Request, Response};
+use floe_protocol::{Failure, Function, JobId, NodeId, Request, Response, frame};
 use floe_transport::call::{call, read_frame};
 use futures::AsyncReadExt;
 use libp2p::Stream;
@@ -31,6 +34,9 @@ use crate::worker::Worker;
 
 /// How often the gateway looks for nodes that came, and whether its session was ended by somebody else.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a node that gave no seat is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// How much work a seat is sent ahead of its results, per slot: some round trips' worth, on a busy machine too.
 const AHEAD_US: u64 = 20_000;
@@ -63,12 +69,43 @@ struct Placed {
     tries: u32,
 }
 
+/// Bytes that a session holds, counted among those of all sessions of the node.
+pub(super) struct Held {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// None yet.
+    pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
+        Self { bytes: 0, all }
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.all.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.all.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.remove(self.bytes);
+    }
+}
+
 /// A node that runs calls of this session.
 struct Seat {
     name: String,
     slots: usize,
     calls: mpsc::Sender<CallFrame>,
     defined: BTreeSet<u32>,
+    /// Functions that it is to forget, once there is room for a frame.
+    forgotten: Vec<u32>,
     under_way: BTreeMap<u64, Placed>,
     /// Functions that it cannot run: what each needs, and why it cannot be had.
     unfit: BTreeMap<u32, (String, String)>,
@@ -78,24 +115,50 @@ struct Seat {
 /// What a seat says.
 enum Said {
     Results(Vec<CallResult>),
+    /// The node is lost, with what it ran.
     Gone,
+    /// The node could not be had, or has no room: it ran nothing.
+    Refused,
 }
 
 struct Gateway<'a> {
     mailbox: &'a Mailbox,
     worker: &'a Worker,
     session: JobId,
-    functions: BTreeMap<u32, Box<Function>>,
+    functions: BTreeMap<u32, (Box<Function>, usize)>,
+    /// Of all their definitions.
+    functions_bytes: usize,
     seats: BTreeMap<NodeId, Seat>,
+    /// Nodes that gave no seat, and when they are asked again.
+    refused: BTreeMap<NodeId, Instant>,
     waiting: VecDeque<Placed>,
-    waiting_bytes: usize,
+    /// Of these calls' arguments.
+    waiting_bytes: Held,
     pace: Pace,
     said: mpsc::Sender<(NodeId, Said)>,
     results: mpsc::Sender<ResultFrame>,
 }
 
+impl Seat {
+    /// Has it forget what it is to forget; false if it has no room for that now.
+    fn let_go(&mut self) -> bool {
+        if self.forgotten.is_empty() {
+            return true;
+        }
+        let Ok(place) = self.calls.try_reserve() else { return false };
+        place.send(CallFrame::Forget { functions: std::mem::take(&mut self.forgotten) });
+        true
+    }
+}
+
 /// Serves a session's driver. True: it closed the session; false: it is gone, and may come back, here or elsewhere.
-pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, stream: Stream) -> bool {
+pub(super) async fn serve(
+    mailbox: &Mailbox,
+    worker: &Worker,
+    session: JobId,
+    stream: Stream,
+    held: Held,
+) -> bool {
     let (mut reader, writer) = stream.split();
     let (frames, mut received) = mpsc::channel::<CallFrame>(wire::FRAMES);
     let (results, sent) = mpsc::channel(wire::FRAMES);
@@ -114,9 +177,11 @@ pub(super) async fn serve(mailbox: &Mailbox, worker: &Worker, session: JobId, st
         worker,
         session,
         functions: BTreeMap::new(),
+        functions_bytes: 0,
         seats: BTreeMap::new(),
+        refused: BTreeMap::new(),
         waiting: VecDeque::new(),
-        waiting_bytes: 0,
+        waiting_bytes: held,
         pace: Pace::default(),
         said,
         results,
@@ -154,26 +219,33 @@ impl Gateway<'_> {
     async fn take(&mut self, frame: CallFrame) -> Result<(), Failure> {
         match frame {
             CallFrame::Define { function, definition } => {
-                if self.functions.len() >= MAX_FUNCTIONS && !self.functions.contains_key(&function) {
-                    let message =
-                        format!("one session holds {MAX_FUNCTIONS} functions: open another for more");
+                let bytes = frame::encode(&definition).map_err(Failure::internal)?.len();
+                if let Some((_, former)) = self.functions.insert(function, (definition, bytes)) {
+                    self.functions_bytes -= former;
+                }
+                self.functions_bytes += bytes;
+                if self.functions.len() > MAX_FUNCTIONS || self.functions_bytes > MAX_FUNCTIONS_BYTES {
+                    let message = format!(
+                        "the driver defined more functions at once than the {MAX_FUNCTIONS}, or the \
+                         {MAX_FUNCTIONS_BYTES} bytes of them, that one session may have"
+                    );
                     return Err(Failure::Refused { message });
                 }
-                self.functions.insert(function, definition);
             }
+            CallFrame::Forget { functions } => self.forget(&functions)?,
             CallFrame::Calls { function, node, calls } => {
                 if !self.functions.contains_key(&function) {
                     let message = format!("function {function} was called before it was defined");
                     return Err(Failure::Refused { message });
                 }
                 for call in calls {
-                    self.waiting_bytes += call.argument.len();
+                    self.waiting_bytes.add(call.argument.len());
                     self.waiting.push_back(Placed { function, only: node, call, tries: 0 });
                 }
                 let under_way: usize = self.seats.values().map(|seat| seat.under_way.len()).sum();
                 // A driver of this version keeps to half of it.
                 let too_many = self.waiting.len() + under_way > 2 * MAX_CALLS
-                    || self.waiting_bytes > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
+                    || self.waiting_bytes.bytes > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
                 if too_many {
                     let message = "the driver sent more calls than it may have under way".to_owned();
                     return Err(Failure::Refused { message });
@@ -184,7 +256,7 @@ impl Gateway<'_> {
                 let mut kept = VecDeque::new();
                 for placed in self.waiting.drain(..) {
                     if unwanted.contains(&placed.call.id) {
-                        self.waiting_bytes -= placed.call.argument.len();
+                        self.waiting_bytes.remove(placed.call.argument.len());
                     } else {
                         kept.push_back(placed);
                     }
@@ -200,6 +272,29 @@ impl Gateway<'_> {
                 }
             }
             CallFrame::Close => {}
+        }
+        Ok(())
+    }
+
+    /// Forgets functions, here and on all seats.
+    fn forget(&mut self, functions: &[u32]) -> Result<(), Failure> {
+        let gone: BTreeSet<u32> = functions.iter().copied().collect();
+        let under_way = self.seats.values().flat_map(|seat| seat.under_way.values());
+        if self.waiting.iter().chain(under_way).any(|placed| gone.contains(&placed.function)) {
+            let message = "the driver has functions forgotten whose calls are under way".to_owned();
+            return Err(Failure::Refused { message });
+        }
+        for function in &gone {
+            if let Some((_, bytes)) = self.functions.remove(function) {
+                self.functions_bytes -= bytes;
+            }
+        }
+        self.pace.forget(functions);
+        for seat in self.seats.values_mut() {
+            seat.unfit.retain(|function, _| !gone.contains(function));
+            let known: Vec<u32> = gone.iter().copied().filter(|gone| seat.defined.remove(gone)).collect();
+            seat.forgotten.extend(known);
+            seat.let_go();
         }
         Ok(())
     }
@@ -230,6 +325,14 @@ impl Gateway<'_> {
                 self.tell(node, told).await
             }
             Said::Gone => self.lost(node).await,
+            Said::Refused => {
+                self.refused.insert(node, Instant::now() + REFUSED_PAUSE);
+                let seat = self.seats.remove(&node);
+                for (_, placed) in seat.into_iter().flat_map(|seat| seat.under_way).rev() {
+                    self.put_back(placed);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -259,7 +362,7 @@ impl Gateway<'_> {
 
     /// The next to run, since it came before those that wait.
     fn put_back(&mut self, placed: Placed) {
-        self.waiting_bytes += placed.call.argument.len();
+        self.waiting_bytes.add(placed.call.argument.len());
         self.waiting.push_front(placed);
     }
 
@@ -291,7 +394,11 @@ impl Gateway<'_> {
         for info in status.nodes {
             let id = info.member.id;
             let reachable = id == status.node || self.mailbox.network().is_connected(id);
-            if !reachable || info.member.slots == 0 || self.seats.contains_key(&id) {
+            if !reachable {
+                self.refused.remove(&id);
+            }
+            let refused = self.refused.get(&id).is_some_and(|until| Instant::now() < *until);
+            if !reachable || info.member.slots == 0 || self.seats.contains_key(&id) || refused {
                 continue;
             }
             let (calls, pump) = self.open_seat(id, id == status.node);
@@ -300,6 +407,7 @@ impl Gateway<'_> {
                 slots: info.member.slots as usize,
                 calls,
                 defined: BTreeSet::new(),
+                forgotten: Vec::new(),
                 under_way: BTreeMap::new(),
                 unfit: BTreeMap::new(),
                 _pump: pump,
@@ -307,13 +415,12 @@ impl Gateway<'_> {
             self.seats.insert(id, seat);
         }
         // What only a node can run that is not here is not waited for: it may never come.
-        let (kept, lost): (VecDeque<Placed>, VecDeque<Placed>) = self
-            .waiting
-            .drain(..)
-            .partition(|placed| placed.only.is_none_or(|only| self.seats.contains_key(&only)));
+        let is_here = |node: NodeId| self.seats.contains_key(&node) || self.refused.contains_key(&node);
+        let (kept, lost): (VecDeque<Placed>, VecDeque<Placed>) =
+            self.waiting.drain(..).partition(|placed| placed.only.is_none_or(is_here));
         self.waiting = kept;
         for Placed { only, call, .. } in lost {
-            self.waiting_bytes -= call.argument.len();
+            self.waiting_bytes.remove(call.argument.len());
             let node = only.unwrap_or(status.node);
             let outcome = Err(Failure::NodeLost { node });
             self.tell(node, vec![CallResult { id: call.id, outcome, elapsed_us: 0 }]).await?;
@@ -345,7 +452,11 @@ impl Gateway<'_> {
                 let answer = call(&mut stream, &request, config::CALL_TIMEOUT).await.ok()?;
                 (answer == Response::Done).then_some(stream)
             };
-            if let Some(stream) = opened.await {
+            let Some(stream) = opened.await else {
+                let _ = said.send((node, Said::Refused)).await;
+                return;
+            };
+            {
                 let (mut reader, writer) = stream.split();
                 let read = async {
                     while let Ok(ResultFrame::Results { results, .. }) = read_frame(&mut reader).await {
@@ -370,7 +481,7 @@ impl Gateway<'_> {
         while let Some(first) = self.waiting.pop_front() {
             let Some((node, room)) = self.choose(&first) else {
                 if let Some(failure) = self.nowhere(&first) {
-                    self.waiting_bytes -= first.call.argument.len();
+                    self.waiting_bytes.remove(first.call.argument.len());
                     let result = CallResult { id: first.call.id, outcome: Err(failure), elapsed_us: 0 };
                     self.tell(self.mailbox.network().node(), vec![result]).await?;
                     continue;
@@ -423,15 +534,16 @@ impl Gateway<'_> {
     /// Never waits, since a seat may be waiting for this gateway to take its results.
     fn send(&mut self, node: NodeId, function: u32, chosen: Vec<Placed>) {
         let Some(seat) = self.seats.get_mut(&node) else { return };
-        let mut sound = true;
+        // What it is to forget may be defined again now.
+        let mut sound = seat.let_go();
         if seat.defined.insert(function)
-            && let Some(definition) = self.functions.get(&function).cloned()
+            && let Some((definition, _)) = self.functions.get(&function).cloned()
         {
-            sound = seat.calls.try_send(CallFrame::Define { function, definition }).is_ok();
+            sound &= seat.calls.try_send(CallFrame::Define { function, definition }).is_ok();
         }
         let calls: Vec<Call> = chosen.iter().map(|placed| placed.call.clone()).collect();
         for placed in chosen {
-            self.waiting_bytes -= placed.call.argument.len();
+            self.waiting_bytes.remove(placed.call.argument.len());
             seat.under_way.insert(placed.call.id, placed);
         }
         sound = sound && seat.calls.try_send(CallFrame::Calls { function, node: None, calls }).is_ok();

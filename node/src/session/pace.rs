@@ -17,6 +17,13 @@ impl Pace {
         *lately_us = (*lately_us * (NEWEST_PART - 1) + elapsed_us) / NEWEST_PART;
     }
 
+    /// These functions are not called any more.
+    pub(super) fn forget(&mut self, functions: &[u32]) {
+        for function in functions {
+            self.0.remove(function);
+        }
+    }
+
     /// How many calls of this function take about so long in all: at least one, at most `most`, and one where that
     /// is not known yet.
     pub(super) fn calls_in(&self, work_us: u64, function: u32, most: usize) -> usize {

@@ -27,7 +27,7 @@ use crate::worker::{Slot, Worker};
 const QUANTUM: Duration = Duration::from_millis(100);
 
 /// How long a runner without calls keeps its host: longer than a driver that waits for one result before it makes the
-/// next call, and short enough that others soon get it from the pool.
+/// next call, and short enough that others soon get it from the pool. Where there are many hosts they get it at once.
 const HOST_KEPT: Duration = Duration::from_secs(1);
 
 /// How much work a host gets at once, by what the calls before took: more spares switches between processes, less
@@ -144,6 +144,13 @@ impl Seat {
                     self.cancelled.notify_waiters();
                 }
             }
+            CallFrame::Forget { functions } => {
+                // Of their calls at most some that were cancelled are still running.
+                for function in &functions {
+                    state.functions.remove(function);
+                }
+                state.pace.forget(&functions);
+            }
             CallFrame::Close => {}
         }
         state.queue.len() + state.running.len()
@@ -172,6 +179,9 @@ impl Seat {
         loop {
             let Some((key, function, calls)) = self.next_batch() else {
                 slot = None;
+                if self.worker.hosts().are_many() {
+                    host = None;
+                }
                 // A notification that came first is stored.
                 if timeout(HOST_KEPT, self.work.notified()).await.is_err() {
                     host = None;
@@ -232,7 +242,10 @@ impl Seat {
             }
         };
         match ended {
-            Ok(()) => Some(host),
+            Ok(left) => {
+                self.put_back(key, left);
+                Some(host)
+            }
             Err(ended) => {
                 let mut unfinished = ended.unfinished.into_iter();
                 if let Some(culprit) = unfinished.next() {

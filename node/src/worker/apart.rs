@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use floe_protocol::message::FileMark;
+use floe_protocol::message::{FileMark, FilePath};
 use floe_protocol::{Failure, Query, StageGraph, StageId, frame};
 use floe_query::{Planned, Shape, Stop};
 use nix::sys::signal::{SigHandler, Signal, raise, signal};
@@ -57,7 +57,7 @@ enum Order {
 /// What came of it.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    Paths(Vec<String>),
+    Paths(Vec<FilePath>),
     /// The bodies are the frames, each of so many bytes.
     Plan {
         graph: StageGraph,
@@ -89,7 +89,7 @@ pub fn is_known() -> bool {
 }
 
 /// [`floe_query::paths`], apart.
-pub fn paths(query: &Query) -> Result<Vec<String>, Failure> {
+pub fn paths(query: &Query) -> Result<Vec<FilePath>, Failure> {
     match ask("the query's planning", &Order::Paths(query.clone()), &[], &Stop::default())? {
         (Answer::Paths(paths), _) => Ok(paths),
         _ => Err(misunderstood()),

@@ -36,6 +36,10 @@ MAX_MESSAGE_BYTES = 4 << 10
 MAX_TRACEBACK_BYTES = 16 << 10
 MAX_EXCEPTION_BYTES = 24 << 10
 
+# Of a longer traceback its beginning and its end are kept.
+FIRST_TRACEBACK_BYTES = 2 << 10
+LAST_TRACEBACK_BYTES = 14 << 10
+
 MAX_HEADER_BYTES = 1 << 20
 
 # Results of calls are sent together for so long, and up to so many bytes.
@@ -47,10 +51,27 @@ FLUSH_BYTES = 1 << 20
 LOOK_SECONDS = 0.005
 LOOKS_WITHOUT_CALLS = 200
 
+# Code of at most this size is kept in memory, the node sees to it that it is of no more than 256 functions. Larger
+# code is in files. Of what was loaded, so much code's is kept for the next calls.
+SMALL_CODE_BYTES = 32 << 10
+LOADED_BYTES = 8 << 20
+
 # Messages up to this size are put together for one write.
 JOINED_BYTES = 64 << 10
 
 PID = os.getpid()
+
+
+def beside(name):
+    """A module of the host's own, from the file beside this one."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
+    module = types.ModuleType("floe_" + name)
+    with open(path, encoding="utf-8") as file:
+        exec(compile(file.read(), path, "exec"), vars(module))
+    return module
+
+
+fresh = beside("fresh")
 
 
 class ProtocolError(Exception):
@@ -310,7 +331,7 @@ def one_line(error):
     if kind.__module__ not in ("builtins", "__main__", None):
         name = "%s.%s" % (kind.__module__, name)
     try:
-        text = " ".join(str(error).split("\n"))
+        text = " ".join(str(error)[:MAX_MESSAGE_BYTES].split("\n"))
     except BaseException as other:
         text = "(its text cannot be had: %s)" % type(other).__name__
     return cut("%s: %s" % (name, text) if text else name, MAX_MESSAGE_BYTES)
@@ -327,40 +348,43 @@ def trace(error):
         frames = error.__traceback__
         while frames is not None and hidden(frames.tb_frame):
             frames = frames.tb_next
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        pieces = traceback.TracebackException(type(error), error, frames).format()
+        first, last, shortened = b"", b"", False
+        # Piece by piece, since messages may be far longer than what is kept of them.
+        for piece in pieces:
+            if len(piece) > MAX_TRACEBACK_BYTES:
+                piece = "%s ... (cut: %d characters)\n" % (piece[:MAX_MESSAGE_BYTES], len(piece))
+            last += piece.encode("utf-8", "replace")
+            if len(first) < FIRST_TRACEBACK_BYTES:
+                taken = FIRST_TRACEBACK_BYTES - len(first)
+                first, last = first + last[:taken], last[taken:]
+            if len(last) > LAST_TRACEBACK_BYTES:
+                last, shortened = last[-LAST_TRACEBACK_BYTES:], True
     except BaseException:
         return ""
-    data = text.encode("utf-8", "replace")
-    if len(data) > MAX_TRACEBACK_BYTES:
-        first, last = data[:2048], data[-(MAX_TRACEBACK_BYTES - 2200) :]
-        text = "%s\n  ...\n%s" % (first.decode("utf-8", "ignore"), last.decode("utf-8", "ignore"))
-    return text
+    if not shortened:
+        return (first + last).decode("utf-8", "replace")
+    return "%s\n  ...\n%s" % (first.decode("utf-8", "ignore"), last.decode("utf-8", "ignore"))
 
 
-def pickled(error):
-    """The exception, if it can be had back from its pickle."""
-    picklers = [pickle]
+def pickled(error, call):
+    """The exception for the driver: as the called object has it, who may know better, or its pickle."""
     try:
-        import cloudpickle
-
-        picklers.insert(0, cloudpickle)
+        if hasattr(call, "exception"):
+            return bytes(call.exception(error, MAX_EXCEPTION_BYTES))
+        data = pickle.dumps(error)
+        if len(data) <= MAX_EXCEPTION_BYTES and isinstance(pickle.loads(data), BaseException):
+            return data
     except BaseException:
         pass
-    for pickler in picklers:
-        try:
-            data = pickler.dumps(error)
-            if len(data) <= MAX_EXCEPTION_BYTES and isinstance(pickle.loads(data), BaseException):
-                return data
-        except BaseException:
-            pass
     return b""
 
 
-def raised(error):
+def raised(error, call=None):
     try:
-        return {"message": one_line(error), "traceback": trace(error), "exception": pickled(error)}
+        return {"message": one_line(error), "traceback": trace(error), "exception": pickled(error, call)}
     except BaseException as other:
-        return {"message": type(error).__name__, "traceback": repr(other)[:1000], "exception": b""}
+        return {"message": type(error).__name__, "traceback": cut(repr(type(other)), 1000), "exception": b""}
 
 
 # Functions.
@@ -377,30 +401,71 @@ class Broken:
         raise self.error.with_traceback(self.frames)
 
 
+class Code:
+    """A function's code: here if it is small, else in a file that nobody else sees and that goes with this."""
+
+    def __init__(self, name, data):
+        self.name = name
+        self.size = len(data)
+        self.data = data if self.size <= SMALL_CODE_BYTES else in_a_file(data)
+
+    def load(self):
+        try:
+            found = pickle.loads(self.data)
+            if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                # What was read from the file need not count as this process's memory.
+                self.data.madvise(mmap.MADV_DONTNEED)
+            if not callable(found):
+                raise TypeError("the code of %s is %r, which cannot be called" % (self.name, type(found)))
+        except BaseException as error:
+            return Broken(error)
+        return found
+
+
+def in_a_file(data):
+    """The same bytes, mapped from a file; as they are if there is no place for one."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(prefix="code-") as file:
+            file.write(data)
+            file.flush()
+            return mmap.mmap(file.fileno(), len(data), access=mmap.ACCESS_READ)
+    except OSError:
+        return data
+
+
 _codes = {}
-_functions = {}
+# Those loaded, the one that was called last at the end.
+_functions = collections.OrderedDict()
 
 
 def define(header, sections):
     number = header["function"]
     _functions.pop(number, None)
-    _codes[number] = (header.get("name", ""), sections[0])
+    _codes[number] = Code(header.get("name", ""), sections.pop())
+
+
+def forget(header, _):
+    for number in header["functions"]:
+        _functions.pop(number, None)
+        _codes.pop(number, None)
 
 
 def function(number):
     found = _functions.get(number)
-    if found is None:
-        if number not in _codes:
-            raise ProtocolError("function %d is called and was not defined" % number)
-        try:
-            found = pickle.loads(_codes[number][1])
-            if not callable(found):
-                raise TypeError("the code of %s is %r, which cannot be called" % (_codes[number][0], type(found)))
-        except BaseException as error:
-            found = Broken(error)
+    if found is not None:
+        _functions.move_to_end(number)
+        return found
+    code = _codes.get(number)
+    if code is None:
+        raise ProtocolError("function %d is called and was not defined" % number)
+    found = code.load()
+    # What is kept for later calls counts as much as what a call takes: it must not be what a limit kills this for.
+    if code.size <= LOADED_BYTES:
         _functions[number] = found
-        # What is loaded need not be kept as code too.
-        _codes[number] = (_codes[number][0], None)
+        while sum(_codes[kept].size for kept in _functions) > LOADED_BYTES:
+            _functions.popitem(last=False)
     return found
 
 
@@ -412,15 +477,24 @@ def flush_prints():
             pass
 
 
-def go_home():
-    try:
-        os.chdir(HOME)
-    except OSError:
-        pass
+def between():
+    """Between two items of one call: what the first has changed of this process, the second does not see."""
+    FRESH.between()
+
+
+def lent_files():
+    """The device and number of each file that holds a shared object: it may stay open."""
+    found = set()
+    for path, _ in list(_answers.values()):
+        try:
+            known = os.stat(path)
+        except (OSError, TypeError):
+            continue
+        found.add((known.st_dev, known.st_ino))
+    return found
 
 
 def task(header, sections):
-    go_home()
     argument = None
     kind = header["argument"]
     if kind != "none":
@@ -431,17 +505,21 @@ def task(header, sections):
     try:
         partitions = [memoryview(section) for section in sections]
         del sections
-        output = call(argument, partitions)
+        output = fresh.context().run(call, argument, partitions)
         answer, parts = returned(output)
     except BaseException as error:
         output = partitions = None
-        answer = raised(error)
+        answer = raised(error, call)
         parts = [answer.pop("exception")]
         answer["type"] = "raised"
     if os.getpid() != PID:
         os._exit(1)
     flush_prints()
+    spent = FRESH.settle(fresh.VERY_LONG_NS + 1)
+    if spent:
+        answer["spent"] = spent
     PIPES.send(answer, parts)
+    return spent
 
 
 def returned(output):
@@ -458,6 +536,8 @@ class Results:
     def __init__(self, ids):
         self.ids = ids
         self.sent = 0
+        # What makes this host of no use for another call.
+        self.spent = None
         self.lock = threading.Lock()
         self.since = time.perf_counter_ns()
         self.clear()
@@ -468,8 +548,9 @@ class Results:
         self.bodies = []
         self.bytes = 0
 
-    def add(self, status, elapsed_ns, body, now):
+    def add(self, status, elapsed_ns, body, now, spent):
         with self.lock:
+            self.spent = spent
             self.status.append(status)
             self.elapsed.append(min(elapsed_ns // 1000, 0xFFFFFFFF))
             self.bodies.append(body)
@@ -501,7 +582,7 @@ class Results:
         ]
         self.sent += count
         self.clear()
-        PIPES.send({"type": "results"}, sections)
+        PIPES.send({"type": "results", "spent": self.spent} if self.spent else {"type": "results"}, sections)
 
 
 class Looker(threading.Thread):
@@ -519,6 +600,7 @@ class Looker(threading.Thread):
             self.asleep = False
             if self.ident is None:
                 self.start()
+                FRESH.expect_thread()
             self.wake.set()
 
     def run(self):
@@ -551,6 +633,7 @@ def calls(header, sections):
     view = memoryview(arguments)
     results = Results(ids)
     clock = time.perf_counter_ns
+    context, settle = fresh.context, FRESH.settle
     if count > 1:
         LOOKER.look_at(results)
     at = 0
@@ -559,20 +642,29 @@ def calls(header, sections):
         size = sizes[index]
         begun = clock()
         try:
-            body = call(view[at : at + size])
+            body = context().run(call, view[at : at + size])
             if type(body) is not bytes:
                 body = memoryview(body).cast("B")
             status = 0
         except BaseException as error:
-            body = encode(raised(error))
+            body = encode(raised(error, call))
             status = 1
         at += size
         now = clock()
         if os.getpid() != PID:
             os._exit(1)
-        results.add(status, now - begun, body, now)
+        # The last result does not wait for what can be looked at after it; but no alarm may go off while it is sent.
+        spent = settle(now - begun) if index + 1 < count or fresh.notes else None
+        results.add(status, now - begun, body, now, spent)
+        if spent:
+            break
     LOOKER.look_at(None)
     results.flush()
+    if count and not spent:
+        spent = settle(now - begun, True)
+        if spent:
+            PIPES.send({"type": "spent", "spent": spent})
+    return spent
 
 
 # Beginning and end.
@@ -598,7 +690,7 @@ def misfit(libraries):
 
 def hello():
     """Whether functions may come."""
-    global MARK
+    global FRESH, MARK
     message = next_message()
     if message is None:
         return False
@@ -616,11 +708,16 @@ def hello():
     if missing is not None:
         PIPES.send({"type": "unfit", "needs": missing[0], "why": missing[1]})
         return False
+    FRESH = fresh.Fresh(HOME, lent_files)
     PIPES.send({"type": "ready", "version": "%d.%d.%d" % sys.version_info[:3]})
     return True
 
 
-ORDERS = {"define": define, "task": task, "calls": calls}
+def check(header, sections):
+    PIPES.send({"type": "ready"})
+
+
+ORDERS = {"check": check, "define": define, "forget": forget, "task": task, "calls": calls}
 
 
 def serve():
@@ -636,7 +733,11 @@ def serve():
             raise ProtocolError("the node wants %r" % header.get("type"))
         # Nothing but the order may keep what came with it.
         del message
-        order(header, sections)
+        if order(header, sections):
+            break
+    # No function may come any more. What is on its way is not answered, and the node ends this process.
+    while next_message() is not None:
+        pass
 
 
 HOME = os.getcwd()

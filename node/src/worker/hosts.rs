@@ -57,6 +57,9 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 /// start with that much less.
 const KEPT_MEMORY_PART: u64 = 2;
 
+/// By when a host that has sent its last result has looked what was left behind.
+const SAID_BY: Duration = Duration::from_millis(200);
+
 /// Where hosts get blobs, and keep what is too large to return in a frame.
 pub trait Blobs: Send + Sync {
     /// A file that holds a blob. It stays for long enough to be opened or linked to.
@@ -205,6 +208,11 @@ impl Hosts {
         self.0.running.load(Ordering::Relaxed)
     }
 
+    /// Whether there are more hosts than can run at once: then none should be kept by who does not need it.
+    pub fn are_many(&self) -> bool {
+        self.0.family.len() > self.0.config.slots.max(1) as usize
+    }
+
     /// Kills all children, starts no more, and waits until they are gone.
     pub async fn shutdown(&self) {
         self.0.family.close();
@@ -219,11 +227,14 @@ impl Hosts {
     /// A host for a function, from the pool or a new one.
     async fn host(&self, function: &Function, log: TaskLog) -> Result<Host, Failure> {
         let key = self.0.key(&function.host, &log).await?;
-        let (found, unsound) = self.0.idle().pool.take(&key);
-        drop(unsound);
-        if let Some(host) = found {
-            host.belongs_to(log);
-            return Ok(host);
+        loop {
+            let (found, unsound) = self.0.idle().pool.take(&key);
+            drop(unsound);
+            let Some(mut host) = found else { break };
+            if host.is_as_new(self.0.around()).await {
+                host.belongs_to(log);
+                return Ok(host);
+            }
         }
         Host::start(key, self.0.scratch()?, &function.name, log, self.0.around()).await
     }
@@ -241,9 +252,19 @@ impl Hosts {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
+        // What its last call left is found after its result was sent. What that started is not to wait for the next.
+        let asked_later = host.is_unasked();
         let gone = if too_large { vec![host] } else { self.keep(host, &runtime) };
         for host in gone {
             runtime.spawn(host.part());
+        }
+        if asked_later {
+            let inner = Arc::downgrade(&self.0);
+            runtime.spawn(async move {
+                tokio::time::sleep(SAID_BY).await;
+                // Dropped, they end with what they started.
+                drop(inner.upgrade().map(|inner| inner.idle().pool.unsound()));
+            });
         }
     }
 
@@ -352,17 +373,18 @@ impl CallHost {
     }
 
     /// Runs calls of one function, in order; hands out every result as it comes. `key` stands for the function
-    /// within the session, and it is told to the host on first use. Dropping the future kills the process; after
-    /// an error it is gone already.
+    /// within the session, and it is told to the host on first use. Returns the calls that did not run because one
+    /// before them left something behind in the process, which is not used again then. Dropping the future kills the
+    /// process; after an error it is gone already.
     pub async fn call(
         &mut self,
         key: u32,
         function: &Function,
         mut calls: Vec<Call>,
         results: &mut (dyn FnMut(Vec<CallResult>) + Send),
-    ) -> Result<(), CallsEnded> {
+    ) -> Result<Vec<Call>, CallsEnded> {
         if calls.is_empty() {
-            return Ok(());
+            return Ok(calls);
         }
         let inner = Arc::clone(&self.hosts.0);
         let _running = inner.run();
@@ -384,10 +406,13 @@ impl CallHost {
             }
             Err(failure) => Err(failure),
         };
-        let Err(failure) = outcome else {
-            return Ok(());
-        };
         let mut unfinished = calls.split_off(done.min(calls.len()));
+        let Err(failure) = outcome else {
+            if !host.is_whole() {
+                self.host = None;
+            }
+            return Ok(unfinished);
+        };
         // Results that it had not sent are lost with it, so the first call without one need not be the culprit.
         let present = host.present_call();
         if let Some(at) = unfinished.iter().position(|call| Some(call.id) == present) {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use floe_protocol::{AttemptId, JobId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,11 +17,18 @@ use tokio_util::sync::CancellationToken;
 /// few enough that what is queued can be moved when another node becomes idle.
 pub const MAX_QUEUED: usize = 1024;
 
+/// How long a call waits behind what runs, before it runs beside it: a job whose tasks take hours would otherwise keep
+/// everybody else's calls waiting for as long. So many may run beside as there are slots.
+const CALL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The attempts of one worker, and its slots.
 #[derive(Debug)]
 pub(super) struct Slots {
     total: usize,
     free: Arc<Semaphore>,
+    /// For calls that have waited for long.
+    spare: Arc<Semaphore>,
+    call_patience: Duration,
     wanted: Mutex<BTreeMap<AttemptId, CancellationToken>>,
 }
 
@@ -38,7 +46,8 @@ pub(super) enum Admitted {
 impl Slots {
     pub(super) fn new(total: usize) -> Self {
         let total = total.clamp(1, Semaphore::MAX_PERMITS);
-        Self { total, free: Arc::new(Semaphore::new(total)), wanted: Mutex::default() }
+        let (free, spare) = (Arc::new(Semaphore::new(total)), Arc::new(Semaphore::new(total)));
+        Self { total, free, spare, call_patience: CALL_PATIENCE, wanted: Mutex::default() }
     }
 
     /// Enters an attempt.
@@ -59,6 +68,19 @@ impl Slots {
     pub(super) async fn take(&self) -> Slot {
         // The semaphore is never closed.
         Slot { _permit: Arc::clone(&self.free).acquire_owned().await.ok() }
+    }
+
+    /// The same for calls of sessions: behind what runs for long they do not wait for its end.
+    pub(super) async fn take_for_calls(&self) -> Slot {
+        let beside = async {
+            tokio::time::sleep(self.call_patience).await;
+            Arc::clone(&self.spare).acquire_owned().await.ok()
+        };
+        tokio::select! {
+            biased;
+            slot = self.take() => slot,
+            permit = beside => Slot { _permit: permit },
+        }
     }
 
     /// How many there are.
@@ -162,6 +184,21 @@ mod tests {
         drop(first);
         assert_eq!(slots.taken(), 1);
         drop((slots.take().await, second));
+        assert_eq!(slots.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn calls_do_not_wait_for_the_end_of_what_takes_long() {
+        let slots = Slots { call_patience: Duration::ZERO, ..Slots::new(1) };
+        let task = slots.take().await;
+        let beside = slots.take_for_calls().await;
+        assert_eq!(slots.taken(), 1);
+        let third = tokio::time::timeout(Duration::from_millis(20), slots.take_for_calls()).await;
+        assert!(third.is_err(), "no more run beside than there are slots");
+        drop(task);
+        let in_turn = slots.take_for_calls().await;
+        assert_eq!(slots.taken(), 1);
+        drop((beside, in_turn));
         assert_eq!(slots.taken(), 0);
     }
 }

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from .call import wait_all as wait_all
     from .environment import function as function
     from .environment import requires as requires
+    from .errors import Busy as Busy
     from .errors import Cancelled as Cancelled
     from .errors import Crashed as Crashed
     from .errors import EnvironmentMismatch as EnvironmentMismatch
     from .errors import Error as Error
     from .errors import Exhausted as Exhausted
+    from .errors import Forked as Forked
     from .errors import FunctionError as FunctionError
     from .errors import InternalError as InternalError
     from .errors import LimitExceeded as LimitExceeded
@@ -74,11 +76,13 @@ _HOME = {
     "View": "view",
     **dict.fromkeys(
         [
+            "Busy",
             "Cancelled",
             "Crashed",
             "EnvironmentMismatch",
             "Error",
             "Exhausted",
+            "Forked",
             "FunctionError",
             "InternalError",
             "LimitExceeded",

@@ -28,6 +28,7 @@ _LEAVE_SECONDS = 10
 _lock = threading.RLock()
 _default: Mesh | None = None
 _open: weakref.WeakSet[Mesh] = weakref.WeakSet()
+_nodes: weakref.WeakSet[_Node] = weakref.WeakSet()
 
 
 def connect(
@@ -154,6 +155,7 @@ class _Node:
             )
         except OSError as error:
             raise NoMesh(f"this machine has no mesh, and {command} cannot be started: {error}") from None
+        _nodes.add(self)
         lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(lines,), name="floe-node", daemon=True).start()
         try:
@@ -189,6 +191,15 @@ class _Node:
             lines.put(line)
         lines.put(b"")
 
+    def leave(self) -> None:
+        """In a forked child: the node is the parent's, and ends with it, not with the last child."""
+        assert self._process.stdin is not None
+        # The number stays this object's: closed, it would be the next file's, and closed once more with this.
+        with contextlib.suppress(OSError, ValueError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._process.stdin.fileno(), inheritable=False)
+            os.close(nothing)
+
     def stop(self) -> None:
         """Lets the node leave, and ends it if it does not."""
         assert self._process.stdin is not None
@@ -200,6 +211,24 @@ class _Node:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+
+def _in_forked_child() -> None:
+    """What the parent has of a mesh stays its own. The child's default mesh is one that it connects to."""
+    global _lock, _default
+    # Another thread of the parent may have held it.
+    _lock = threading.RLock()
+    _default = None
+    for mesh in list(_open):
+        mesh._leave()
+    for node in list(_nodes):
+        node.leave()
+    _open.clear()
+    _nodes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 @atexit.register

@@ -6,6 +6,8 @@ Its functions block without the GIL, and raise KeyboardInterrupt when Ctrl-C is 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+__version__: str
+
 class CoreError(Exception):
     """What went wrong; :func:`floe.errors.from_core` makes Floe's own exceptions of it."""
 
@@ -27,6 +29,8 @@ class Function:
         memory_bytes: int | None,
         time_ms: int | None,
     ) -> None: ...
+    @property
+    def name(self) -> str: ...
 
 class Mesh:
     """A connection to a mesh through any of its nodes."""
@@ -42,7 +46,7 @@ class Mesh:
         """All jobs' statuses, as JSON."""
 
     def sql(self, text: str, tables: Mapping[str, str], directory: str, label: str | None) -> Job: ...
-    def plan(self, dsl: bytes, directory: str, label: str | None) -> Job: ...
+    def plan(self, dsl: bytes, schema: bytes, directory: str, label: str | None) -> Job: ...
     def map_arguments(
         self, label: str, function: Function, arguments: list[bytes], merge: Function | None, fan_in: int
     ) -> Job: ...
@@ -55,7 +59,14 @@ class Mesh:
         fan_in: int,
     ) -> Job: ...
     def map_plan(
-        self, label: str, function: Function, dsl: bytes, directory: str, merge: Function | None, fan_in: int
+        self,
+        label: str,
+        function: Function,
+        dsl: bytes,
+        schema: bytes,
+        directory: str,
+        merge: Function | None,
+        fan_in: int,
     ) -> Job: ...
     def map_files(
         self,
@@ -78,6 +89,16 @@ class Buffer:
     def address(self) -> int: ...
     def __len__(self) -> int: ...
 
+class Partitions(Iterator[Buffer]):
+    """A result's partitions, each as soon as it is there."""
+
+    def __next__(self) -> Buffer: ...
+
+class Logs(Iterator[tuple[str, int, int, int, bytes]]):
+    """Node, stage, partition, attempt, and what was printed."""
+
+    def __next__(self) -> tuple[str, int, int, int, bytes]: ...
+
 class Job:
     """One submission."""
 
@@ -92,14 +113,13 @@ class Job:
     def check(self) -> None:
         """Raises what it failed with."""
 
-    def partitions(self) -> Iterator[Buffer]:
+    def partitions(self) -> Partitions:
         """An Arrow IPC stream for each partition of the result."""
 
     def cancel(self) -> None: ...
     def release(self) -> None: ...
     def release_later(self) -> None: ...
-    def logs(self, partition: int | None, follow: bool) -> Iterator[tuple[str, int, int, int, bytes]]:
-        """Node, stage, partition, attempt, and what was printed."""
+    def logs(self, partition: int | None, follow: bool) -> Logs: ...
 
 class Session:
     """A standing job, for calls."""
@@ -110,11 +130,11 @@ class Session:
     def call(self, function: int, id: int, argument: bytes, node: str | None) -> None:
         """Never waits for the mesh."""
 
-    def calls(self, function: int, ids_and_arguments: list[tuple[int, bytes]], node: str | None) -> None: ...
     def results(
         self, timeout: float
     ) -> Sequence[tuple[int, bool, bytes, tuple[str, str, dict[str, Any]] | None, str, int]]:
         """Id, whether it returned, what, or else kind, message and details; node, microseconds."""
 
     def cancel(self, ids: list[int]) -> None: ...
+    def forget(self, functions: list[int]) -> None: ...
     def close(self) -> None: ...

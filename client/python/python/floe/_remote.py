@@ -14,9 +14,9 @@ import functools
 import importlib
 import pickle
 import sys
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
-from . import frames, pickling
+from . import _exceptions, frames, fresh, pickling
 from .errors import NotAFrame
 from .refs import Ref
 
@@ -35,8 +35,35 @@ def argument_of(data: Any) -> Any:
     view = memoryview(data)
     if len(view) and view[0] == BLOB:
         name, size = pickle.loads(view[1:])
-        return Ref(name, size).get()
+        return Ref(name, size, None, True).get()
     return pickle.loads(view)
+
+
+def packed_items(items: Iterable[Any], first: int) -> tuple[bytes, int]:
+    """Items for calls of their own that travel together, and how many they are; `first` is the number of the
+    first.
+
+    None of them shares anything with another one, even if they are one object here. Each is pickled as soon
+    as its iterator gives it: it may give the same list again, with other values in it.
+    """
+    plain: list[Any] = []
+    pickled: list[bytes] | None = None
+    for item in items:
+        if pickled is None:
+            if fresh.is_plain(item):
+                plain.append(item)
+                continue
+            pickled = [pickling.dumps(other) for other in plain]
+        pickled.append(pickling.dumps(item, f"the item {first + len(pickled)}"))
+    if pickled is None:
+        return pickling.dumps(plain, "the items"), len(plain)
+    return pickling.dumps(tuple(pickled), "the items"), len(pickled)
+
+
+def items_of(argument: Any) -> Iterable[Any]:
+    """Items that :func:`packed_items` made one argument of."""
+    items = argument_of(argument)
+    return (pickle.loads(item) for item in items) if type(items) is tuple else items
 
 
 def by_reference(name: str, size: int) -> bytes:
@@ -44,19 +71,38 @@ def by_reference(name: str, size: int) -> bytes:
     return bytes([BLOB]) + pickle.dumps((name, size), pickling.PROTOCOL)
 
 
-class _Holder:
-    """Holds a pickled function and unpickles it when it is first called."""
+class _Sends:
+    """Says how an exception is sent, for the host."""
+
+    def exception(self, error: BaseException, limit: int) -> bytes:
+        """An exception in at most so many bytes, for the driver."""
+        return _exceptions.encode(error, limit, pickling.pickler_class())
+
+    def described(self, error: BaseException) -> dict[str, Any]:
+        """An exception as the native part describes those that it brings."""
+        import floe_host
+
+        return floe_host.raised(error, self)
+
+
+class _Holder(_Sends):
+    """Holds a pickled function, which each call gets as it was pickled."""
 
     def __init__(self, code: bytes, name: str) -> None:
         self.code = code
         self.name = name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "function"}
+        return {name: value for name, value in self.__dict__.items() if name != "pickled"}
 
     @functools.cached_property
+    def pickled(self) -> fresh.Pickled:
+        return fresh.Pickled(self.code)
+
+    @property
     def function(self) -> Callable[..., Any]:
-        return pickle.loads(self.code)
+        """The function for one call."""
+        return self.pickled.get()
 
 
 class Call(_Holder):
@@ -77,10 +123,12 @@ class Each(_Holder):
     """Calls with a list of positional arguments, once for each; the first exception is that of the whole."""
 
     def __call__(self, argument: Any) -> bytes:
-        function = self.function
-        return pickling.dumps(
-            [function(*item) for item in argument_of(argument)], f"what {self.name} returned"
-        )
+        get, between = self.pickled.get, _between()
+        values = []
+        for item in items_of(argument):
+            values.append(get()(*item))
+            between()
+        return pickling.dumps(values, f"what {self.name} returned")
 
 
 class Chunk(_Holder):
@@ -91,45 +139,51 @@ class Chunk(_Holder):
         self.unpack = unpack
 
     def __call__(self, argument: Any) -> bytes:
-        function, unpack = self.function, self.unpack
+        get, unpack, between = self.pickled.get, self.unpack, _between()
         values: list[Any] = []
         try:
-            for item in argument_of(argument):
+            for item in items_of(argument):
                 if type(item) is Ref:
                     item = item.get()
-                values.append(function(*item) if unpack else function(item))
-        except Exception as error:
-            return BROKEN + pickling.dumps((_picklable(values), described(error)))
+                values.append(get()(*item) if unpack else get()(item))
+                between()
+        except BaseException as error:
+            return BROKEN + pickling.dumps((_picklable(values), self.described(error)))
         try:
             return WHOLE + pickle.dumps(values, pickling.PROTOCOL)
         except Exception:
             return WHOLE + pickling.by_value(values, f"what {self.name} returned")
 
 
-class Batch:
-    """joblib's batches: lists of functions with their arguments."""
+class Batch(_Sends):
+    """joblib's batches: functions with their arguments, each a pickle of its own."""
 
     def __call__(self, argument: Any) -> bytes:
         from joblib import parallel_config
         from joblib._parallel_backends import SequentialBackend
 
+        results = []
         # What these functions do in parallel is done here, in turn: all nodes are busy with their like.
         with parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=1):
-            results = [
-                function(
-                    *[value.get() if type(value) is Ref else value for value in args],
-                    **{name: value.get() if type(value) is Ref else value for name, value in kwargs.items()},
+            for task in argument_of(argument):
+                function, args, kwargs = pickle.loads(task)
+                results.append(
+                    function(
+                        *[value.get() if type(value) is Ref else value for value in args],
+                        **{
+                            name: value.get() if type(value) is Ref else value
+                            for name, value in kwargs.items()
+                        },
+                    )
                 )
-                for function, args, kwargs in argument_of(argument)
-            ]
         return pickling.dumps(results, "what a task returned")
 
 
-def described(error: BaseException) -> dict[str, Any]:
-    """An exception as the native part describes those that it brings."""
+def _between() -> Callable[[], None]:
+    """What makes the process as new between two items that came together."""
     import floe_host
 
-    return floe_host.raised(error)
+    return floe_host.between
 
 
 def _picklable(values: list[Any]) -> list[Any]:
@@ -180,7 +234,7 @@ class Fold(_Task):
 
     def __call__(self, argument: Any, partitions: Sequence[Any]) -> frames.Encoded:
         values = [frames.decode(partition, self.kind) for partition in partitions]
-        return self.encoded(functools.reduce(self.function, values))
+        return self.encoded(functools.reduce(lambda one, other: self.function(one, other), values))
 
 
 class Piece(_Task):
@@ -190,18 +244,10 @@ class Piece(_Task):
         super().__init__(code, name, None, None)
         self.source_code = source
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        state.pop("source", None)
-        return state
-
-    @functools.cached_property
-    def source(self) -> Any:
-        return make_source(pickle.loads(self.source_code))
-
     def __call__(self, argument: Any, partitions: Sequence[Any]) -> frames.Encoded:
         offset, limit = argument_of(argument)
-        return self.encoded(self.function(self.source.read(offset, limit)))
+        source = make_source(pickle.loads(self.source_code))
+        return self.encoded(self.function(source.read(offset, limit)))
 
 
 class Length(_Holder):
@@ -277,17 +323,22 @@ class Required:
         return {**self.__dict__, "_ready": False}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._ready:
-            names = self.__wrapped__.__globals__
-            for module in self._modules:
-                importlib.import_module(module)
-                # As `import a.b` does, which gives the name `a`.
-                top = module.partition(".")[0]
-                names[top] = sys.modules[top]
-            for name, module in self._aliases.items():
-                names[name] = importlib.import_module(module)
-            self._ready = True
+        self.prepare()
         return self.__wrapped__(*args, **kwargs)
+
+    def prepare(self) -> None:
+        """Imports the modules."""
+        if self._ready:
+            return
+        names = self.__wrapped__.__globals__
+        for module in self._modules:
+            importlib.import_module(module)
+            # As `import a.b` does, which gives the name `a`.
+            top = module.partition(".")[0]
+            names[top] = sys.modules[top]
+        for name, module in self._aliases.items():
+            names[name] = importlib.import_module(module)
+        self._ready = True
 
 
 class Local:
@@ -299,15 +350,62 @@ class Local:
         return self.function(*args, **kwargs)
 
 
-class OnRows:
-    """Applies a function to each row of a partition, or to each value; of Polars' the results are a list."""
+class Outcome(NamedTuple):
+    """What came of calling a function with the rows of a partition."""
+
+    #: What it returned, as far as it came.
+    values: list[Any]
+    #: What it raised then.
+    raised: dict[str, Any] | None
+    #: Whether what it carries with it is no longer what it was.
+    changed: bool
+
+
+class OnRows(_Sends):
+    """Calls a function with each row of a partition of a frame, or with each value of a Polars series."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
         self.__name__ = pickling.name_of(function)
 
-    def __call__(self, part: Any) -> Any:
+    def __call__(self, part: Any) -> Outcome:
+        if isinstance(self.function, Required):
+            # What this changes of its variables is no row's doing.
+            self.function.prepare()
+        watched = fresh.Watched(self.function)
+        values: list[Any] = []
+        try:
+            self.call(part, values)
+        except BaseException as error:
+            return Outcome(_picklable(values), self.described(error), watched.changed())
+        return Outcome(values, None, watched.changed())
+
+    def call(self, part: Any, values: list[Any]) -> None:
+        """Calls the function with each row."""
+        function = self.function
         if type(part).__module__.startswith("polars"):
-            rows = part.iter_rows(named=True) if hasattr(part, "iter_rows") else part
-            return [self.function(row) for row in rows]
-        return part.apply(self.function, axis=1) if part.ndim == 2 else part.apply(self.function)
+            for row in polars_rows(part):
+                values.append(function(row))
+            return
+        from pandas import Series
+
+        def record(row: Any) -> None:
+            value = function(row)
+            # pandas uses one object for all rows.
+            values.append(value.copy() if isinstance(value, Series) else value)
+
+        part.apply(record, axis=1)
+
+
+class OnValues(OnRows):
+    """Calls a function with each of some values."""
+
+    def call(self, part: Any, values: list[Any]) -> None:
+        function = self.function
+        for value in part:
+            values.append(function(value))
+
+
+def polars_rows(values: Any) -> Iterable[Any]:
+    """The rows of a Polars frame as dictionaries, or the values of a series."""
+    return values.iter_rows(named=True) if hasattr(values, "iter_rows") else values

@@ -1,20 +1,15 @@
-"""`mesh.apply`: a function of each row, called for all rows at once where it allows that."""
+"""`mesh.apply`: a function of each row, as pandas applies it, on the nodes."""
 
 from __future__ import annotations
 
-import time
+import sys
 from typing import TYPE_CHECKING, Any, Callable
 
-from . import _remote, pickling, progress
+from . import _remote, pickling, progress, vectorised
+from .errors import from_parts
 
 if TYPE_CHECKING:
     from .mesh import Mesh
-
-#: How many rows are tried both ways. They are spread over all of the data.
-_SAMPLE = 200
-
-#: What it costs at least to have partitions computed elsewhere, in seconds.
-_SENDING = 0.02
 
 
 def apply(
@@ -25,138 +20,125 @@ def apply(
         raise ValueError(f"how is 'auto', 'vectorised' or 'partitions', not {how!r}")
     if not callable(function):
         raise TypeError(f"a function is needed, not {pickling.a(function)}")
-    rows = _Rows.of(values, function)
+    rows = _Rows.of(values)
     name = pickling.name_of(function)
 
     def say(how: str) -> None:
         if not quiet:
             progress.say(f"apply: {name} {how}")
 
-    if not len(values):
-        return rows.one_by_one(values)
-    why: str | None = "as asked"
+    if rows.is_quick(function):
+        return rows.one_by_one(function)
+    why = "as asked"
     if how != "partitions":
-        result, why = _vectorised(rows, mesh if how == "auto" else None)
-        if why is None:
+        try:
+            result = vectorised.computed(values, function)
+        except vectorised.NotShown as refused:
+            why = str(refused)
+        else:
             say(f"was called once, vectorised, for all {len(values)} rows")
             return result
         if how == "vectorised":
             raise ValueError(f"{name} cannot be vectorised: {why}")
-    job = mesh.parallelize(values, _remote.OnRows(function), n, merge=None, label=f"apply {name}", **needs)
-    parts = job.collect()
+    calls, each = rows.calls()
+    if not len(calls):
+        return rows.one_by_one(function)
+    job = mesh.parallelize(calls, each(function), n, merge=None, label=f"apply {name}", **needs)
+    parts: list[_remote.Outcome] = job.collect()
+    if len(parts) > 1 and any(part.changed for part in parts):
+        # What it does with a row may hang on the rows before.
+        say("was called row by row here, for it changes variables of its own from row to row")
+        return rows.one_by_one(function)
+    for part in parts:
+        if part.raised is not None:
+            message = f"{name} failed: {part.raised['message']}"
+            raise from_parts("exception", message, {"name": name, **part.raised})
     say(f"was called row by row in {len(parts)} partitions on the nodes: {why}")
-    return rows.joined(parts)
-
-
-def _vectorised(rows: _Rows, mesh: Mesh | None) -> tuple[Any, str | None]:
-    """The result of calling the function once, or why that cannot be or does not pay."""
-    count = len(rows.values)
-    size = min(_SAMPLE, count)
-    sample = rows.take([i * (count - 1) // max(1, size - 1) for i in range(size)])
-    started = time.perf_counter()
-    wanted = rows.one_by_one(sample)
-    by_row = time.perf_counter() - started
-    started = time.perf_counter()
-    try:
-        found = rows.function(sample)
-    except Exception as error:
-        return None, f"with all rows at once it raises {type(error).__name__}"
-    at_once = time.perf_counter() - started
-    if not rows.same(found, wanted):
-        return None, "with all rows at once it returns something else"
-    if mesh is not None:
-        scale = count / size
-        if at_once * scale > by_row * scale / mesh._slots() + _SENDING:
-            return None, "with all rows at once it is no faster"
-    result = rows.function(rows.values)
-    if not rows.fits(result):
-        return None, "with all rows at once it returns something else"
-    return rows.named(result, wanted), None
+    return rows.joined([value for part in parts for value in part.values])
 
 
 class _Rows:
     """A frame or series by rows, as its library does it."""
 
-    def __init__(self, values: Any, function: Callable[[Any], Any]) -> None:
+    def __init__(self, values: Any) -> None:
         self.values = values
-        self.function = function
-        self._by_row = _remote.OnRows(function)
 
     @staticmethod
-    def of(values: Any, function: Callable[[Any], Any]) -> _Rows:
-        library, name = type(values).__module__.partition(".")[0], type(values).__name__
-        if name in ("DataFrame", "Series") and library in ("pandas", "polars"):
-            return (_Pandas if library == "pandas" else _Polars)(values, function)
+    def of(values: Any) -> _Rows:
+        pandas, polars = _instance(values, "pandas"), _instance(values, "polars")
+        if pandas or polars:
+            return _Pandas(values) if pandas else _Polars(values)
         raise TypeError(f"apply takes a pandas or Polars frame or series, not {pickling.a(values)}")
 
-    def one_by_one(self, values: Any) -> Any:
-        """The function's results for each row of these, here."""
+    def is_quick(self, function: Callable[[Any], Any]) -> bool:
+        """Whether its library itself calls the function at most once."""
+        return not len(self.values)
+
+    def one_by_one(self, function: Callable[[Any], Any]) -> Any:
+        """The result of calling the function for each row, here."""
         raise NotImplementedError
 
-    def take(self, positions: list[int]) -> Any:
+    def calls(self) -> tuple[Any, type[_remote.OnRows]]:
+        """What the function is to be called with, and how it is called with a part of that."""
         raise NotImplementedError
 
-    def same(self, found: Any, wanted: Any) -> bool:
-        """Whether what came of all rows at once is what comes of them one by one."""
-        raise NotImplementedError
-
-    def fits(self, result: Any) -> bool:
-        """Whether a result has a row for each of the values'."""
-        raise NotImplementedError
-
-    def named(self, result: Any, like: Any) -> Any:
-        """The result, called as the other is."""
-        raise NotImplementedError
-
-    def joined(self, parts: list[Any]) -> Any:
+    def joined(self, results: list[Any]) -> Any:
+        """The result, of what the function returned for each call."""
         raise NotImplementedError
 
 
 class _Pandas(_Rows):
-    def one_by_one(self, values: Any) -> Any:
-        return self._by_row(values)
+    """pandas tells both what the function is called with and what becomes of all that it returned."""
 
-    def take(self, positions: list[int]) -> Any:
-        return self.values.iloc[positions]
+    def is_quick(self, function: Callable[[Any], Any]) -> bool:
+        import numpy
 
-    def same(self, found: Any, wanted: Any) -> bool:
-        if type(found) is not type(wanted) or not found.index.equals(wanted.index):
-            return False
-        if found.ndim == 1:
-            return found.dtype == wanted.dtype and bool(found.equals(wanted))
-        return bool(found.equals(wanted)) and list(found.columns) == list(wanted.columns)
+        return not all(self.values.shape) or isinstance(function, numpy.ufunc)
 
-    def fits(self, result: Any) -> bool:
-        return hasattr(result, "index") and bool(result.index.equals(self.values.index))
+    def one_by_one(self, function: Callable[[Any], Any]) -> Any:
+        return _applied(self.values, function)
 
-    def named(self, result: Any, like: Any) -> Any:
-        return result.rename(like.name) if result.ndim == 1 else result
+    def calls(self) -> tuple[Any, type[_remote.OnRows]]:
+        if self.values.ndim == 2:
+            return self.values, _remote.OnRows
+        # What pandas makes of a value may hang on the others: on nulls among them, on their categories.
+        arguments: list[Any] = []
+        self.values.apply(lambda value: arguments.append(value))
+        return arguments, _remote.OnValues
 
-    def joined(self, parts: list[Any]) -> Any:
-        import pandas
+    def joined(self, results: list[Any]) -> Any:
+        if self.values.ndim == 1:
+            import numpy
 
-        return pandas.concat(parts)
+            # What pandas makes of categories hangs on whether a null stayed the very object that it was.
+            nulls = (numpy.nan if type(value) is float and value != value else value for value in results)
+            return self.values.apply(lambda _: next(nulls))
+        returned = iter(results)
+        # pandas looks at the results, the index, the class of the frame and what is attached to it. Rows of
+        # one column cost it least.
+        frame = self.values._constructor({"": [0.0] * len(self.values)}, index=self.values.index)
+        return frame.__finalize__(self.values).apply(lambda _: next(returned), axis=1)
 
 
 class _Polars(_Rows):
-    def one_by_one(self, values: Any) -> Any:
-        return self.joined([self._by_row(values)])
+    def one_by_one(self, function: Callable[[Any], Any]) -> Any:
+        return self.joined([function(row) for row in _remote.polars_rows(self.values)])
 
-    def take(self, positions: list[int]) -> Any:
-        return self.values[positions]
+    def calls(self) -> tuple[Any, type[_remote.OnRows]]:
+        return self.values, _remote.OnRows
 
-    def same(self, found: Any, wanted: Any) -> bool:
-        return type(found) is type(wanted) and found.dtype == wanted.dtype and bool(found.equals(wanted))
-
-    def fits(self, result: Any) -> bool:
-        return len(result) == len(self.values)
-
-    def named(self, result: Any, like: Any) -> Any:
-        return result.alias(like.name)
-
-    def joined(self, parts: list[Any]) -> Any:
+    def joined(self, results: list[Any]) -> Any:
         import polars
 
         name = self.values.name if isinstance(self.values, polars.Series) else ""
         # The type is that of all values together, not of each partition's.
-        return polars.Series(name, [value for part in parts for value in part], strict=False)
+        return polars.Series(name, results, strict=False)
+
+
+def _instance(values: Any, library: str) -> bool:
+    module = sys.modules.get(library)
+    return module is not None and isinstance(values, (module.DataFrame, module.Series))
+
+
+def _applied(values: Any, function: Callable[[Any], Any]) -> Any:
+    return values.apply(function, axis=1) if values.ndim == 2 else values.apply(function)

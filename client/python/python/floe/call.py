@@ -17,11 +17,12 @@ import logging
 import pickle
 import threading
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, Protocol, TypeVar
 
 from . import _remote, pickling, ship
 from .environment import Needs
-from .errors import Cancelled, Error, from_core, from_parts
+from .errors import Cancelled, Error, Forked, as_iterator, from_core, from_parts
 
 if TYPE_CHECKING:
     from . import _core
@@ -35,6 +36,13 @@ _log = logging.getLogger("floe")
 #: Arguments larger than this are put into the mesh first: they would hold up what is sent after them.
 MAX_ARGUMENT_BYTES = 512 << 10
 
+#: How many bytes of functions a session keeps known, so that they need not be pickled and sent again. Those
+#: that were not called for longest make way.
+MAX_DEFINED_BYTES = 32 << 20
+
+#: What a function takes besides its code, in bytes, roughly.
+_DEFINED_BYTES = 4 << 10
+
 #: How long the thread that takes results waits for some before it looks whether it is still wanted, in
 #: seconds.
 _POLL = 1.0
@@ -46,6 +54,24 @@ class Waiting(Protocol):
     def _settle(self, ok: bool, body: bytes, error: Any, node: str, elapsed_us: int) -> None: ...
 
     def _break(self, error: BaseException) -> None: ...
+
+    def _leave(self, error: BaseException) -> None: ...
+
+
+class Defined:
+    """A function that a session knows. The session forgets it when nobody has this object any more."""
+
+    __slots__ = ("number", "_session")
+
+    def __init__(self, session: _core.Session, number: int) -> None:
+        self.number = number
+        self._session = session
+
+    def __del__(self) -> None:
+        # At the interpreter's end it may be half gone.
+        forget = getattr(self._session, "forget", None)
+        if forget is not None:
+            forget([self.number])
 
 
 class Calls:
@@ -65,7 +91,9 @@ class Calls:
         self._finishing = False
         self._ids = itertools.count(1)
         self._pending: dict[int, Waiting] = {}
-        self._numbers: dict[Any, int] = {}
+        #: Each with its size, the one that was used last at the end.
+        self._functions: OrderedDict[Any, tuple[Defined, int, Any]] = OrderedDict()
+        self._functions_bytes = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._drain, name="floe-results", daemon=True)
         self._thread.start()
@@ -80,23 +108,50 @@ class Calls:
         """Whether nothing can be called any more."""
         return self._closed or self._error is not None
 
-    def define(self, function: _core.Function, key: Any) -> int:
-        """The number under which a function is called; `key` tells it from all others."""
+    def defined(self, key: Any) -> Defined | None:
+        """The function that was defined under this key, if it is still known."""
         with self._lock:
-            number = self._numbers.get(key)
-            if number is None:
-                number = self._numbers[key] = self._session.define(function)
-            return number
+            known = self._functions.get(key)
+            if known is None:
+                return None
+            self._functions.move_to_end(key)
+            return known[0]
 
-    def function(self, pickled: ship.Pickled, code: Callable[[], object], form: str) -> int:
+    def keep(self, key: Any, defined: Defined, code_bytes: int, kept: Any = None) -> None:
+        """Has a function found under another key too; `kept` lives as long as that."""
+        size = code_bytes + _DEFINED_BYTES
+        # What is let go is let go outside of the lock: that may run code of the user's.
+        former = [self._functions.get(key)]
+        with self._lock:
+            replaced = self._functions.pop(key, None)
+            self._functions_bytes += size - (replaced[1] if replaced else 0)
+            self._functions[key] = (defined, size, kept)
+            while self._functions_bytes > MAX_DEFINED_BYTES and len(self._functions) > 1:
+                _, oldest = self._functions.popitem(last=False)
+                self._functions_bytes -= oldest[1]
+                former.append(oldest)
+
+    def define(self, function: _core.Function, key: Any, code_bytes: int = 0) -> Defined:
+        """A function to be called; `key` tells it from all others."""
+        if isinstance(self._error, Forked):
+            raise self._error
+        try:
+            defined = Defined(self._session, self._session.define(function))
+        except Exception as error:
+            raise from_core(error) if hasattr(error, "kind") else error from None
+        self.keep(key, defined, code_bytes)
+        return defined
+
+    def function(self, pickled: ship.Pickled, code: Callable[[], object], form: str) -> Defined:
         """As :meth:`define`, for a pickled function; `form` names what `code` makes of it."""
         key = (form, pickled.code, pickled.needs)
-        number = self._numbers.get(key)
-        if number is None:
-            number = self.define(self.mesh._shipper.function(code(), [pickled]), key)
-        return number
+        defined = self.defined(key)
+        if defined is None:
+            function = self.mesh._shipper.function(code(), [pickled])
+            defined = self.define(function, key, len(pickled.code))
+        return defined
 
-    def call(self, function: int, argument: bytes, waiting: Waiting, node: str | None = None) -> int:
+    def call(self, function: Defined, argument: bytes, waiting: Waiting, node: str | None = None) -> int:
         """Calls a function; `waiting` is told how that ended, in another thread."""
         if len(argument) > MAX_ARGUMENT_BYTES:
             argument = _remote.by_reference(*self.mesh._put_bytes(argument))
@@ -106,7 +161,7 @@ class Calls:
             self._pending.pop(number, None)
             raise self._error or Error("the session is closed")
         try:
-            self._session.call(function, number, argument, node)
+            self._session.call(function.number, number, argument, node)
         except Exception as error:
             self._pending.pop(number, None)
             raise from_core(error) if hasattr(error, "kind") else error from None
@@ -134,11 +189,19 @@ class Calls:
         """Ends the session; what still waits is cancelled."""
         with self._lock:
             first, self._closed = not self._closed, True
-        if first:
+        if first and not isinstance(self._error, Forked):
             self._session.close()
             self._fail_all(Cancelled("the session was closed before the call ended"))
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5 * _POLL)
+
+    def leave(self) -> None:
+        """In a forked child: the session and its results are the parent's, whoever held this lock."""
+        self._lock = threading.Lock()
+        self._error = Forked()
+        pending, self._pending = list(self._pending.values()), {}
+        for waiting in pending:
+            waiting._leave(self._error)
 
     def _drain(self) -> None:
         """Takes results as they come and tells who waits for them."""
@@ -159,8 +222,10 @@ class Calls:
                 if waiting is not None:
                     try:
                         waiting._settle(ok, body, error, node, elapsed_us)
-                    except Exception:
+                    except Exception as failure:
                         _log.exception("a result could not be handed on")
+                        # Whoever waits for it must not do so forever.
+                        waiting._break(failure)
 
     def _fail_all(self, error: BaseException) -> None:
         while self._pending:
@@ -202,6 +267,12 @@ class Result(concurrent.futures.Future, Generic[T]):
 
     def _break(self, error: BaseException) -> None:
         self._finish(self.set_exception, error)
+
+    def _leave(self, error: BaseException) -> None:
+        # Another thread of the parent may have held it, and what is called back is called there.
+        self._condition = threading.Condition()
+        self._done_callbacks: list[Any] = []
+        self._break(error)
 
     def _finish(self, setter: Callable[[Any], None], value: Any) -> None:
         try:
@@ -261,10 +332,14 @@ class Result(concurrent.futures.Future, Generic[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, None if it returned something; waits as :meth:`result` does."""
         try:
-            return super().exception(timeout)
+            error = super().exception(timeout)
         except KeyboardInterrupt:
             self.cancel()
             raise
+        if isinstance(error, StopIteration) and _in_event_loop():
+            # It would be set on a future of asyncio, which takes none: whoever awaits it would wait forever.
+            return as_iterator(error, "the call")
+        return error
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the call has ended or `timeout` seconds are over, and tells whether it has."""
@@ -314,7 +389,15 @@ class Result(concurrent.futures.Future, Generic[T]):
         return asyncio.wrap_future(self).__await__()
 
 
-def submit(calls: Calls, function: int, argument: bytes, node: str | None = None) -> Result[Any]:
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def submit(calls: Calls, function: Defined, argument: bytes, node: str | None = None) -> Result[Any]:
     """Calls a function and returns what will come of it."""
     result: Result[Any] = Result()
     result._calls = calls
@@ -324,7 +407,7 @@ def submit(calls: Calls, function: int, argument: bytes, node: str | None = None
 
 def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """A call's arguments, pickled."""
-    return pickling.dumps((args, kwargs), "the arguments")
+    return pickling.dumps((args, kwargs), pickling.ARGUMENTS)
 
 
 class Parallel(Generic[T]):

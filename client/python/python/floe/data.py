@@ -97,6 +97,8 @@ def concat(values: list[Any], name: str) -> Any:
     for value in values:
         _remote.check(value, "items", name)
     first = values[0]
+    if len(values) == 1:
+        return list(first) if isinstance(first, range) else first
     kind = frames.kind_of(first) or _series_kind(first)
     if kind == "pandas":
         return _concat_pandas(values, name)
@@ -128,7 +130,12 @@ def _concat_pandas(values: list[Any], name: str) -> Any:
     _alike(values, cls, name)
     if cls is pandas.DataFrame:
         _same_columns([_pandas_schema(value) for value in values], name, types=False)
-    return pandas.concat(values)
+    joined = pandas.concat(values)
+    # pandas looks anew at what an index of objects holds, and may find texts.
+    dtype = values[0].index.dtype
+    if dtype != joined.index.dtype and all(value.index.dtype == dtype for value in values):
+        joined.index = joined.index.astype(dtype)
+    return joined
 
 
 def joined_pandas(parts: list[memoryview]) -> Any:
@@ -163,8 +170,10 @@ def joined_pandas(parts: list[memoryview]) -> Any:
 
 
 def _described(schema: Any) -> tuple[Any, Any] | None:
-    """What an Arrow schema says of the pandas frame it is of: what partitions must share, and the index if that is a
-    range. None if it is of none."""
+    """What an Arrow schema says of its pandas frame: what partitions must share, and the index if a range.
+
+    None if it is of no such frame.
+    """
     import json
 
     import pandas
@@ -192,12 +201,33 @@ def _concat_polars(values: list[Any], name: str) -> Any:
 
     cls = polars.DataFrame if isinstance(values[0], polars.DataFrame) else polars.Series
     _alike(values, cls, name)
-    if cls is polars.DataFrame:
-        schemas = [[(column, repr(dtype)) for column, dtype in value.schema.items()] for value in values]
-    else:
-        schemas = [[(value.name, repr(value.dtype))] for value in values]
-    _same_columns(schemas, name)
-    return polars.concat(values)
+    if cls is polars.Series:
+        frames_ = _typed_polars([value.to_frame() for value in values], name)
+        return polars.concat([frame.to_series() for frame in frames_])
+    return polars.concat(_typed_polars(values, name))
+
+
+def _typed_polars(values: list[Any], name: str) -> list[Any]:
+    """Frames of the same columns. Where a partition has only nulls, their type is the other partitions'."""
+    import polars
+
+    types: dict[str, Any] = {}
+    for value in values:
+        types.update((column, dtype) for column, dtype in value.schema.items() if dtype != polars.Null)
+    values = [
+        value.cast(
+            {
+                column: types[column]
+                for column, dtype in value.schema.items()
+                if dtype == polars.Null and column in types
+            }
+        )
+        for value in values
+    ]
+    _same_columns(
+        [[(column, repr(dtype)) for column, dtype in value.schema.items()] for value in values], name
+    )
+    return values
 
 
 def _concat_arrow(values: list[Any], name: str) -> Any:
@@ -205,6 +235,26 @@ def _concat_arrow(values: list[Any], name: str) -> Any:
 
     _alike(values, (pyarrow.Table, pyarrow.RecordBatch), name)
     tables = [frames._table(value) for value in values]
+    # Where a partition has only nulls, their type is the other partitions'.
+    types = {
+        field.name: field.type for table in tables for field in table.schema if field.type != pyarrow.null()
+    }
+    tables = [
+        table.cast(
+            pyarrow.schema(
+                [
+                    field.with_type(types.get(field.name, field.type))
+                    if field.type == pyarrow.null()
+                    else field
+                    for field in table.schema
+                ],
+                table.schema.metadata,
+            )
+        )
+        if any(field.type == pyarrow.null() for field in table.schema)
+        else table
+        for table in tables
+    ]
     _same_columns([[(field.name, str(field.type)) for field in table.schema] for table in tables], name)
     return pyarrow.concat_tables(tables)
 
@@ -219,7 +269,13 @@ def _concat_arrays(values: list[Any], name: str) -> Any:
                 f"{name} returned arrays that cannot be joined: of shape {values[0].shape} from partition 0, "
                 f"but {value.shape} from partition {position}"
             )
-    return numpy.concatenate(values)
+    if any(isinstance(value, numpy.ma.MaskedArray) for value in values):
+        # NumPy's other function takes the masks away.
+        return numpy.ma.concatenate(values)  # type: ignore[no-untyped-call]
+    first = values[0]
+    same = all(value.dtype == first.dtype for value in values)
+    joined = numpy.concatenate(values, dtype=first.dtype if same else None)
+    return joined.view(type(first)) if all(type(value) is type(first) for value in values) else joined
 
 
 def _same_columns(schemas: list[list[tuple[Any, str]]], name: str, types: bool = True) -> None:

@@ -1,7 +1,8 @@
 """What can go wrong, typed.
 
-Every error that Floe raises by itself is a :class:`Error`. What a function of yours raises comes back as what
-it is, with the traceback of the node in its notes.
+Every error that Floe raises by itself is a :class:`Error`. What a function of yours raises comes back as
+what it is, with the traceback of the node in its notes: a SystemExit and a KeyboardInterrupt too. Where an
+iterator or a coroutine would have to raise a StopIteration, it is the cause of a RuntimeError.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import pickle
 from typing import Any, Mapping
 
+from . import _exceptions
+
 __all__ = [
     "Error",
     "NoMesh",
     "Unreachable",
     "Unavailable",
+    "Busy",
+    "Forked",
     "Refused",
     "VersionError",
     "QueryError",
@@ -50,6 +55,21 @@ class Unreachable(Error, ConnectionError):
 
 class Unavailable(Error):
     """The mesh cannot decide now: it has no leader, or no majority. Trying again may help."""
+
+
+class Busy(Unavailable):
+    """The nodes have as much to do as they can hold, and went on having it for as long as was waited."""
+
+
+class Forked(Error):
+    """This process was forked from the one that the connection belongs to: it can connect anew."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "this process was forked from the one that this connection to the mesh belongs to: connect "
+            "again here (floe.connect()), or start processes with the method `spawn`"
+        )
 
 
 class Refused(Error):
@@ -169,6 +189,8 @@ _BY_KIND: dict[str, type[Error]] = {
     "no_mesh": NoMesh,
     "unreachable": Unreachable,
     "unavailable": Unavailable,
+    "busy": Busy,
+    "forked": Forked,
     "refused": Refused,
     "version": VersionError,
     "query": QueryError,
@@ -209,24 +231,28 @@ def from_parts(kind: str, message: str, details: Mapping[str, Any]) -> BaseExcep
     return _BY_KIND.get(kind, Error)(message)
 
 
-def _raised(whole: str, name: str, message: str, traceback: str, pickled: Any) -> BaseException:
+def _raised(whole: str, name: str, message: str, traceback: str, sent: Any) -> BaseException:
     """What a function raised, with the node's traceback."""
-    if pickled:
+
+    def absent(line: str) -> FunctionError:
+        return FunctionError(f"{name} failed: {line}", name, traceback)
+
+    error: BaseException | None = None
+    missing: list[str] = []
+    if sent:
         try:
-            error = pickle.loads(pickled)
-        except (
-            Exception
-        ):  # It was made for a class that this side does not have, or whose __init__ disagrees.
+            error, itself, missing = _exceptions.decode(sent, absent)
+            if not itself:
+                error.args = (whole or f"{name} failed: {message}",)
+        except BaseException:  # Classes of the user's are made anew, which may do anything.
             error = None
-        if isinstance(error, Exception):
-            _annotate(error, name, traceback)
-            return error
-    error = FunctionError(whole or f"{name} failed: {message}", name, traceback)
-    _annotate(error, name, traceback)
+    if error is None:
+        error = FunctionError(whole or f"{name} failed: {message}", name, traceback)
+    _annotate(error, name, traceback, missing)
     return error
 
 
-def _annotate(error: BaseException, name: str, traceback: str) -> None:
+def _annotate(error: BaseException, name: str, traceback: str, missing: list[str]) -> None:
     """Puts the node's traceback where Python shows it."""
     notes = []
     if traceback:
@@ -235,14 +261,44 @@ def _annotate(error: BaseException, name: str, traceback: str) -> None:
             if name
             else f"on the node:\n{traceback.rstrip()}"
         )
+    notes += [f"of this exception this did not come from the node: {what}" for what in missing]
     if isinstance(error, ModuleNotFoundError) and error.name:
-        notes.append(_missing_module(error.name.partition(".")[0]))
-    if hasattr(error, "add_note"):
-        for note in notes:
-            error.add_note(note)
-    elif notes:
-        # Before Python 3.11 there are no notes; a cause is shown above the exception.
-        error.__cause__ = FunctionError("\n".join(notes), name, traceback)
+        notes.append(_missing_module(str(error.name).partition(".")[0]))
+    if not notes:
+        return
+    attributes = object.__getattribute__(error, "__dict__")
+    own = attributes.get("__notes__", [])
+    if hasattr(error, "add_note") and isinstance(own, list):
+        # Not by `add_note`, which classes that allow no attributes to be set refuse.
+        attributes["__notes__"] = [*own, *notes]
+        return
+    # Before Python 3.11 there are no notes; a cause is shown above the exception. It goes to the end of those
+    # that there are.
+    seen = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        further = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if further is None:
+            _exceptions.set_own(error, "__cause__", FunctionError("\n".join(notes), name, traceback))
+            return
+        error = further
+
+
+def as_iterator(error: BaseException, name: str) -> BaseException:
+    """What an iterator or a coroutine raises for an exception.
+
+    A StopIteration there would look like the end of the results, so it is the cause of another one, as Python
+    does it for generators.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    stopped = Stopped(f"{name} raised StopIteration, which would look like the end of its results here")
+    stopped.__cause__ = error
+    return stopped
+
+
+class Stopped(RuntimeError):
+    """A function raised StopIteration, which is the cause of this."""
 
 
 def _missing_module(name: str) -> str:

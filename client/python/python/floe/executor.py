@@ -9,8 +9,8 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, TypeVar
 
-from . import _remote, pickling, ship
-from .call import Calls, Result, arguments, submit
+from . import _remote, ship
+from .call import Calls, Defined, Result, arguments, submit
 from .environment import Needs
 
 if TYPE_CHECKING:
@@ -29,29 +29,28 @@ class Executor(concurrent.futures.Executor):
     has a session of its own, which ends when it is shut down. A call runs at least once: again, if its node
     is lost.
 
-    A function is pickled at its first call. What it takes from its module's variables is what these held
-    then.
+    A function is pickled at its first call, and again if so many others were called since that it was let go.
+    What it takes from its module's variables is what these held then.
     """
 
     def __init__(self, mesh: Mesh, needs: Needs, label: str) -> None:
         self._mesh = mesh
         self._needs = needs
         self._calls: Calls | None = Calls(mesh, label)
-        self._numbers: dict[Any, int] = {}
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Result[T]:
         """Calls ``fn(*args, **kwargs)`` on some node."""
         calls = self._open()
         if type(fn) not in _CONSTANT:
             fn, args, kwargs = _constant(fn, args, kwargs)
-        # Functions of the same name that are not the same are no keys of one another: they compare by
-        # identity.
-        number = self._numbers.get(fn)
-        if number is None:
-            number = self._define(calls, fn)
+        # By identity, whatever its class makes of comparing. The function is kept with it, so that no other
+        # one gets its id.
+        function = calls.defined(("fn", id(fn)))
+        if function is None:
+            function = self._define(calls, fn)
         result: Result[T] = Result()
         result._calls = calls
-        result._number = calls.call(number, arguments(args, kwargs), result)
+        result._number = calls.call(function, arguments(args, kwargs), result)
         return result
 
     def map(
@@ -72,10 +71,14 @@ class Executor(concurrent.futures.Executor):
             return super().map(fn, *iterables, timeout=timeout)
         calls = self._open()
         pickled = ship.Pickled(fn, self._needs)
-        number = calls.function(pickled, lambda: _remote.Each(pickled.code, pickled.name), "each")
+        function = calls.function(pickled, lambda: _remote.Each(pickled.code, pickled.name), "each")
         items = zip(*iterables)
-        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        results = [submit(calls, number, pickling.dumps(chunk, "the items")) for chunk in chunks]
+        results: list[Result[Any]] = []
+        while True:
+            chunk, count = _remote.packed_items(itertools.islice(items, chunksize), len(results) * chunksize)
+            if not count:
+                break
+            results.append(submit(calls, function, chunk))
         return itertools.chain.from_iterable(_in_order(results, timeout))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -89,12 +92,12 @@ class Executor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return self._calls
 
-    def _define(self, calls: Calls, function: Callable[..., Any]) -> int:
+    def _define(self, calls: Calls, function: Callable[..., Any]) -> Defined:
         pickled = ship.Pickled(function, self._needs)
-        number = calls.function(pickled, lambda: _remote.Call(pickled.code, pickled.name), "call")
+        defined = calls.function(pickled, lambda: _remote.Call(pickled.code, pickled.name), "call")
         if type(function) in _CONSTANT:
-            self._numbers[function] = number
-        return number
+            calls.keep(("fn", id(function)), defined, len(pickled.code), function)
+        return defined
 
 
 def _in_order(results: list[Result[Any]], timeout: float | None) -> Iterator[Any]:
@@ -110,12 +113,18 @@ def _in_order(results: list[Result[Any]], timeout: float | None) -> Iterator[Any
             result.cancel()
 
 
+def _has_gaps(function: functools.partial[Any]) -> bool:
+    """Whether some of its arguments are places for those of the call, as there are since Python 3.14."""
+    gap = getattr(functools, "Placeholder", None)
+    return gap is not None and any(value is gap for value in function.args)
+
+
 def _constant(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The same call of a function that does not change: what does goes with the arguments."""
     while True:
-        if type(function) is functools.partial:
+        if type(function) is functools.partial and not _has_gaps(function):
             args, kwargs, function = function.args + args, {**function.keywords, **kwargs}, function.func
         elif isinstance(function, types.MethodType):
             args, function = (function.__self__, *args), function.__func__

@@ -48,16 +48,31 @@ def encode(value: Any, kind: str | None, what: str = "what the function returned
     if kind is not None and kind_of(value) == kind:
         if kind == "polars":
             frame = _collected(value)
-            buffer = io.BytesIO()
-            frame.write_ipc(buffer)
-            return "frame", _ipc.standard_file(buffer.getvalue()), frame.height
-        if kind == "arrow":
+            if not any(map(_is_only_polars, frame.dtypes)):
+                buffer = io.BytesIO()
+                frame.write_ipc(buffer)
+                return "frame", _ipc.standard_file(buffer.getvalue()), frame.height
+            value = frame
+        elif kind == "arrow":
             table = _table(value)
             return "frame", arrow_file(table), table.num_rows
-        table = pandas_table(value)
-        if table is not None:
-            return "frame", arrow_file(table), table.num_rows
+        else:
+            table = pandas_table(value)
+            if table is not None:
+                return "frame", arrow_file(table), table.num_rows
     return "object", pickling.dumps(_collected(value), what)
+
+
+def _is_only_polars(dtype: Any) -> bool:
+    """Whether Arrow does not know a type of Polars', or a type within it."""
+    name = type(dtype).__name__ if not isinstance(dtype, type) else dtype.__name__
+    inner = getattr(dtype, "inner", None)
+    fields = getattr(dtype, "fields", None) or ()
+    return (
+        name in ("Int128", "UInt128")
+        or (inner is not None and _is_only_polars(inner))
+        or any(_is_only_polars(field.dtype) for field in fields)
+    )
 
 
 def _collected(value: Any) -> Any:
@@ -109,6 +124,9 @@ def arrow_file(table: Any) -> Any:
     """An Arrow table as an IPC file, in a buffer of pyarrow's."""
     import pyarrow
 
+    # A file has one dictionary a column.
+    table = table.unify_dictionaries()
+
     def write(sink: Any) -> None:
         with pyarrow.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -143,6 +161,12 @@ def pandas_table(frame: Any) -> Any:
     if not all(type(name) is str for name in columns) or not all(_survives(dtype) for dtype in frame.dtypes):
         return None
     index = frame.index
+    # What describes a frame in Arrow is JSON.
+    if not all(name is None or type(name) is str for name in (index.name, columns.name)):
+        return None
+    # In a file categories come with rows.
+    if not len(frame) and any(isinstance(dtype, pandas.CategoricalDtype) for dtype in frame.dtypes):
+        return None
     if type(index) is not pandas.RangeIndex and (
         type(index) is not pandas.Index or not _survives(index.dtype)
     ):
@@ -156,8 +180,8 @@ def pandas_table(frame: Any) -> Any:
     except (pyarrow.ArrowException, TypeError, ValueError):
         return None
     # What holds for one frame of such columns and such an index holds for all.
-    shape = (tuple(columns), columns.dtype, columns.name, tuple(frame.dtypes))
-    shape += (type(index), index.dtype, index.name)
+    of_columns = (tuple(columns), columns.dtype, columns.name, tuple(frame.dtypes))
+    shape = (*of_columns, type(index), index.dtype, index.name)
     same = _KNOWN.get(shape)
     if same is None:
         if len(_KNOWN) >= _MAX_KNOWN:
@@ -172,7 +196,7 @@ _MAX_KNOWN = 64
 
 
 def _same(sample: Any, back: Any) -> bool:
-    """Whether a frame's first row came back as it was: its names and types, since values of these types survive."""
+    """Whether a frame's first row came back as it was: names and types; values of these types survive."""
     import pandas
 
     columns, index = sample.columns, sample.index
@@ -211,9 +235,11 @@ def _survives(dtype: Any) -> bool:
 def table_to_pandas(table: Any) -> Any:
     """A pandas frame of an Arrow table that was one, with values that may be written to."""
     frame = table.to_pandas()
-    # A column that is alone of its type is not copied but shown, and Arrow's memory is read-only.
+    # A column that is alone of its type is not copied but shown, as are the codes of categories, and Arrow's
+    # memory is read-only.
     names = [str(dtype) for dtype in frame.dtypes]
     for position, dtype in enumerate(frame.dtypes):
-        if names.count(names[position]) == 1 and getattr(dtype, "kind", "O") in "iufMm":
+        alone = names.count(names[position]) == 1 and getattr(dtype, "kind", "O") in "iufMm"
+        if alone or hasattr(dtype, "categories"):
             frame.isetitem(position, frame.iloc[:, position].copy(deep=True))
     return frame

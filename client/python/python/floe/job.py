@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterator, TypeVar
 
 from . import _ipc, data, frames
-from .errors import from_core
+from .errors import as_iterator, from_core
 from .progress import Bar, Progress
 
 if TYPE_CHECKING:
@@ -105,12 +105,14 @@ class Job(Generic[T]):
     @property
     def failure(self) -> BaseException | None:
         """Why it failed; None if it did not, or not yet."""
+        from . import _core
+
         if self.phase in ("running", "succeeded"):
             return None
         try:
-            _translated(self._core.check)
-        except Exception as error:
-            return error
+            self._core.check()
+        except _core.CoreError as error:
+            return from_core(error)
         return None
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -132,19 +134,35 @@ class Job(Generic[T]):
 
     def partitions(self) -> Iterator[Any]:
         """Its result's partitions, in order, each as soon as it was made."""
-        for part in self._encoded():
-            yield frames.decode(part, self._kind)
-
-    def _encoded(self) -> Iterator[memoryview]:
-        """Its partitions as they arrive."""
-        with _cancelling(self):
-            parts = iter(_translated(self._core.partitions))
-            while True:
-                try:
-                    part = _translated(next, parts)
-                except StopIteration:
+        take = self._taker()
+        while True:
+            try:
+                part = take()
+            except StopIteration as error:
+                failure = as_iterator(error, self._name)
+            else:
+                if part is None:
                     return
-                yield _ipc.view(part)
+                yield frames.decode(part, self._kind)
+                continue
+            raise failure
+
+    def _taker(self) -> Callable[[], memoryview | None]:
+        """What gives its partitions, one after the other as they arrive, and None after the last.
+
+        It is no iterator, since the function may have raised StopIteration.
+        """
+        parts: Any = None
+
+        def take() -> memoryview | None:
+            nonlocal parts
+            with _cancelling(self):
+                if parts is None:
+                    parts = iter(_translated(self._core.partitions))
+                part = _translated(next, parts, None)
+                return None if part is None else _ipc.view(part)
+
+        return take
 
     def collect(self, timeout: float | None = None) -> T:
         """Waits for its result and returns it; raises what went wrong.
@@ -162,8 +180,11 @@ class Job(Generic[T]):
         return value
 
     def _collect(self) -> Any:
+        take = self._taker()
         if self._joined is not None:
-            encoded = list(self._encoded())
+            encoded = []
+            while (part := take()) is not None:
+                encoded.append(part)
             joined = self._joined(encoded)
             if joined is not None:
                 return joined
@@ -171,8 +192,10 @@ class Job(Generic[T]):
         else:
             # One partition is decoded while the next one arrives.
             with concurrent.futures.ThreadPoolExecutor(1, "floe-decode") as decoder:
-                decoded = [decoder.submit(frames.decode, part, self._kind) for part in self._encoded()]
-                parts = [part.result() for part in decoded]
+                decoded = []
+                while (part := take()) is not None:
+                    decoded.append(decoder.submit(frames.decode, part, self._kind))
+                parts = [future.result() for future in decoded]
         return self._assemble(parts) if self._assemble is not None else _plain(parts, self._name)
 
     def cancel(self) -> None:
@@ -186,20 +209,19 @@ class Job(Generic[T]):
     def logs(self, task: int | None = None, follow: bool = False) -> Iterator[LogLine]:
         """What its functions print: of one task or of all, and with `follow` until it has ended."""
         rest: dict[tuple[Any, ...], bytes] = {}
-        with _cancelling(self, cancel=False):
-            chunks = iter(_translated(self._core.logs, task, follow))
-            while True:
-                try:
-                    node, stage, partition, attempt, printed = _translated(next, chunks)
-                except StopIteration:
-                    break
-                source = (node, stage, partition, attempt)
-                *lines, rest[source] = (rest.get(source, b"") + bytes(printed)).split(b"\n")
-                for line in lines:
-                    yield self._line(source, line)
-            for source, line in rest.items():
-                if line:
-                    yield self._line(source, line)
+        chunks = iter(_translated(self._core.logs, task, follow))
+        while True:
+            try:
+                node, stage, partition, attempt, printed = _translated(next, chunks)
+            except StopIteration:
+                break
+            source = (node, stage, partition, attempt)
+            *lines, rest[source] = (rest.get(source, b"") + bytes(printed)).split(b"\n")
+            for line in lines:
+                yield self._line(source, line)
+        for source, line in rest.items():
+            if line:
+                yield self._line(source, line)
 
     def _line(self, source: tuple[Any, ...], line: bytes) -> LogLine:
         node, stage, partition, attempt = source
@@ -210,11 +232,21 @@ class Job(Generic[T]):
 
     async def _collected(self) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, self.collect)
+            value, error = await asyncio.get_running_loop().run_in_executor(None, self._outcome)
         except asyncio.CancelledError:
             # Its thread returns once the job has ended.
             self.cancel()
             raise
+        if error is not None:
+            raise as_iterator(error, self._name)
+        return value
+
+    def _outcome(self) -> tuple[Any, BaseException | None]:
+        """What it returned and what it raised: a thread cannot hand every exception to a coroutine."""
+        try:
+            return self.collect(), None
+        except BaseException as error:
+            return None, error
 
     def __repr__(self) -> str:
         return f"<floe.Job {self.id}: {self._name}>"
@@ -249,15 +281,14 @@ def _translated(function: Callable[..., Any], *args: Any) -> Any:
 class _cancelling:
     """Cancels a job when Ctrl-C is pressed while this waits for it."""
 
-    def __init__(self, job: Job[Any], cancel: bool = True) -> None:
+    def __init__(self, job: Job[Any]) -> None:
         self._job = job
-        self._cancel = cancel
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._cancel:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
             try:
                 self._job.cancel()
             except Exception:

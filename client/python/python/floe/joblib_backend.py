@@ -7,22 +7,24 @@ So does everything that is parallel through joblib, scikit-learn's ``GridSearchC
 from __future__ import annotations
 
 import sys
+import zlib
 from typing import Any, Callable
 
 from joblib._parallel_backends import ParallelBackendBase, SequentialBackend
 
 from . import _remote, environment, pickling, ship
 from ._connect import default_mesh
-from .call import Calls, Result
+from .call import Calls, Defined, Result
 from .environment import Needs
 from .errors import Cancelled
 from .mesh import Mesh
 from .refs import Ref
 
-#: Arguments of at least this size are put into the mesh, since joblib gives the same ones to many tasks.
+#: Arguments of at least this size are put into the mesh, since joblib gives the same ones to many tasks. Each
+#: task has them for itself all the same.
 _SHARED_BYTES = 64 << 10
 
-#: How many of them are remembered. joblib makes some anew for each task, which nobody will see again.
+#: How many arrays are remembered. joblib makes some anew for each task, which nobody will see again.
 _MAX_SHARED = 256
 
 
@@ -44,8 +46,7 @@ class FloeBackend(ParallelBackendBase):
         self._mesh = mesh
         self._needs = Needs.of(options)
         self._under_way: set[Result[Any]] = set()
-        self._shared: dict[int, tuple[Any, Ref[Any]]] = {}
-        self._function: tuple[Calls, int] | None = None
+        self._shared: dict[int, tuple[Any, int, Ref[Any]]] = {}
 
     @property
     def mesh(self) -> Mesh:
@@ -65,15 +66,17 @@ class FloeBackend(ParallelBackendBase):
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Result[Any]:
         calls = self.mesh._calls()
-        tasks = [
-            (
-                function,
-                tuple(map(self._sent, args)),
-                {name: self._sent(value) for name, value in kwargs.items()},
+        used: set[str] = set()
+        tasks = []
+        for function, args, kwargs in func.items:
+            sent = {name: self._sent(value) for name, value in kwargs.items()}
+            # Tasks are pickled one by one, so that none gets an object that another one has changed.
+            task, modules = pickling.dumps_function(
+                (function, tuple(map(self._sent, args)), sent), "a task of joblib's"
             )
-            for function, args, kwargs in func.items
-        ]
-        argument, used = pickling.dumps_function(tasks, "joblib's tasks")
+            tasks.append(task)
+            used |= modules
+        argument = pickling.dumps(tasks, "joblib's tasks")
         number = self._defined(calls, used)
         result: Result[Any] = Result()
         result._calls = calls
@@ -104,32 +107,47 @@ class FloeBackend(ParallelBackendBase):
     def get_nested_backend(self) -> tuple[Any, int | None]:
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
-    def _defined(self, calls: Calls, used: set[str]) -> int:
+    def _defined(self, calls: Calls, used: set[str]) -> Defined:
         """What runs joblib's tasks, with the libraries that they use."""
         modules = frozenset(name.partition(".")[0] for name in used) | {"joblib"}
         libraries = environment.libraries(modules, self._needs)
         key = ("joblib", self._needs, tuple(sorted(libraries.items())))
-        number = calls._numbers.get(key)
-        if number is None:
+        defined = calls.defined(key)
+        if defined is None:
             runner = ship.Pickled(_remote.Batch(), self._needs)
-            number = calls.define(
-                calls.mesh._shipper.function(_remote.Batch(), [runner], modules, "joblib"), key
-            )
-        return number
+            function = calls.mesh._shipper.function(_remote.Batch(), [runner], modules, "joblib")
+            defined = calls.define(function, key, len(runner.code))
+        return defined
 
     def _sent(self, value: Any) -> Any:
         """An argument as it is sent: what is large travels once."""
-        known = self._shared.get(id(value))
-        if known is not None:
-            return known[1]
         if _size(value) < _SHARED_BYTES:
             return value
-        ref = self.mesh.put(value)
-        if len(self._shared) >= _MAX_SHARED:
-            self._shared.pop(next(iter(self._shared)))
-        # The value is kept with it, so that no other one gets its id.
-        self._shared[id(value)] = (value, ref)
+        content = _checksum(value)
+        known = self._shared.get(id(value))
+        if known is not None and content is not None and known[1] == content:
+            return known[2]
+        put = self.mesh.put(value)
+        ref: Ref[Any] = Ref(put.name, put.size, None, True)
+        if content is not None:
+            if len(self._shared) >= _MAX_SHARED:
+                self._shared.pop(next(iter(self._shared)))
+            # The value is kept with it, so that no other one gets its id.
+            self._shared[id(value)] = (value, content, ref)
         return ref
+
+
+def _checksum(value: Any) -> int | None:
+    """What tells whether an array was written to since; None of what is not so easily looked through.
+
+    Pickling such a thing again and finding that the mesh has it takes longer, and comes to the same.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or value.dtype.hasobject:
+        return None
+    if value.flags.c_contiguous or value.flags.f_contiguous:
+        return zlib.crc32(value.reshape(-1, order="A").view(numpy.uint8).data)
+    return None
 
 
 def _size(value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import pickle
 import threading
 import time
@@ -11,9 +12,9 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generator, Generic, Iterable, Iterator, Sequence, Sized, TypeVar
 
-from . import _remote, pickling
-from .call import Calls
-from .errors import Cancelled, from_parts
+from . import _remote
+from .call import Calls, Defined
+from .errors import Cancelled, Stopped, as_iterator, from_parts
 from .progress import Bar, Progress
 
 if TYPE_CHECKING:
@@ -65,11 +66,17 @@ class _Chunk:
     def _break(self, error: BaseException) -> None:
         self.state.arrived(self, b"", error, 0)
 
+    def _leave(self, error: BaseException) -> None:
+        # Another thread of the parent may have held it; the one that sends items is not here.
+        self.state.changed = threading.Condition()
+        self.state.exhausted = True
+        self._break(error)
+
 
 class _State:
     """What the caller, the thread that sends items and the one that takes results share."""
 
-    def __init__(self, calls: Calls, function: int, items: Iterator[Any], total: int | None) -> None:
+    def __init__(self, calls: Calls, function: Defined, items: Iterator[Any], total: int | None) -> None:
         self.calls = calls
         self.function = function
         self.items = items
@@ -95,6 +102,7 @@ class _State:
         #: How long one item takes, in seconds; None until the first one is done.
         self.seconds: float | None = None
         self.bytes_per_item = 0.0
+        self.process = os.getpid()
 
     def arrived(self, chunk: _Chunk, body: bytes, error: BaseException | None, elapsed_us: int) -> None:
         with self.changed:
@@ -111,6 +119,8 @@ class _State:
             self.changed.notify_all()
 
     def cancel(self) -> None:
+        if os.getpid() != self.process:
+            return  # It is not this process's map.
         with self.changed:
             if self.cancelled:
                 return
@@ -136,7 +146,7 @@ class Map(Generic[T]):
         self,
         mesh: Mesh,
         calls: Calls,
-        function: int,
+        function: Defined,
         iterables: Sequence[Iterable[Any]],
         *,
         ordered: bool,
@@ -185,7 +195,13 @@ class Map(Generic[T]):
     def collect(self) -> list[T]:
         """All results that were not read yet, in a list. Ctrl-C meanwhile cancels the map."""
         self._hurry()
-        return list(self)
+        try:
+            return list(self)
+        except Stopped as stopped:
+            error = stopped.__cause__
+        # Where nothing is iterated over it is raised as it is. Not within the handler: that would give it a
+        # context.
+        raise error or RuntimeError("a map stopped")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until all items are done or `timeout` seconds are over, and tells whether they are."""
@@ -201,7 +217,12 @@ class Map(Generic[T]):
         self._state.cancel()
 
     def __await__(self) -> Generator[Any, None, list[T]]:
-        return asyncio.get_running_loop().run_in_executor(None, self.collect).__await__()
+        return asyncio.get_running_loop().run_in_executor(None, self._list).__await__()
+
+    def _list(self) -> list[T]:
+        """As :meth:`collect`, for a coroutine, which raises no StopIteration."""
+        self._hurry()
+        return list(self)
 
     def _hurry(self) -> None:
         with self._state.changed:
@@ -262,16 +283,21 @@ def _read(state: _State, ordered: bool, name: str) -> Iterator[Any]:
 def _values_of(state: _State, name: str, body: bytes, error: BaseException | None) -> Iterator[Any]:
     """The values of a chunk, and what it raised after them."""
     if error is None:
-        status, value = body[:1], pickle.loads(memoryview(body)[1:])
+        status = body[:1]
+        try:
+            value = pickle.loads(memoryview(body)[1:])
+        except BaseException as failure:  # Of what a function returned, this may run the user's code.
+            status, error = b"", failure
         if status == _remote.WHOLE:
             yield from value
             return
-        values, described = value
-        yield from values
-        message = f"{name} failed: {described['message']}"
-        error = from_parts("exception", message, {"name": name, **described})
+        if status == _remote.BROKEN:
+            values, described = value
+            yield from values
+            message = f"{name} failed: {described['message']}"
+            error = from_parts("exception", message, {"name": name, **described})
     state.cancel()
-    raise error
+    raise as_iterator(error or RuntimeError(f"{name} returned nothing that is known"), name)
 
 
 def _feed(state: _State, mesh: Mesh, fixed: int | None, nodes: Sequence[str] | None) -> None:
@@ -296,19 +322,18 @@ def _feed(state: _State, mesh: Mesh, fixed: int | None, nodes: Sequence[str] | N
                 if fixed is None:
                     size = _next_size(state, size, slots)
                 node = min(places, key=lambda place: state.load.get(place, 0))
-            items = list(itertools.islice(state.items, size))
-            if not items:
+            argument, count = _remote.packed_items(itertools.islice(state.items, size), state.items_sent)
+            if not count:
                 break
-            argument = pickling.dumps(items, "the items")
-            state.bytes_per_item = len(argument) / len(items)
+            state.bytes_per_item = len(argument) / count
             with state.changed:
                 if state.exhausted:
                     break
-                chunk = _Chunk(state, state.sent, len(items), node)
+                chunk = _Chunk(state, state.sent, count, node)
                 state.flying[chunk.position] = chunk
                 state.load[node] = state.load.get(node, 0) + 1
                 state.sent += 1
-                state.items_sent += len(items)
+                state.items_sent += count
             try:
                 chunk.number = state.calls.call(state.function, argument, chunk, node)
             except BaseException as error:

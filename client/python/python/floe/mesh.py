@@ -8,10 +8,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence, TypeVar, Union, overload
 
-from . import _remote, applying, data, frames, pickling, query, ship
+from . import _paths, _remote, applying, data, frames, objects, pickling, query, ship
 from .call import Calls, Parallel, arguments, submit
 from .environment import Needs, NeedsArguments
-from .errors import Error, Unavailable
+from .errors import Error, Forked, Unavailable
 from .executor import Executor
 from .job import Job, _translated
 from .mapping import Map
@@ -34,9 +34,6 @@ _PARTITIONS_PER_SLOT = 2
 
 #: How many partitions a merge takes at once, unless the call says otherwise.
 _FAN_IN = 8
-
-#: A session may define so many functions; with more, a new session is opened.
-_MAX_FUNCTIONS = 4000
 
 #: What merges partitions when nothing else is said: they are joined, in order.
 CONCAT = "concat"
@@ -77,6 +74,7 @@ class Mesh:
         self._executors: list[Calls] = []
         self._names: dict[str, str] = {}
         self._closed = False
+        self._forked = False
 
     # Nodes.
 
@@ -171,13 +169,15 @@ class Mesh:
         self, plan: Any, function: ship.Pickled, merge: Merge, fan_in: int, label: str | None
     ) -> Job[Any]:
         modules = frames.MODULES["polars"]
+        sent = query.serialized(plan)
         task = _remote.Part(function.code, function.name, "polars", "polars" if merge == CONCAT else None)
         core = _translated(
             self._open().map_plan,
             label or function.name,
             self._shipper.function(task, [function], modules),
-            query.serialized(plan),
-            os.getcwd(),
+            sent.dsl,
+            sent.schema,
+            _paths.here(),
             self._merging(merge, function, "polars", modules),
             fan_in,
         )
@@ -193,20 +193,20 @@ class Mesh:
         label: str | None = None,
         **needs: Unpack[NeedsArguments],
     ) -> Job[Any]:
-        """Calls a function with the path of each file under these paths or globs, on nodes that see it.
+        """Calls a function with the path of each file under these paths or patterns, on nodes that see it.
 
+        A name that exists is that file, or all files below that directory; only another is a pattern.
         The result is the list of what it returned, in order of the paths, unless `merge` says otherwise; that
         is as for :meth:`parallelize`.
         """
         function = ship.Pickled(apply, Needs.of(needs))
-        given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         task = _remote.Part(function.code, function.name, None, "items" if merge == CONCAT else None)
         core = _translated(
             self._open().map_files,
             label or function.name,
             self._shipper.function(task, [function]),
-            [os.fspath(path) for path in given],
-            os.getcwd(),
+            _paths.texts(paths),
+            _paths.here(),
             self._merging(merge, function, None, ()),
             fan_in,
         )
@@ -269,11 +269,30 @@ class Mesh:
     ) -> Any:
         """What ``df.apply(fn, axis=1)`` or ``series.apply(fn)`` returns: a function of each row, or value.
 
-        If the function does the same when it is called with the whole frame at once, as ``lambda row: row.a *
-        row.b`` does, and that is the faster way, it is called so, here. Otherwise it is called for each row
-        of `n` partitions on the nodes. A line on stderr says which it was, unless `quiet`. `how` may ask for
-        one of the two: ``"vectorised"`` or ``"partitions"``. Polars frames give rows as dictionaries, and a
-        Series.
+        The result is what pandas makes of all that the function returns: its values, type, index, name, and
+        the exception of the first row that raises.
+
+        A function that is shown, from its code, to do nothing but arithmetic with columns of numbers, as
+        ``lambda row: row.a * row.b`` does, is computed for all rows at once, here. Any other one is called
+        for each row, in partitions on the nodes; if it changes variables of its own, so that a row may hang
+        on those before, here.
+
+        Args:
+            df: A pandas or Polars frame or series. Polars frames give rows as dictionaries, and the result is
+            a
+                Polars series.
+            fn: What is called with each row, or value.
+            n: The number of partitions.
+            how: ``"auto"``, or one of the two ways: ``"vectorised"`` or ``"partitions"``.
+            quiet: Whether to say nothing on stderr of which way it was.
+            **needs: What the function needs; see :func:`floe.requires`.
+
+        Returns:
+            What pandas returns, or a Polars series.
+
+        Raises:
+            ValueError: ``how="vectorised"`` was asked for and the function was not shown to allow it.
+            Exception: What the function raises for the first row for which it does.
         """
         return applying.apply(self, df, fn, n, how, quiet, needs)
 
@@ -366,18 +385,18 @@ class Mesh:
     def put(self, value: T) -> Ref[T]:
         """Keeps an object in the mesh. It travels to each node once, whatever number of calls use it there.
 
+        Each call has it as it was put: see :class:`floe.Ref`.
+
         >>> table = mesh.put({n: n * n for n in range(1000)})
         >>> mesh.parallel(lambda squares, n: squares[n])(table, 30).value
         900
         """
-        name, size = self._put_bytes(pickling.dumps(value, "the object"))
+        name, size = self._put_bytes(objects.packed(value, "the object"))
         return Ref(name, size, self)
 
     def get(self, ref: Ref[T]) -> T:
         """The object that a reference stands for."""
-        import pickle
-
-        return pickle.loads(_translated(self._open().get, ref.name, ref.size))
+        return objects.loaded(_translated(self._open().get, ref.name, ref.size))
 
     def _put_bytes(self, value: bytes) -> tuple[str, int]:
         return ship.put(self._open(), value)
@@ -400,14 +419,14 @@ class Mesh:
         >>> mesh.sql("SELECT COUNT(*) AS n FROM flights", {"flights": flights}).collect()["n"].item()
         336776
         """
-        named = {name: os.fspath(path) for name, path in (tables or {}).items()}
-        core = _translated(self._open().sql, text, named, os.getcwd(), label)
+        named = {name: _paths.text(path) for name, path in (tables or {}).items()}
+        core = _translated(self._open().sql, text, named, _paths.here(), label)
         return self._query_job(core, kind, label or "the query")
 
     def query(self, lazyframe: Any, *, kind: str | None = None, label: str | None = None) -> Job[Any]:
         """A Polars LazyFrame, run by the mesh, with a handle to watch it."""
         plan = query.serialized(lazyframe)
-        core = _translated(self._open().plan, plan, os.getcwd(), label)
+        core = _translated(self._open().plan, plan.dsl, plan.schema, _paths.here(), label)
         return self._query_job(core, kind or "polars", label or "the query")
 
     def collect(self, lazyframe: Any) -> Any:
@@ -464,9 +483,13 @@ class Mesh:
     # The connection.
 
     def close(self) -> None:
-        """Ends the calls that are under way, and the node, if one was started for this. Jobs go on."""
+        """Ends the calls that are under way, and the node, if one was started for this. Jobs go on.
+
+        Whoever waits for a call gets :class:`floe.errors.Cancelled`. A forked child closes nothing of its
+        parent's.
+        """
         with self._lock:
-            if self._closed:
+            if self._closed or self._forked:
                 return
             self._closed = True
             sessions = [self._session, *self._executors]
@@ -479,6 +502,14 @@ class Mesh:
         if self._on_close is not None:
             self._on_close()
 
+    def _leave(self) -> None:
+        """In a forked child: the connection is the parent's, whoever held this lock."""
+        self._lock = threading.RLock()
+        self._forked = True
+        for calls in [self._session, *self._executors]:
+            if calls is not None:
+                calls.leave()
+
     def __enter__(self) -> Mesh:
         return self
 
@@ -490,9 +521,13 @@ class Mesh:
     def __repr__(self) -> str:
         if self._closed:
             return "<floe.Mesh, closed>"
+        if self._forked:
+            return "<floe.Mesh of the process that this one was forked from>"
         return f"<floe.Mesh of {', '.join(node.name for node in self.nodes)}>"
 
     def _open(self) -> _core.Mesh:
+        if self._forked:
+            raise Forked()
         if self._closed:
             raise Error("the mesh is closed")
         return self._core
@@ -501,10 +536,6 @@ class Mesh:
         """The session for single calls, opened when it is first needed."""
         self._open()
         with self._lock:
-            if self._session is not None and len(self._session._numbers) >= _MAX_FUNCTIONS:
-                self._session.finish(wait=False, cancel=False)
-                self._executors.append(self._session)
-                self._session = None
             if self._session is None or self._session.ended:
                 self._session = Calls(self, "calls")
             return self._session

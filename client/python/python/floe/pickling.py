@@ -5,12 +5,15 @@ Runs on both sides. ``cloudpickle`` travels with this package.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
 import types
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Union
 
+from . import _culprit, _reducers
+from ._culprit import a as a
 from .errors import Unpicklable
 
 # As in `_remote`.
@@ -19,34 +22,77 @@ __floe_hidden__ = True
 #: The protocol of everything that is sent: the last one of the oldest supported Python.
 PROTOCOL = 5
 
-#: How many attempts to pickle a part of something finding the culprit may take.
-_MAX_ATTEMPTS = 200
+
+#: How a pickle names `object`.
+_BARE = b"\x8c\x06object\x94"
+
+#: What a call's arguments are called: a tuple and a dictionary.
+ARGUMENTS = "the arguments"
 
 
-def dumps(value: Any, what: str = "the argument") -> bytes:
-    """Pickles a value: as Python does where that is enough, else by value."""
+#: Smaller buffers stay within a pickle: outside it they would only take more room.
+_LEAST_BUFFER_BYTES = 4 << 10
+
+#: Buffers that lie outside a pickle.
+Buffers = Union["list[memoryview]", None]
+
+
+def dumps(value: Any, what: str = "the argument", buffers: Buffers = None) -> bytes:
+    """Pickles a value: as Python does where that is enough, else by value.
+
+    If a list of buffers is given, the large ones go there instead of into the pickle.
+    """
     try:
-        data = pickle.dumps(value, PROTOCOL)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=_into(buffers))
     except Exception:
-        return by_value(value, what)
+        return by_value(value, what, buffers)
     # What is defined in the driver's script is pickled by its name, which means nothing on a node; the same
     # holds for modules that the user registered with cloudpickle.
-    if b"__main__" in data:
-        return by_value(value, what)
+    # So does an object that is compared by identity.
+    if b"__main__" in data or _BARE in data:
+        return by_value(value, what, buffers)
     registered = _registered()
     if registered and any(name.encode() in data for name in registered):
-        return by_value(value, what)
+        return by_value(value, what, buffers)
     return data
 
 
-def by_value(value: Any, what: str) -> bytes:
+def by_value(value: Any, what: str, buffers: Buffers = None) -> bytes:
     """Pickles a value with all the code that it refers to and that the nodes may not have."""
-    import cloudpickle
+    return dumps_function(value, what, buffers)[0]
 
+
+def _into(buffers: Buffers) -> Callable[[pickle.PickleBuffer], bool] | None:
+    """What takes the buffers that are to lie outside a pickle, as the standard library wants it."""
+    if buffers is None:
+        return None
+    found = buffers
+    # Of an attempt that failed.
+    found.clear()
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= _LEAST_BUFFER_BYTES:
+            found.append(raw)
+        return raw.nbytes < _LEAST_BUFFER_BYTES
+
+    return stays
+
+
+def dumps_function(
+    function: Any, what: str = "the function", buffers: Buffers = None
+) -> tuple[bytes, set[str]]:
+    """A pickled function, and the modules that it or anything it holds comes from or imports.
+
+    Those imported within a function count as well, even if it never gets there.
+    """
+    buffer = io.BytesIO()
+    pickler = pickler_class()(buffer, PROTOCOL, _into(buffers))
     try:
-        return cloudpickle.dumps(value, PROTOCOL)
+        pickler.dump(function)
     except Exception as error:
-        raise unpicklable(value, error, what) from error
+        raise unpicklable(function, error, what) from error
+    return buffer.getvalue(), pickler.used
 
 
 def _registered() -> set[str]:
@@ -54,30 +100,45 @@ def _registered() -> set[str]:
     return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
 
 
-def dumps_function(function: Any, what: str = "the function") -> tuple[bytes, set[str]]:
-    """A pickled function, and the modules that it or anything it holds comes from or imports.
+def _travels(module: Any) -> bool:
+    """Whether a module's content is pickled by value, since the nodes do not have the module."""
+    if not isinstance(module, str):
+        return False
+    # A module that is not loaded here is one of the driver's, of which only this came.
+    if module == "__main__" or module not in sys.modules:
+        return True
+    return any(module == name or module.startswith(name + ".") for name in _registered())
 
-    Those imported within a function count as well, even if it never gets there.
-    """
+
+@functools.lru_cache(maxsize=1)
+def pickler_class() -> Any:
+    """What pickles by value. It is made when it is first needed, since loading cloudpickle takes a while."""
     import cloudpickle
-
-    used: set[str] = set()
 
     class Pickler(cloudpickle.Pickler):
         """Looks at everything on its way."""
 
+        def __init__(
+            self,
+            file: Any,
+            protocol: int,
+            buffer_callback: Callable[[pickle.PickleBuffer], bool] | None = None,
+        ) -> None:
+            super().__init__(file, protocol, buffer_callback=buffer_callback)
+            #: The modules of what was pickled.
+            self.used: set[str] = set()
+
         def reducer_override(self, obj: Any) -> Any:
-            _note(obj, used)
+            _note(obj, self.used)
             if isinstance(obj, types.CodeType):
                 return _code(obj, self.dispatch_table[types.CodeType])
-            return super().reducer_override(obj)
+            reduced = _reducers.reduced(obj, _travels)
+            if reduced is not NotImplemented:
+                return reduced
+            plain = super().reducer_override(obj)
+            return _reducers.reduced_class(obj, plain) if isinstance(obj, type) else plain
 
-    buffer = io.BytesIO()
-    try:
-        Pickler(buffer, PROTOCOL).dump(function)
-    except Exception as error:
-        raise unpicklable(function, error, what) from error
-    return buffer.getvalue(), used
+    return Pickler
 
 
 def _note(obj: Any, used: set[str]) -> None:
@@ -113,90 +174,16 @@ def unpicklable(value: Any, error: BaseException, what: str) -> Unpicklable:
     """The error that names what of a value cannot be pickled."""
     if isinstance(error, Unpicklable):
         return error
-    path, culprit = _culprit(value)
-    where = ", ".join(path)
-    thing = f"{where} ({a(culprit)})" if where else f"{a(culprit)}"
     verb = "cannot send" if not what.startswith("what ") else "cannot send back"
-    return Unpicklable(f"{verb} {what}: {thing} cannot be pickled: {error}")
+    names = _arguments(*value) if what == ARGUMENTS else None
+    reason = _culprit.sentence(value, error, pickler_class(), PROTOCOL, names)
+    return Unpicklable(f"{verb} {what}: {reason}")
 
 
-def a(value: Any) -> str:
-    """What a value is, with its article: ``a _thread.lock``, ``an int``."""
-    cls = type(value)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    return f"{'an' if name.lstrip('_')[:1].lower() in 'aeiou' else 'a'} {name}"
-
-
-def _culprit(value: Any) -> tuple[list[str], Any]:
-    """The innermost part of a value that cannot be pickled, and the way to it."""
-    attempts = 0
-    seen: set[int] = set()
-
-    def fails(part: Any) -> bool:
-        nonlocal attempts
-        attempts += 1
-        import cloudpickle
-
-        try:
-            cloudpickle.dumps(part, PROTOCOL)
-        except Exception:
-            return True
-        return False
-
-    path: list[str] = []
-    while True:
-        seen.add(id(value))
-        for name, part in _parts(value):
-            if attempts >= _MAX_ATTEMPTS:
-                return path, value
-            if id(part) not in seen and fails(part):
-                path.append(name if not path else name.replace("the ", "its ", 1))
-                value = part
-                break
-        else:
-            return path, value
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What pickling a value would pickle besides, by the name under which the user knows it."""
-    if isinstance(value, types.MethodType):
-        yield "the object that it is a method of", value.__self__
-        value = value.__func__
-    if isinstance(value, types.FunctionType):
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
-            try:
-                yield f"the variable {name!r}", cell.cell_contents
-            except ValueError:  # The cell is still empty.
-                pass
-        for name in sorted(_global_names(value.__code__)):
-            if name in value.__globals__:
-                yield f"the variable {name!r}", value.__globals__[name]
-        for index, default in enumerate(value.__defaults__ or ()):
-            yield f"the default value {index}", default
-        for name, default in (value.__kwdefaults__ or {}).items():
-            yield f"the default of {name!r}", default
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield f"the item {key!r}", part
-            yield f"the key {key!r}", key
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for index, part in enumerate(value):
-            yield f"the item {index}", part
-    elif type(value).__module__ == "functools" and hasattr(value, "func"):
-        yield "the function", value.func
-        yield "the arguments", (value.args, value.keywords)
-    elif not isinstance(value, (type, types.ModuleType)):
-        for name, part in getattr(value, "__dict__", {}).items():
-            yield f"the attribute {name!r}", part
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    """Names that code and the code within it may look up in its module."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return names
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A call's arguments, by the names under which the user knows them."""
+    named = [(f"the argument {name!r}", value) for name, value in kwargs.items()]
+    return [(f"the argument {index}", value) for index, value in enumerate(args)] + named
 
 
 def name_of(function: Any) -> str:

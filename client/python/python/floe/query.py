@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import re
-from typing import Any
+from typing import Any, Iterator, NamedTuple
 
 from . import data, frames, pickling
 from .errors import VersionError
 
-#: The versions of py-polars whose plans the nodes are known to read: from the first to before the second.
-SUPPORTED = ((1, 40), (2, 2))
+#: The versions of py-polars whose plans are sent: from the first to before the second. Those after 2.1 are
+#: tried: what a node does not know it refuses by name, and a result whose types would be others too.
+SUPPORTED = ((1, 40), (3, 0))
 
 
-def serialized(lazyframe: Any) -> bytes:
-    """A LazyFrame's plan, as it is sent."""
+#: What stands before a path among a plan's sources, as msgpack has it, with the path's length.
+_SOURCE = re.compile(rb"\xa5inner(?:([\xa0-\xbf])|\xd9(.)|\xda(..))", re.DOTALL)
+
+_OBJECT_STORE = re.compile(rb"[a-z0-9]+://")
+
+
+class Plan(NamedTuple):
+    """A LazyFrame as it is sent."""
+
+    #: The plan, as `LazyFrame.serialize` writes it.
+    dsl: bytes
+    #: The schema that this Polars gives its result, or nothing where it cannot tell.
+    schema: bytes
+
+
+def serialized(lazyframe: Any) -> Plan:
+    """A LazyFrame as it is sent.
+
+    Args:
+        lazyframe: A LazyFrame, or a DataFrame.
+
+    Returns:
+        Its plan, and the schema of its result.
+
+    Raises:
+        TypeError: It is neither.
+        VersionError: The nodes are not known to read the plans of this version of Polars.
+    """
     import polars
 
     if isinstance(lazyframe, polars.DataFrame):
@@ -21,11 +49,42 @@ def serialized(lazyframe: Any) -> bytes:
     if not isinstance(lazyframe, polars.LazyFrame):
         raise TypeError(f"a Polars LazyFrame is needed, not {pickling.a(lazyframe)}")
     check_version(polars.__version__)
-    return bytes(lazyframe.serialize())
+    dsl = bytes(lazyframe.serialize())
+    return Plan(dsl, _schema(polars, lazyframe) if all(map(_is_told, _sources(dsl))) else b"")
+
+
+def _sources(dsl: bytes) -> Iterator[bytes]:
+    """The paths that a plan scans."""
+    for found in _SOURCE.finditer(dsl):
+        short, *longer = found.groups()
+        size = short[0] & 31 if short else int.from_bytes(b"".join(filter(None, longer)), "big")
+        yield dsl[found.end() : found.end() + size]
+
+
+def _is_told(path: bytes) -> bool:
+    """Whether Polars tells here the types of what lies under a path, as the nodes see it."""
+    # The nodes refuse object stores; asking one for its types would wait for the network. Brackets in the
+    # name of something that exists are a pattern to Polars and not to the nodes.
+    return not _OBJECT_STORE.match(path) and b"[" not in path
+
+
+def _schema(polars: Any, lazyframe: Any) -> bytes:
+    """The schema of a LazyFrame's result, as an Arrow IPC stream without rows.
+
+    Nothing if it cannot be told here: the files that are read may be where the nodes are and not here, and
+    what is wrong with a plan is told by the node that plans it.
+    """
+    stream = io.BytesIO()
+    try:
+        empty = polars.DataFrame(schema=lazyframe.collect_schema())
+        empty.write_ipc_stream(stream, compat_level=polars.CompatLevel.newest())
+    except (Exception, polars.exceptions.PanicException):
+        return b""
+    return stream.getvalue()
 
 
 def check_version(version: str) -> None:
-    """Refuses a py-polars of which it is not known that the nodes read its plans."""
+    """Refuses a py-polars whose plans the nodes would not read, or perhaps not as they are meant."""
     match = re.match(r"(\d+)\.(\d+)", version)
     found = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     if not SUPPORTED[0] <= found < SUPPORTED[1]:

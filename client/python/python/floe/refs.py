@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
-import threading
-from collections import OrderedDict
 from typing import Any, Generic, TypeVar
 
+from . import objects
+
 T = TypeVar("T")
-
-#: How many objects a process on a node keeps unpickled for the next call that uses them.
-_KEPT = 16
-
-_kept: OrderedDict[str, Any] = OrderedDict()
-_lock = threading.Lock()
 
 
 class Ref(Generic[T]):
     """Stands for an object that was put into the mesh; it is small, and travels to a node once.
 
-    Given to a function as an argument, the function gets the object. Anywhere else, :meth:`get` does. All
-    calls in one process share one object, so it should not be changed.
+    Given to a function as an argument, the function gets the object. Anywhere else, :meth:`get` does. Every
+    call has the object as it was put, whatever other calls do to theirs: a NumPy array is read-only, as
+    Arrow's tables are, and any other object is loaded anew. The memory of large arrays and columns, also of
+    those within other objects, is shared by all processes of a node until one writes to it.
     """
 
-    __slots__ = ("name", "size", "_mesh")
+    __slots__ = ("name", "size", "_mesh", "_own")
 
-    def __init__(self, name: str, size: int, mesh: Any = None) -> None:
+    def __init__(self, name: str, size: int, mesh: Any = None, own: bool = False) -> None:
         #: The digest of the object's bytes.
         self.name = name
         #: How many bytes they are.
         self.size = size
         self._mesh = mesh
+        # Whether it is but an argument that is large, which a call may do with what it likes.
+        self._own = own
 
     def get(self) -> T:
         """The object."""
@@ -42,20 +39,11 @@ class Ref(Generic[T]):
 
                 return default_mesh().get(self)
             return self._mesh.get(self)
-        with _lock:
-            if self.name in _kept:
-                _kept.move_to_end(self.name)
-                return _kept[self.name]
-        with open(host.blob(self.name, self.size), "rb") as file:
-            value = pickle.load(file)
-        with _lock:
-            _kept[self.name] = value
-            while len(_kept) > _KEPT:
-                _kept.popitem(last=False)
-        return value
+        value = objects.mapped(host.blob(self.name, self.size))
+        return value if self._own else objects.guarded(value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Ref, (self.name, self.size)
+        return Ref, (self.name, self.size, None, self._own)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ref) and other.name == self.name

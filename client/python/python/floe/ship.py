@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import pickle
 import sys
@@ -38,6 +39,11 @@ class Pickled:
         if called and not callable(function):
             raise TypeError(f"a function is needed, not {pickling.a(function)}")
         self.name = pickling.name_of(function)
+        if called and _is_coroutine(function):
+            raise TypeError(
+                f"{self.name} is a coroutine function: called, it returns a coroutine, which only an event "
+                f"loop can run; give a function that runs it: lambda *args: asyncio.run({self.name}(*args))"
+            )
         self.needs = needs.over(environment.attached(function))
         self.code, self.used = pickling.dumps_function(function, f"{what} {self.name}")
         self._check_python()
@@ -57,6 +63,11 @@ class Pickled:
                 f"Python {asked}",
                 f"the driver runs Python {environment.python_version()}",
             )
+
+
+def _is_coroutine(function: Any) -> bool:
+    call = getattr(type(function), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 class Shipper:

@@ -18,11 +18,12 @@ source          ``read(offset, limit)``
 from __future__ import annotations
 
 import builtins
-import glob
 import importlib
 import os
 import urllib.parse
 from typing import Any, Iterable, Protocol, Sequence, runtime_checkable
+
+from . import _paths
 
 __all__ = ["Source", "range", "files", "sql"]
 
@@ -63,25 +64,20 @@ class range:
 class files:
     """Paths of files, as the nodes see them, in order of their names.
 
-    `patterns` are paths, globs (``**`` goes into directories) or directories. All nodes must see the same
-    files under them.
+    `patterns` are paths, patterns (``**`` for any directories below) or directories, which stand for all
+    files below them. A name that exists is never a pattern, and a leading ``~/`` is the driver's home. All
+    nodes must see the same files under them.
     """
 
     def __init__(self, patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> None:
-        given = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
-        # Relative paths are the driver's.
-        self._patterns = [os.path.abspath(os.fspath(pattern)) for pattern in given]
+        # Relative paths are the driver's. They are not normalized, which would make another path of `name/`.
+        self._patterns = [os.path.join(_paths.here(), pattern) for pattern in _paths.texts(patterns)]
         self._paths: list[str] | None = None
 
     def _found(self) -> list[str]:
         if self._paths is None:
-            paths: set[str] = set()
-            for pattern in self._patterns:
-                if os.path.isdir(pattern):
-                    pattern = os.path.join(glob.escape(pattern), "*")
-                found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
-                paths.update(path for path in found if os.path.isfile(path))
-            self._paths = sorted(paths)
+            paths = {path for pattern in self._patterns for path in _paths.expanded(pattern)}
+            self._paths = sorted(paths, key=str.encode)
             if not self._paths:
                 raise FileNotFoundError(f"this node sees no file under {', '.join(self._patterns)}")
         return self._paths

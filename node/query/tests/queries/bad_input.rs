@@ -27,7 +27,7 @@ fn polars_own_message_comes_through_once() {
         ("select nonsense from t", "nonsense"),
         ("select id from t group by", "Expected"),
         ("select sum(name) from t", "sum"),
-        ("select id + name from t where name + 1 > 2", "arithmetic"),
+        ("select id + name from t where name + 1 > 2", "do not compare"),
         ("select cast(name as int) from t", "conversion"),
     ] {
         let message = message(text);
@@ -48,9 +48,34 @@ fn a_missing_file_is_unseen() {
     }
     let scan = LazyFrame::scan_parquet(PlRefPath::new("gone.parquet"), Default::default()).unwrap();
     assert!(matches!(failure(&lazy(scan)), Failure::Unseen { .. }));
-    let found = floe_query::inspect(&[format!("{}/many", directory()), "/gone".into()]);
+    let paths = floe_query::resolve(&["many".to_owned(), "/gone".to_owned()], &directory()).unwrap();
+    let found = floe_query::inspect(&paths);
     assert!(matches!(&found[0], Inspected::Files(files) if files.len() == 6));
     assert_eq!(found[1], Inspected::Missing("not found".into()));
+}
+
+/// Codes that a driver's process gave mean nothing here; an enum's are its own.
+#[test]
+fn categories_of_codes_are_refused() {
+    let codes = || df!("code" => [0u32, 1, 0], "n" => [1, 2, 3]).unwrap().lazy();
+    let categorical = || DataType::from_categories(Categories::global());
+    let cast = || col("code").cast(categorical());
+    for frame in [
+        codes().select([cast()]),
+        codes().with_columns([cast().alias("c")]),
+        codes().filter(cast().is_not_null()),
+        codes().group_by([cast()]).agg([len()]),
+        codes().select([concat_list([col("code")]).unwrap().cast(DataType::List(Box::new(categorical())))]),
+    ] {
+        let Failure::Refused { message } = failure(&lazy(frame)) else { panic!("not refused") };
+        assert!(message.contains("makes categories of codes") && message.contains("Enum"), "{message}");
+    }
+    let categories = FrozenCategories::new(["a", "b"]).unwrap();
+    let of_enum = codes().select([col("code").cast(DataType::from_frozen_categories(categories))]);
+    assert_eq!(collect(&lazy(of_enum), &ROOMY).unwrap().height(), 3);
+    let known = codes().select([col("n").cast(DataType::String).cast(categorical()).alias("s")]);
+    let known = known.with_columns([col("s").to_physical().alias("code")]).with_columns([cast().alias("c")]);
+    assert_eq!(collect(&lazy(known), &ROOMY).unwrap().column("c").unwrap().null_count(), 0);
 }
 
 fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
@@ -101,10 +126,10 @@ fn what_cannot_be_sent_is_refused() {
     let mut dsl = Vec::new();
     let written = frame.logical_plan.serialize_versioned(&mut dsl, Default::default());
     assert!(written.is_err(), "Polars refuses closures itself");
-    let Query::Plan { dsl, directory } = lazy(rows()) else { panic!("sql") };
+    let Query::Plan { dsl, directory, schema } = lazy(rows()) else { panic!("sql") };
     let sink = sql("copy t to 'x.csv'");
     assert!(matches!(failure(&sink), Failure::Refused { .. } | Failure::Query { .. }));
-    assert!(floe_query::paths(&Query::Plan { dsl, directory }).unwrap().is_empty());
+    assert!(floe_query::paths(&Query::Plan { dsl, directory, schema }).unwrap().is_empty());
 }
 
 fn rows() -> LazyFrame {
@@ -113,18 +138,19 @@ fn rows() -> LazyFrame {
 
 #[test]
 fn garbage_is_not_a_plan() {
-    let empty = Query::Plan { dsl: Default::default(), directory: "/".into() };
+    let empty = Query::Plan { dsl: Default::default(), directory: "/".into(), schema: Default::default() };
     assert!(matches!(failure(&empty), Failure::Version { .. }));
-    let Query::Plan { dsl, directory } = lazy(rows()) else { panic!("sql") };
+    let Query::Plan { dsl, directory, schema } = lazy(rows()) else { panic!("sql") };
     for cut in [5, 40, 80, dsl.len() - 1] {
-        let query = Query::Plan { dsl: dsl.slice(..cut), directory: directory.clone() };
+        let query =
+            Query::Plan { dsl: dsl.slice(..cut), directory: directory.clone(), schema: schema.clone() };
         let Failure::Version { message } = failure(&query) else { panic!("cut at {cut}") };
         assert!(message.contains("py-polars 1.40"), "{message}");
     }
     // Another build's hash of the schema is no obstacle.
     let mut other = dsl.to_vec();
     other[15..79].fill(b'0');
-    let query = Query::Plan { dsl: other.into(), directory };
+    let query = Query::Plan { dsl: other.into(), directory, schema };
     assert_eq!(collect(&query, &ROOMY).unwrap().height(), 10);
     assert!(floe_query::run(b"garbage", b"", vec![], 1).is_err());
 }

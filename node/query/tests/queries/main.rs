@@ -2,10 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod corpus;
 mod data;
 mod deep;
 mod explained;
 mod mesh;
+mod paths;
 mod process;
 mod random;
 mod same;
+mod sqllogic;
+mod tpch;
+mod versions;

@@ -28,11 +28,19 @@ pub(crate) fn sql(text: &str) -> Query {
 pub(crate) fn lazy(frame: LazyFrame) -> Query {
     let mut dsl = Vec::new();
     frame.logical_plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
-    Query::Plan { dsl: dsl.into(), directory: crate::data::directory() }
+    Query::Plan { dsl: dsl.into(), directory: crate::data::directory(), schema: Bytes::new() }
 }
+
+/// What a task is run with: a fragment, a split, the segments of its inputs, how many buckets it fills.
+pub(crate) type Run<'a> = &'a dyn Fn(&[u8], &[u8], Vec<Vec<Bytes>>, u32) -> Result<Vec<DataFrame>, Failure>;
 
 /// Plans a query, runs all of it and returns its rows in order.
 pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure> {
+    collect_by(query, shape, &floe_query::run)
+}
+
+/// [`collect`], with tasks run by something else.
+pub(crate) fn collect_by(query: &Query, shape: &Shape, run: Run<'_>) -> Result<DataFrame, Failure> {
     let Planned { graph, frames, .. } = floe_query::plan(query, shape)?;
     check(&graph);
     let mut outputs = held(frames);
@@ -43,7 +51,7 @@ pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure
             for task in (0..stage.tasks.len() as u32).rev() {
                 let segments = inputs(stage, task, &outputs);
                 let split = &stage.tasks[task as usize].split;
-                let buckets = floe_query::run(fragment, split, segments, stage.exchange.buckets())?;
+                let buckets = run(fragment, split, segments, stage.exchange.buckets())?;
                 assert_eq!(buckets.len(), stage.exchange.buckets() as usize, "stage {}", stage.id);
                 partitions.push(buckets.into_iter().map(|df| ipc(df, task)).collect());
             }
@@ -60,7 +68,12 @@ pub(crate) fn collect(query: &Query, shape: &Shape) -> Result<DataFrame, Failure
         if result.width() == 0 {
             return Ok(rows);
         }
-        assert_eq!(rows.schema(), result.schema(), "the announced schema is that of the rows");
+        if rows.schema() != result.schema() {
+            // No driver can read such a result.
+            let (rows, announced) = (rows.schema(), result.schema());
+            let message = format!("the announced schema is not that of the rows: {announced:?}, {rows:?}");
+            return Err(Failure::Internal { message });
+        }
         result.vstack_mut(&rows).unwrap();
     }
     Ok(result)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
@@ -18,12 +18,19 @@ struct Inner {
     groups: watch::Sender<BTreeSet<i32>>,
     guard: Guard,
     closed: AtomicBool,
+    started: AtomicU64,
 }
 
 impl Family {
     pub(super) fn new(guard: Guard) -> Self {
         let groups = watch::Sender::new(BTreeSet::new());
-        Self(Arc::new(Inner { groups, guard, closed: AtomicBool::new(false) }))
+        let (closed, started) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self(Arc::new(Inner { groups, guard, closed, started }))
+    }
+
+    /// A mark for the next child: what it starts is known by it.
+    pub(super) fn mark(&self) -> String {
+        format!("{}{}.", self.0.guard.mark(), self.0.started.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Takes a child in, unless the node is stopping.
@@ -47,6 +54,11 @@ impl Family {
         });
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.groups.borrow().len()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.0.closed.load(Ordering::SeqCst)
     }
@@ -59,7 +71,7 @@ impl Family {
     pub(super) fn kill(&self) {
         let groups = self.0.groups.borrow().clone();
         for group in groups {
-            processes::kill_group(group);
+            processes::end(group);
         }
     }
 

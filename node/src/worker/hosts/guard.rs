@@ -1,10 +1,11 @@
 //! The guard: a small process beside the node that outlives it by a moment, to end what the node started.
 //!
 //! A node that is asked to stop ends its hosts itself. One that is killed cannot; but then the guard's stdin ends,
-//! and the guard kills every process group that was not taken off its list.
+//! and the guard kills every group that was not taken off its list, with all that comes of it; then whatever else
+//! bears the mark of the node's children.
 //!
 //! ```text
-//!   node ── "+4711" "+4722" "-4711" ──> guard's stdin; at its end: SIGKILL to group 4722
+//!   node ── "+4711" "+4722" "-4711" ──> guard's stdin; at its end: SIGKILL to 4722 and its descendants
 //! ```
 //!
 //! The guard is the node's own executable, started with [`ENV`] set. So there is one only in programs whose `main`
@@ -16,14 +17,15 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::setsid;
 
 use super::processes;
 
-/// What tells this executable to be a guard.
+/// What tells this executable to be a guard, of those who have a mark that begins with its value.
 pub const ENV: &str = "FLOE_GUARD";
 
 /// Whether this executable knows what to do when it is told to be a guard.
@@ -39,15 +41,15 @@ pub fn main_if_asked() -> bool {
 
 /// The same, but this executable is none that other guards can be started by.
 pub(super) fn guard_if_asked() -> bool {
-    let asked = std::env::var_os(ENV).is_some();
-    if asked {
-        guard(io::stdin().lock());
+    let mark = std::env::var_os(ENV);
+    if let Some(mark) = &mark {
+        guard(io::stdin().lock(), &mark.to_string_lossy());
     }
-    asked
+    mark.is_some()
 }
 
 /// Keeps the list that comes in, and at its end kills what is on it.
-fn guard(list: impl BufRead) {
+fn guard(list: impl BufRead, mark: &str) {
     // It must go on when its terminal or its service manager ends the node. Where it cannot be the first of a
     // session it is one already.
     let _ = setsid();
@@ -65,8 +67,14 @@ fn guard(list: impl BufRead) {
             _ => false,
         };
     }
+    for group in &groups {
+        processes::stop(*group);
+    }
     for group in groups {
-        processes::kill_group(group);
+        processes::end(group);
+    }
+    if !mark.is_empty() {
+        processes::end_marked(mark);
     }
 }
 
@@ -75,6 +83,8 @@ fn guard(list: impl BufRead) {
 pub(super) struct Guard {
     /// The executable and its arguments; none where the current one knows no guard.
     command: Option<(PathBuf, Vec<String>)>,
+    /// How the marks of this node's children begin.
+    mark: String,
     state: Mutex<State>,
 }
 
@@ -89,13 +99,17 @@ impl Guard {
     pub(super) fn new() -> Self {
         let known = KNOWN.load(Ordering::Relaxed);
         let executable = known.then(std::env::current_exe).and_then(Result::ok);
-        Self { command: executable.map(|path| (path, Vec::new())), state: Mutex::default() }
+        Self { command: executable.map(|path| (path, Vec::new())), mark: mark(), state: Mutex::default() }
     }
 
     /// A guard by another executable.
     #[cfg(test)]
     pub(super) fn with_command(executable: PathBuf, arguments: Vec<String>) -> Self {
-        Self { command: Some((executable, arguments)), state: Mutex::default() }
+        Self { command: Some((executable, arguments)), mark: mark(), state: Mutex::default() }
+    }
+
+    pub(super) fn mark(&self) -> &str {
+        &self.mark
     }
 
     /// Puts a process group on the list.
@@ -148,7 +162,7 @@ impl Guard {
             return;
         }
         let mut command = Command::new(executable);
-        command.args(arguments).env(ENV, "1").current_dir("/");
+        command.args(arguments).env(ENV, &self.mark).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = command.spawn().and_then(|mut child| {
             let list = child.stdin.take().ok_or_else(|| io::Error::other("it has no stdin"))?;
@@ -163,6 +177,13 @@ impl Guard {
             tracing::warn!(%error, "the guard cannot start: functions would go on should this node be killed");
         }
     }
+}
+
+/// What no other node of this machine has.
+fn mark() -> String {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format!("{}-{now:x}-{}.", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Drop for Guard {

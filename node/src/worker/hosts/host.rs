@@ -1,6 +1,6 @@
 //! One host: a process that runs functions over and over, and the conversation with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -25,8 +25,9 @@ use super::{Blobs, Returned, frames};
 use crate::worker::environment::Interpreter;
 use crate::worker::task_logs::TaskLog;
 
-/// The Python host's own code.
+/// The Python host's own code: the file that is run, and the one that it loads from beside it.
 const HOST_PY: &str = include_str!("../host.py");
+const FRESH_PY: &str = include_str!("../fresh.py");
 
 /// What tells a driver's executable to be a host.
 const NATIVE_ENV: &str = "FLOE_FUNCTION_HOST";
@@ -37,6 +38,10 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many functions a host keeps ready. Beyond it the one that was not called for longest makes way.
 const MAX_DEFINED: usize = 256;
+
+/// How many bytes of code these have together; one function may exceed it alone. What code becomes in a host counts
+/// towards the limit of whatever runs there.
+const MAX_DEFINED_BYTES: u64 = 64 << 20;
 
 /// Longer names are cut when hosts are told of them: they are for people.
 const MAX_NAME_BYTES: usize = 1 << 10;
@@ -83,8 +88,10 @@ pub(super) struct Host {
     /// Where it says which call it works on; open, since its directory goes when it ends.
     progress: File,
     defined: Defined,
-    /// Whether a run was begun and not ended: then it is no longer known what state it is in.
+    /// Whether a run was begun and not ended, or left something behind: then it is no longer known what state it is in.
     unsound: bool,
+    /// Whether it has run calls since it was last known to be as new.
+    unasked: bool,
 }
 
 /// A function within a host. It may have made way for another one meanwhile.
@@ -99,7 +106,9 @@ pub(super) struct Number {
 #[derive(Debug, Default)]
 struct Defined {
     numbers: HashMap<Content, u32>,
-    slots: Vec<Slot>,
+    slots: BTreeMap<u32, Slot>,
+    /// Of all their code.
+    bytes: u64,
     clock: u64,
 }
 
@@ -150,6 +159,7 @@ impl Host {
             progress,
             defined: Defined::default(),
             unsound: true,
+            unasked: false,
         };
         let (modules, libraries) = match python {
             Some(python) => (host.lend_modules(python, around.blobs).await?, python.libraries.clone()),
@@ -232,6 +242,11 @@ impl Host {
         quiet && !self.unsound && !self.process.exit().is_over()
     }
 
+    /// Whether it has ended no run half-way, and nothing was left behind in it.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.unsound
+    }
+
     /// Ends it, gently.
     pub(super) async fn part(self) {
         self.process.part().await;
@@ -245,6 +260,27 @@ impl Host {
     /// Whom what it prints from now on belongs to.
     pub(super) fn belongs_to(&self, log: TaskLog) {
         self.process.printed.belongs_to(log);
+    }
+
+    /// Whether it has run calls since it was last known to be as new.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.unasked
+    }
+
+    /// Whether what ran before left it so that others may run there. After calls it looks while the results are on their
+    /// way already, so that it has to be asked.
+    pub(super) async fn is_as_new(&mut self, around: Surroundings<'_>) -> bool {
+        if !std::mem::take(&mut self.unasked) {
+            return true;
+        }
+        let (group, exit) = (self.process.group(), self.process.exit());
+        let ask = async {
+            wire::write(self.process.stdin.as_mut().ok_or(Trouble::Ended)?, &Order::Check, &[]).await?;
+            Ok(wire::read(&mut self.process.stdout, 0).await?.0)
+        };
+        let allowed = Allowed { memory_bytes: u64::MAX, time: Some(READY_PATIENCE) };
+        let answer = within(ask, (around.meter, group), exit, allowed, &Running::start()).await;
+        answer.is_ok_and(|answer| matches!(answer.type_, AnswerType::Ready))
     }
 
     /// Runs a function once.
@@ -302,7 +338,7 @@ impl Host {
                     .await);
             }
         };
-        self.unsound = false;
+        self.unsound = is_spent(&function.name, &answer.spent);
         output
     }
 
@@ -311,6 +347,7 @@ impl Host {
     }
 
     /// Runs a function once for each call. `done` counts the calls that have a result; so does what was reported.
+    /// Without an error, those without one did not run, since the host cannot be used any more.
     pub(super) async fn calls(
         &mut self,
         Run { function, allowed, around }: Run<'_>,
@@ -320,6 +357,7 @@ impl Host {
         results: &mut (dyn FnMut(Vec<CallResult>) + Send),
     ) -> Result<(), Failure> {
         self.unsound = true;
+        self.unasked = matches!(self.key.host, function::Host::Python(_));
         let running = Running::start();
         let (group, exit) = (self.process.group(), self.process.exit());
         let work = async {
@@ -328,12 +366,16 @@ impl Host {
                 let (answer, sections) = wire::read(&mut self.process.stdout, allowed.memory_bytes).await?;
                 match answer.type_ {
                     AnswerType::Need => self.lend_blob(&answer, around.blobs).await?,
+                    AnswerType::Spent => return Ok(answer.spent),
                     AnswerType::Results => {
                         running.next();
                         let open = calls.get(*done..).unwrap_or_default();
                         let ended = take_results(sections, open, &function.name, around.blobs).await?;
                         *done += ended.len();
                         results(ended);
+                        if !answer.spent.is_empty() {
+                            return Ok(answer.spent);
+                        }
                     }
                     _ => {
                         let text = "it answered calls with something else than results".to_owned();
@@ -341,12 +383,12 @@ impl Host {
                     }
                 }
             }
-            Ok(())
+            Ok(String::new())
         };
         let outcome = within(work, (around.meter, group), exit, allowed, &running).await;
         match outcome {
-            Ok(()) => {
-                self.unsound = false;
+            Ok(spent) => {
+                self.unsound = is_spent(&function.name, &spent);
                 Ok(())
             }
             Err(trouble) => Err(self.process.conclude(trouble, &function.name).await),
@@ -391,7 +433,10 @@ impl Host {
             return Ok(number);
         }
         let code = payload_section(&function.code, blobs).await?;
-        let number = self.defined.insert(content);
+        let (number, former) = self.defined.insert(content);
+        if !former.is_empty() {
+            wire::write(self.stdin()?, &Order::Forget { functions: &former }, &[]).await?;
+        }
         let name = floor(&function.name, MAX_NAME_BYTES);
         let order = Order::Define { function: number.number, name };
         wire::write(self.stdin()?, &order, &[code]).await?;
@@ -417,13 +462,13 @@ impl Host {
 impl Defined {
     fn find(&mut self, content: &Content) -> Option<Number> {
         let number = *self.numbers.get(content)?;
-        let version = self.slots.get(number as usize)?.version;
+        let version = self.slots.get(&number)?.version;
         self.touch(Number { number, version }).then_some(Number { number, version })
     }
 
     fn touch(&mut self, number: Number) -> bool {
         self.clock += 1;
-        match self.slots.get_mut(number.number as usize) {
+        match self.slots.get_mut(&number.number) {
             Some(slot) if slot.version == number.version => {
                 slot.used = self.clock;
                 true
@@ -432,24 +477,28 @@ impl Defined {
         }
     }
 
-    /// Gives a function a number, if need be that of another one.
-    fn insert(&mut self, content: Content) -> Number {
+    /// Gives a function a number; returns those of the functions that make way for it.
+    fn insert(&mut self, content: Content) -> (Number, Vec<u32>) {
+        let bytes = content.bytes();
+        let mut former = Vec::new();
+        while self.slots.len() >= MAX_DEFINED || self.bytes + bytes > MAX_DEFINED_BYTES {
+            let oldest = self.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(number, _)| *number);
+            let Some((oldest, slot)) = oldest.and_then(|oldest| Some((oldest, self.slots.remove(&oldest)?)))
+            else {
+                break;
+            };
+            self.bytes -= slot.content.bytes();
+            self.numbers.remove(&slot.content);
+            former.push(oldest);
+        }
+        self.bytes += bytes;
         self.clock += 1;
+        // There are at most so many, so one of the first numbers is free.
+        let number = (0..).find(|number| !self.slots.contains_key(number)).unwrap_or_default();
         let (version, used) = (self.clock, self.clock);
-        let slot = Slot { content: content.clone(), version, used };
-        let number = if self.slots.len() < MAX_DEFINED {
-            self.slots.push(slot);
-            self.slots.len() - 1
-        } else {
-            let oldest = self.slots.iter().enumerate().min_by_key(|(_, slot)| slot.used);
-            let oldest = oldest.map_or(0, |(number, _)| number);
-            let former = std::mem::replace(&mut self.slots[oldest], slot);
-            self.numbers.remove(&former.content);
-            oldest
-        };
-        let number = number as u32;
+        self.slots.insert(number, Slot { content: content.clone(), version, used });
         self.numbers.insert(content, number);
-        Number { number, version }
+        (Number { number, version }, former)
     }
 }
 
@@ -460,6 +509,13 @@ impl Content {
             Payload::Blob(blob) => Code::Blob(*blob),
         };
         Self { name: function.name.clone(), code }
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.code {
+            Code::Inline(bytes) => bytes.len() as u64,
+            Code::Blob(blob) => blob.bytes,
+        }
     }
 }
 
@@ -478,7 +534,7 @@ async fn start_native(
     let program = process::lend_executable(&file, &scratch.path().join("bin"), "host").map_err(disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.push((NATIVE_ENV, "1".to_owned()));
-    let start = Start { program: &program, arguments: Vec::new(), env, scratch, log };
+    let start = Start { program: &program, arguments: Vec::new(), env, scratch, log, adopts: true };
     let started = Process::start(start, around.family).await;
     started.map_err(|error| not_started(&error, needs, around.family))
 }
@@ -494,10 +550,11 @@ async fn start_python(
     };
     let script = scratch.path().join("host.py");
     std::fs::write(&script, HOST_PY).map_err(disk)?;
+    std::fs::write(scratch.path().join("fresh.py"), FRESH_PY).map_err(disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.extend(process::own_env(&python.env));
     let arguments: Vec<&OsStr> = vec![script.as_os_str()];
-    let start = Start { program: &interpreter.python, arguments, env, scratch, log };
+    let start = Start { program: &interpreter.python, arguments, env, scratch, log, adopts: true };
     let started = Process::start(start, around.family).await;
     started.map_err(|error| {
         let error = io::Error::new(error.kind(), format!("{}: {error}", interpreter.python.display()));
@@ -582,6 +639,15 @@ async fn take_results(
     Ok(ended)
 }
 
+/// Whether a function left its host so that no other may run there.
+fn is_spent(name: &str, spent: &str) -> bool {
+    if !spent.is_empty() {
+        let left = floor(spent, MAX_MESSAGE_BYTES);
+        tracing::debug!(name, left, "a function left something behind: its process is replaced");
+    }
+    !spent.is_empty()
+}
+
 fn exception_failure(name: &str, raised: Raised) -> Failure {
     let message = if raised.message.is_empty() { "it did not say why".to_owned() } else { raised.message };
     let fits = raised.exception.len() <= MAX_EXCEPTION_BYTES;
@@ -621,13 +687,35 @@ mod tests {
     fn functions_have_numbers_until_others_make_them_go() {
         let mut defined = Defined::default();
         let contents: Vec<_> = (0..=MAX_DEFINED).map(|n| Content::of(&function(&n.to_string()))).collect();
-        let numbers: Vec<_> = contents[..MAX_DEFINED].iter().map(|c| defined.insert(c.clone())).collect();
+        let numbers: Vec<_> = contents[..MAX_DEFINED].iter().map(|c| defined.insert(c.clone()).0).collect();
         assert_eq!(defined.find(&contents[0]), Some(numbers[0]));
-        let last = defined.insert(contents[MAX_DEFINED].clone());
+        let (last, former) = defined.insert(contents[MAX_DEFINED].clone());
         assert_eq!(last.number, numbers[1].number, "that of the one not used for longest");
+        assert_eq!(former, [numbers[1].number]);
         assert_eq!(defined.find(&contents[1]), None);
         assert!(!defined.touch(numbers[1]));
         assert!(defined.touch(numbers[0]) && defined.touch(last));
+    }
+
+    #[test]
+    fn functions_take_no_more_bytes_than_they_may() {
+        let large = |n: u64| {
+            let blob = Blob { id: BlobId(n.into()), bytes: MAX_DEFINED_BYTES / 2 - 10 };
+            Content::of(&Function { code: Payload::Blob(blob), ..function("large") })
+        };
+        let mut defined = Defined::default();
+        let small = defined.insert(Content::of(&function("small"))).0;
+        let (first, second) = (defined.insert(large(1)).0, defined.insert(large(2)).0);
+        assert!(defined.touch(small) && defined.touch(first) && defined.touch(second));
+        let (third, former) = defined.insert(large(3));
+        assert_eq!((third.number, former), (small.number, vec![small.number, first.number]));
+        assert!(!defined.touch(small) && !defined.touch(first) && defined.touch(second));
+        let blob = Blob { id: BlobId(4), bytes: 2 * MAX_DEFINED_BYTES };
+        let (_, former) =
+            defined.insert(Content::of(&Function { code: Payload::Blob(blob), ..function("huge") }));
+        assert_eq!((former.len(), defined.slots.len()), (2, 1));
+        assert_eq!(defined.insert(large(5)).1.len(), 1);
+        assert_eq!((defined.bytes, defined.numbers.len()), (MAX_DEFINED_BYTES / 2 - 10, 1));
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Pool {
         self.idle.drain(..over).map(|(host, _)| host).collect()
     }
 
+    /// Those that have ended, or said that they are of no use, since they were put here.
+    pub(super) fn unsound(&mut self) -> Vec<Host> {
+        self.idle.extract_if(.., |(host, _)| !host.is_sound()).map(|(host, _)| host).collect()
+    }
+
     /// Those that have waited for too long, and when the next will have.
     pub(super) fn expire(&mut self, now: Instant) -> (Vec<Host>, Option<Instant>) {
         let old = self.idle.partition_point(|(_, since)| now.duration_since(*since) >= IDLE_KEPT);

@@ -1,7 +1,7 @@
 //! A child process: how it is started, what it prints, how it ends.
 //!
 //! Each child leads a process group of its own, works in a directory of its own, and is looked after by a task of
-//! its own that waits for its end. Dropping a [`Process`] kills the group.
+//! its own that waits for its end. Dropping a [`Process`] kills it, and all that it started.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -75,6 +76,9 @@ pub(super) struct Start<'a> {
     /// A directory that is its own and goes when it has ended. It works in [`WORK_DIR`] therein.
     pub(super) scratch: TempDir,
     pub(super) log: TaskLog,
+    /// Whether it adopts the orphans among its descendants. Where it does, a file that is no executable is taken for a
+    /// script of the shell's.
+    pub(super) adopts: bool,
 }
 
 /// A child process and its pipes.
@@ -158,6 +162,11 @@ impl Process {
             }
         }
         command.envs(start.env.iter().map(|(name, value)| (name, value)));
+        let mark = family.mark();
+        command.env(processes::MARK, &mark);
+        if start.adopts {
+            processes::adopt_orphans(&mut command);
+        }
         let mut child = spawn(&mut command).await?;
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -165,12 +174,12 @@ impl Process {
             return Err(io::Error::other("it ended before it began"));
         };
         if !family.enter(group) {
-            processes::kill_group(group);
+            processes::end(group);
             drop(child.wait().await);
             return Err(io::Error::other("this node is stopping"));
         }
         let (exited, exit) = watch::channel(None);
-        let look_after = look_after(child, group, start.scratch, exited, family.clone());
+        let look_after = look_after(child, (group, mark), start.scratch, exited, family.clone());
         tokio::spawn(look_after);
         restrain(group);
         widen(&stdin);
@@ -181,7 +190,7 @@ impl Process {
         let printed = match printed {
             Ok(pipe) => Arc::new(Printed { pipe, sink }),
             Err(error) => {
-                processes::kill_group(group);
+                processes::end(group);
                 return Err(error);
             }
         };
@@ -198,9 +207,23 @@ impl Process {
         self.exit.clone()
     }
 
+    /// Kills it and all that it started. It does nothing more from now on, but may be there for a moment.
     pub(super) fn kill(&self) {
-        if !self.exit.is_over() {
-            processes::kill_group(self.group);
+        let (group, exit) = (self.group, self.exit.clone());
+        if exit.is_over() {
+            return;
+        }
+        processes::stop(group);
+        // The number is its own until its end was seen.
+        let end = move || {
+            if !exit.is_over() {
+                processes::end(group);
+            }
+        };
+        match Handle::try_current() {
+            // Should the runtime end before that, the guard does it.
+            Ok(runtime) => drop(runtime.spawn_blocking(end)),
+            Err(_) => end(),
         }
     }
 
@@ -262,16 +285,20 @@ async fn spawn(command: &mut Command) -> io::Result<Child> {
 /// Waits for a child's end, and cleans up after it.
 async fn look_after(
     mut child: Child,
-    group: i32,
+    (group, mark): (i32, String),
     scratch: TempDir,
     exited: watch::Sender<Option<ExitStatus>>,
     family: Family,
 ) {
     let status = child.wait().await.unwrap_or_else(|_| ExitStatus::from_raw(0));
     // What it started itself is not to outlive it.
-    processes::kill_group(group);
+    processes::end_group(group);
     exited.send_replace(Some(status));
-    let removed = tokio::task::spawn_blocking(move || scratch.close()).await;
+    let clean_up = move || {
+        processes::end_marked(&mark);
+        scratch.close()
+    };
+    let removed = tokio::task::spawn_blocking(clean_up).await;
     if let Ok(Err(error)) = removed {
         tracing::debug!(%error, "a function's directory cannot be removed");
     }

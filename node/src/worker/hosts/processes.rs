@@ -1,11 +1,17 @@
-//! Process groups: who is in one, what memory it takes, and ending it.
+//! What a child started, wherever it went: who that is, what memory it takes, and ending it.
+//!
+//! A process that a child starts may leave its group (`setsid`), lose its parent (a daemon), or both. Three things
+//! lead to it: its group; its ancestors, which on Linux go up to the child itself whatever ended between them, since
+//! the child adopts orphans (`PR_SET_CHILD_SUBREAPER`); and a mark in its environment, which also tells of those whose
+//! child has ended before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use tokio::process::Command;
 
 #[cfg(target_os = "linux")]
 use self::linux as system;
@@ -18,29 +24,107 @@ const CENSUS_INTERVAL: Duration = Duration::from_millis(200);
 /// At most this part of the time is spent on it, on one core.
 const CENSUS_SHARE: u32 = 50;
 
+/// The variable by which the processes of a child are known.
+pub(super) const MARK: &str = "FLOE_HOST_ID";
+
+/// How often those that are to end are looked for: they may be starting others meanwhile.
+const ROUNDS: usize = 50;
+
+/// How long one that was stopped or killed may take for it before it is looked at again.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// A process as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     process: i32,
     parent: i32,
     group: i32,
+    doing: Doing,
 }
 
-/// Kills a process group, and the descendants of its leader that went into groups of their own.
-pub(super) fn kill_group(group: i32) {
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Something,
+    /// It was stopped, so that it starts no other.
+    Stopped,
+    /// It has ended, and its parent has yet to notice.
+    Ended,
+}
+
+/// Makes a child the one that adopts the orphans among its descendants.
+pub(super) fn adopt_orphans(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: between fork and exec it makes one call to the system, and has nothing to do with memory.
+    unsafe {
+        command.pre_exec(|| {
+            // A kernel that knows nothing of it leaves the mark to find them by.
+            let _ = nix::libc::prctl(nix::libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+            Ok(())
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}
+
+/// Stops a child, so that it does nothing more until it is killed.
+pub(super) fn stop(leader: i32) {
+    if leader > 1 {
+        // It may be gone already.
+        let _ = kill(Pid::from_raw(leader), Signal::SIGSTOP);
+    }
+}
+
+/// Kills a child that has not been waited for, its group and its descendants. It is the last to go, since orphans that
+/// come of the killing become its own children.
+pub(super) fn end(leader: i32) {
     // 0 and 1 would be this process's own group, and everything.
-    if group <= 1 {
+    if leader <= 1 {
         return;
     }
-    let strays = descendants(&system::all(), group);
-    // It may be gone already.
-    let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-    for stray in strays {
-        let _ = kill(Pid::from_raw(stray), Signal::SIGKILL);
+    stop(leader);
+    for round in 0..ROUNDS {
+        if round > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        let all = system::all();
+        let its = descendants(&all, leader);
+        for process in &its {
+            let _ = kill(Pid::from_raw(*process), Signal::SIGKILL);
+        }
+        let leads = all.iter().find(|seen| seen.process == leader);
+        if its.is_empty() && leads.is_none_or(|seen| seen.doing != Doing::Something) {
+            break;
+        }
+    }
+    end_group(leader);
+}
+
+/// Kills a process group, also one whose leader is gone.
+pub(super) fn end_group(group: i32) {
+    if group > 1 {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
 }
 
-/// The descendants of a group's leader that are not in its group.
+/// Kills all whose mark begins like this, whatever became of the child that they come from.
+pub(super) fn end_marked(mark: &str) {
+    let begins = format!("{MARK}={mark}");
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    for _ in 0..ROUNDS {
+        let mut marked = system::marked(begins.as_bytes());
+        marked.retain(|process| *process > 1 && *process != own);
+        if marked.is_empty() {
+            return;
+        }
+        for process in marked {
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The descendants of a child, in whatever group, that have not ended.
 fn descendants(all: &[Seen], leader: i32) -> Vec<i32> {
     let mut found = vec![leader];
     let mut at = 0;
@@ -51,11 +135,16 @@ fn descendants(all: &[Seen], leader: i32) -> Vec<i32> {
             break;
         }
     }
-    let strays = all.iter().filter(|seen| seen.group != leader && found.contains(&seen.process));
-    strays.map(|seen| seen.process).filter(|process| *process > 1).collect()
+    let is_its = |seen: &&Seen| {
+        seen.process > 1
+            && seen.process != leader
+            && seen.doing != Doing::Ended
+            && found.contains(&seen.process)
+    };
+    all.iter().filter(is_its).map(|seen| seen.process).collect()
 }
 
-/// Measures the memory of process groups.
+/// Measures the memory of children with all that they started.
 #[derive(Debug, Default)]
 pub(super) struct Meter(Mutex<Census>);
 
@@ -63,12 +152,14 @@ pub(super) struct Meter(Mutex<Census>);
 struct Census {
     taken: Option<Instant>,
     pause: Duration,
-    groups: HashMap<i32, Vec<i32>>,
+    all: Vec<Seen>,
+    /// What has been asked for of it.
+    members: HashMap<i32, Vec<i32>>,
 }
 
 impl Meter {
-    /// The resident memory of a group in bytes, without files that are mapped: what the machine gets back only when
-    /// the group ends. It reads files of the kernel, and does not wait.
+    /// The resident memory of a child's group and descendants in bytes, without files that are mapped: what the machine
+    /// gets back only when they end. It reads files of the kernel, and does not wait.
     pub(super) fn resident(&self, group: i32, limit: u64) -> u64 {
         let members = self.members(group);
         let resident: u64 = members.iter().map(|process| system::resident(*process)).sum();
@@ -83,15 +174,20 @@ impl Meter {
         let mut census = self.census();
         if census.taken.is_none_or(|taken| taken.elapsed() >= census.pause) {
             let begun = Instant::now();
-            census.groups.clear();
-            for seen in system::all() {
-                census.groups.entry(seen.group).or_default().push(seen.process);
-            }
+            census.members.clear();
+            census.all = system::all();
             census.pause = CENSUS_INTERVAL.max(begun.elapsed() * CENSUS_SHARE);
             census.taken = Some(Instant::now());
         }
-        // One that began after the last census is alone in its group.
-        census.groups.get(&group).cloned().unwrap_or_else(|| vec![group])
+        let Census { all, members, .. } = &mut *census;
+        let found = members.entry(group).or_insert_with(|| {
+            let mut found: BTreeSet<i32> = descendants(all, group).into_iter().collect();
+            found.extend(all.iter().filter(|seen| seen.group == group).map(|seen| seen.process));
+            // One that began after the last census is alone.
+            found.insert(group);
+            found.into_iter().collect()
+        });
+        found.clone()
     }
 
     fn census(&self) -> MutexGuard<'_, Census> {
@@ -105,22 +201,38 @@ impl Meter {
 mod linux {
     use std::fs;
 
-    use super::Seen;
+    use super::{Doing, Seen};
 
     pub(super) fn all() -> Vec<Seen> {
-        let Ok(entries) = fs::read_dir("/proc") else {
-            return Vec::new();
+        numbers().filter_map(see).collect()
+    }
+
+    /// Those that were started with this beginning of a variable, as far as this user may know.
+    pub(super) fn marked(variable: &[u8]) -> Vec<i32> {
+        let is_marked = |process: &i32| {
+            let started_with = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            started_with.split(|byte| *byte == 0).any(|one| one.starts_with(variable))
         };
-        entries.filter_map(|entry| see(entry.ok()?.file_name().to_str()?.parse().ok()?)).collect()
+        numbers().filter(is_marked).collect()
+    }
+
+    fn numbers() -> impl Iterator<Item = i32> {
+        let entries = fs::read_dir("/proc").into_iter().flatten();
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
     }
 
     fn see(process: i32) -> Option<Seen> {
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         // The name may hold anything, but the last bracket is its end.
-        let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().skip(1);
+        let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+        let doing = match fields.next()? {
+            "T" | "t" => Doing::Stopped,
+            "Z" | "X" => Doing::Ended,
+            _ => Doing::Something,
+        };
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
-        Some(Seen { process, parent, group })
+        Some(Seen { process, parent, group, doing })
     }
 
     /// Resident memory, but for mapped files.
@@ -153,10 +265,12 @@ mod linux {
 #[cfg(any(test, not(target_os = "linux")))]
 #[cfg_attr(target_os = "linux", allow(dead_code))]
 mod portable {
-    use nix::unistd::{Pid, getpgid};
-    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+    use std::os::unix::ffi::OsStrExt;
 
-    use super::Seen;
+    use nix::unistd::{Pid, getpgid};
+    use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
+
+    use super::{Doing, Seen};
 
     pub(super) fn all() -> Vec<Seen> {
         let mut system = System::new();
@@ -165,9 +279,24 @@ mod portable {
             let process = process.as_u32() as i32;
             let parent = seen.parent().map_or(0, |parent| parent.as_u32() as i32);
             let group = getpgid(Some(Pid::from_raw(process))).ok()?.as_raw();
-            Some(Seen { process, parent, group })
+            let doing = match seen.status() {
+                ProcessStatus::Zombie | ProcessStatus::Dead => Doing::Ended,
+                // Not every system tells; nothing is waited for there.
+                _ => Doing::Stopped,
+            };
+            Some(Seen { process, parent, group, doing })
         };
         system.processes().iter().filter_map(see).collect()
+    }
+
+    pub(super) fn marked(variable: &[u8]) -> Vec<i32> {
+        let mut system = System::new();
+        let with_environment = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);
+        system.refresh_processes_specifics(ProcessesToUpdate::All, true, with_environment);
+        let is_marked =
+            |seen: &sysinfo::Process| seen.environ().iter().any(|one| one.as_bytes().starts_with(variable));
+        let marked = system.processes().iter().filter(|(_, seen)| is_marked(seen));
+        marked.map(|(process, _)| process.as_u32() as i32).collect()
     }
 
     pub(super) fn resident(process: i32) -> u64 {
@@ -203,18 +332,43 @@ mod tests {
     }
 
     #[test]
-    fn strays_are_descendants_in_other_groups() {
-        let seen = |process, parent, group| Seen { process, parent, group };
+    fn descendants_are_found_in_any_group() {
+        let seen = |process, parent, group| Seen { process, parent, group, doing: Doing::Something };
         let all = [
             seen(1, 0, 1),
             seen(10, 1, 10),
             seen(11, 10, 10),
             seen(12, 11, 12),
             seen(13, 12, 12),
+            Seen { doing: Doing::Ended, ..seen(15, 12, 12) },
             seen(14, 1, 14),
         ];
-        assert_eq!(descendants(&all, 10), [12, 13]);
+        assert_eq!(descendants(&all, 10), [11, 12, 13]);
         assert_eq!(descendants(&all, 14), [0; 0]);
         assert_eq!(descendants(&[], 10), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_marked_is_found_and_ended() {
+        let mark = format!("test-{}.", std::process::id());
+        let start = |mark: &str| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("600").env(MARK, mark).spawn().unwrap()
+        };
+        let (mut its, mut other) = (start(&format!("{mark}1.")), start("another."));
+        let variable = format!("{MARK}={mark}");
+        for marked in [system::marked, portable::marked] {
+            // Until it has become what it was started as, it is this process still.
+            let id = its.id() as i32;
+            while !marked(variable.as_bytes()).contains(&id) {
+                std::thread::sleep(PAUSE);
+            }
+            assert!(!marked(variable.as_bytes()).contains(&(other.id() as i32)));
+        }
+        end_marked(&mark);
+        assert!(!its.wait().unwrap().success());
+        assert_eq!(other.try_wait().unwrap(), None);
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn run(
     env.push(("FLOE_JOB", attempt.task.job.to_string()));
     env.push(("FLOE_PARTITION", attempt.task.partition.to_string()));
     let arguments = program.arguments.iter().map(OsStr::new).collect();
-    let start = Start { program: &path, arguments, env, scratch, log };
+    let start = Start { program: &path, arguments, env, scratch, log, adopts: false };
     let mut process = match Process::start(start, around.family).await {
         Ok(process) => process,
         Err(_) if around.family.is_closed() => {

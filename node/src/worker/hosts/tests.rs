@@ -166,7 +166,9 @@ fn lives(process: i32) -> bool {
 }
 
 pub(super) fn file_argument(path: &Path) -> Argument {
-    let found = floe_query::inspect(&[path.to_str().unwrap().to_owned()]);
+    let path_itself =
+        floe_protocol::message::FilePath { path: path.to_str().unwrap().to_owned(), glob: false };
+    let found = floe_query::inspect(&[path_itself]);
     let floe_protocol::message::Inspected::Files(mut marks) = found.into_iter().next().unwrap() else {
         panic!("{} is not there", path.display())
     };
@@ -250,7 +252,7 @@ async fn the_environment_is_the_functions() {
             where = os.path.basename(os.getcwd()), os.listdir('.')\n    \
             state = sys.modules['__main__'].__dict__.get('serve'), sys.stdin.read(), os.nice(0)\n    \
             return ('object', repr((e['COLOUR'], e['OMP_NUM_THREADS'], floe, where, state)).encode())";
-    assert_eq!(it.object(source).await, "('blue', '7', [], ('work', []), (None, '', 5))");
+    assert_eq!(it.object(source).await, "('blue', '7', ['FLOE_HOST_ID'], ('work', []), (None, '', 5))");
     let threads =
         it.object("import os\ndef f(*_): return ('object', os.environ['POLARS_MAX_THREADS'].encode())");
     assert_eq!(threads.await, it.hosts.0.threads.to_string());
@@ -428,6 +430,88 @@ async fn what_a_function_started_does_not_outlive_its_host() {
     assert!(failure.to_string().contains("ended with exit status 0"), "{failure}");
     let child = it.log(0).trim().parse().unwrap();
     until(|| !lives(child)).await;
+}
+
+/// Starts a process that has lost its parent, left its group and its session; prints its number.
+const DAEMON: &str = "import os, subprocess, sys, threading, time\n\
+    def daemon():\n    \
+        start = 'import os, time\\nif os.fork(): os._exit(0)\\nos.setsid()\\n'\n    \
+        start += 'if os.fork(): os._exit(0)\\nprint(os.getpid(), flush=True)\\nos.close(1); os.close(2)\\ntime.sleep(600)'\n    \
+        made = subprocess.run([sys.executable, '-c', start], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)\n    \
+        return made.stdout\n";
+
+#[tokio::test]
+async fn daemons_end_with_the_run_that_started_them() {
+    let Some(it) = Fixture::new() else { return };
+    let ends = [
+        ("returns", "return ('object', made)"),
+        ("raises", "print(made.decode()); raise ValueError"),
+        ("ends its process", "print(made.decode(), flush=True); os._exit(3)"),
+        ("is killed", "print(made.decode(), flush=True); os.kill(os.getpid(), 9)"),
+        ("takes too long", "print(made.decode(), flush=True); time.sleep(600)"),
+    ];
+    for (number, (how, end)) in ends.iter().enumerate() {
+        let limits = Limits {
+            time_ms: Some(if *how == "takes too long" { 5_000 } else { 60_000 }),
+            ..Limits::default()
+        };
+        let source = format!("{DAEMON}def f(*_):\n    made = daemon()\n    {end}");
+        let number = number as u64;
+        let function = it.function_with(&source, limits);
+        let returned = it.run_with(number, &function, Argument::None, Vec::new()).await;
+        let said = match returned {
+            Ok(Returned::Object(bytes)) => String::from_utf8(bytes.to_vec()).unwrap(),
+            _ => it.log(number),
+        };
+        let daemon = said.split_whitespace().next().unwrap().parse().unwrap();
+        until(|| !lives(daemon)).await;
+    }
+    let program = program(
+        &it,
+        "#!/bin/sh\ncat >/dev/null\nsetsid sleep 600 >/dev/null 2>&1 &\necho $! >&2\n",
+        Format::Csv,
+        Format::Csv,
+    );
+    it.run_with(10, &program, Argument::None, Vec::new()).await.unwrap();
+    let daemon = it.log(10).trim().parse().unwrap();
+    until(|| !lives(daemon)).await;
+}
+
+#[tokio::test]
+async fn a_host_in_which_something_was_left_is_replaced_and_no_call_is_lost() {
+    let Some(it) = Fixture::new() else { return };
+    let leaves = [
+        ("a thread", "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"),
+        ("a process", "kept.append(subprocess.Popen(['sleep', '600']))"),
+        ("a daemon", "daemon()"),
+        ("a file", "kept.append(open('/etc/passwd')); time.sleep(0.001)"),
+        ("a priority", "os.nice(1)"),
+    ];
+    for (what, leave) in leaves {
+        let source = format!(
+            "{DAEMON}kept = []\ndef f(a):\n    if bytes(a) == b'leave': {leave}\n    return str(os.getpid()).encode()"
+        );
+        let function = it.function(&source);
+        let mut calls: Vec<_> = (0..6).map(|id| call(id, if id == 2 { "leave" } else { "" })).collect();
+        let mut results = Vec::new();
+        while !calls.is_empty() {
+            let mut host = it.hosts.call_host(attempt(0), &function).await.unwrap();
+            let mut report = |ended: Vec<CallResult>| results.extend(ended);
+            let ran = timeout(PATIENCE, host.call(1, &function, calls, &mut report)).await.unwrap();
+            calls = ran.unwrap();
+        }
+        let returned = |result: &CallResult| match &result.outcome {
+            Ok(CallReturned::Inline(bytes)) => String::from_utf8(bytes.to_vec()).unwrap(),
+            other => panic!("{what}: {other:?}"),
+        };
+        let processes: Vec<_> = results.iter().map(returned).collect();
+        assert_eq!(results.iter().map(|result| result.id).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5], "{what}");
+        assert!(processes[..3].iter().all(|process| *process == processes[0]), "{what}: {processes:?}");
+        assert!(processes[3..].iter().all(|process| *process == processes[3]), "{what}: {processes:?}");
+        assert_ne!(processes[2], processes[3], "{what}");
+        let first = processes[0].parse().unwrap();
+        until(|| !lives(first)).await;
+    }
 }
 
 #[tokio::test]
@@ -628,11 +712,21 @@ async fn the_guard_ends_what_a_killed_node_leaves() {
     until(|| it.is_alone()).await;
     let second: i32 = it.object(pid).await.parse().unwrap();
     assert_ne!(first, second);
-    let guard = it.hosts.0.family.guard();
-    let others = guard.process().unwrap();
-    assert!(lives(second) && lives(others));
-    guard.abandon();
-    until(|| !lives(second)).await;
+    let function = it.function(&format!(
+        "{DAEMON}def f(*_):\n    print(daemon().decode(), flush=True)\n    time.sleep(600)"
+    ));
+    let run = it.hosts.run_task(attempt(7), &function, Argument::None, Vec::new());
+    let node_is_killed = async {
+        until(|| it.log(7).trim().parse::<i32>().is_ok()).await;
+        let daemon = it.log(7).trim().parse().unwrap();
+        let guard = it.hosts.0.family.guard();
+        let others = guard.process().unwrap();
+        assert!(lives(second) && lives(others) && lives(daemon));
+        guard.abandon();
+        until(|| !lives(second) && !lives(daemon)).await;
+    };
+    let (ended, ()) = tokio::join!(run, node_is_killed);
+    ended.unwrap_err();
 }
 
 pub(super) fn program(it: &Fixture, script: &str, stdin: Format, stdout: Format) -> Function {

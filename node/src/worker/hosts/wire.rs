@@ -43,8 +43,12 @@ pub(super) enum Order<'a> {
     Hello { protocol: u32, modules: Vec<String>, libraries: &'a BTreeMap<String, String>, progress: String },
     /// A function that later messages name by its number. One of that number before is forgotten.
     Define { function: u32, name: &'a str },
+    /// These functions are not called any more, unless they are defined again.
+    Forget { functions: &'a [u32] },
     /// Run a function once.
     Task { function: u32, argument: ArgumentKind },
+    /// Say whether functions may come still.
+    Check,
     /// Run a function once for each of these: ids, lengths, arguments.
     Calls { function: u32 },
     /// What was needed.
@@ -76,6 +80,8 @@ pub(super) enum AnswerType {
     Raised,
     Results,
     Need,
+    /// It runs nothing any more, and has run nothing of what it was told last.
+    Spent,
 }
 
 /// What a task put out.
@@ -107,6 +113,9 @@ pub(super) struct Answer {
     pub(super) message: String,
     #[serde(default)]
     pub(super) traceback: String,
+    /// What makes the host of no use for another run; empty if it is as good as new.
+    #[serde(default)]
+    pub(super) spent: String,
     #[serde(default)]
     pub(super) blob: String,
     #[serde(default)]

@@ -1,0 +1,126 @@
+//! Text to one query.
+//!
+//! A text may make views before its query and drop them after it, as TPC-H's Q15 does: they become common table
+//! expressions of the query.
+
+use floe_protocol::Failure;
+use sqlparser::ast::{
+    Cte, ObjectType, Query, Spanned, Statement, TableAlias, TableAliasColumnDef, VisitMut, With,
+};
+use sqlparser::dialect::GenericDialect;
+use sqlparser::parser::{Parser, ParserError, ParserOptions};
+
+use super::conjuncts::Balance;
+use super::place::{unsupported, wrong};
+use crate::depth;
+
+/// How deep expressions and queries of a text may be within each other: parentheses, calls, subqueries. Chains of
+/// `AND` and `OR` may be of any length.
+const MAX_DEPTH: usize = 1_000;
+
+/// The stack for parsing and planning a text: what is copied, compared and dropped goes as deep as the text, at up to a
+/// few thousand bytes a level without optimization. Only pages that are touched take memory.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Runs something that goes as deep as a text.
+pub(super) fn deep<T>(run: impl FnOnce() -> T) -> T {
+    stacker::maybe_grow(STACK_BYTES / 2, STACK_BYTES, run)
+}
+
+/// The query of a text.
+pub(super) fn query(text: &str) -> Result<Query, Failure> {
+    depth::check_sql(text)?;
+    deep(|| {
+        let mut query = parse(text)?;
+        let _ = VisitMut::visit(&mut query, &mut Balance);
+        Ok(query)
+    })
+}
+
+fn parse(text: &str) -> Result<Query, Failure> {
+    let options = ParserOptions { trailing_commas: true, ..Default::default() };
+    let statements = Parser::new(&GenericDialect)
+        .with_options(options)
+        .with_recursion_limit(MAX_DEPTH)
+        .try_with_sql(text)
+        .and_then(|mut parser| parser.parse_statements())
+        .map_err(|error| match error {
+            ParserError::RecursionLimitExceeded => Failure::Refused {
+                message: format!("a text whose parts are within each other more than {MAX_DEPTH} deep is not supported in SQL"),
+            },
+            error => Failure::Query { message: error.to_string() },
+        })?;
+    let mut views: Vec<Cte> = Vec::new();
+    let mut found: Option<Query> = None;
+    let mut queries = 0;
+    for statement in statements {
+        match statement {
+            Statement::Query(query) => {
+                queries += 1;
+                found = Some(*query);
+            }
+            Statement::CreateView(view) if found.is_none() => {
+                if view.materialized {
+                    return Err(unsupported("a materialized view", view.name.span()));
+                }
+                let name = super::from::ident(&view.name, view.name.span())?;
+                let column = |column: &sqlparser::ast::ViewColumnDef| TableAliasColumnDef {
+                    name: column.name.clone(),
+                    data_type: None,
+                };
+                views.push(Cte {
+                    alias: TableAlias {
+                        explicit: true,
+                        name,
+                        columns: view.columns.iter().map(column).collect(),
+                        at: None,
+                    },
+                    query: view.query,
+                    from: None,
+                    materialized: None,
+                    closing_paren_token: sqlparser::ast::helpers::attached_token::AttachedToken::empty(),
+                });
+            }
+            Statement::Drop { object_type: ObjectType::View, .. } if found.is_some() => {}
+            other => {
+                let text = other.to_string();
+                let words: Vec<&str> = text.split_whitespace().take(1).collect();
+                let message = format!(
+                    "{} is not a query: only SELECT (with WITH, UNION, VALUES ...) runs on a mesh",
+                    words.join(" ").to_uppercase()
+                );
+                return Err(Failure::Refused { message });
+            }
+        }
+    }
+    let mut query = match (found, queries) {
+        (Some(query), 1) => query,
+        (Some(_), _) => {
+            let message = format!("one query at a time: this text has {queries}");
+            return Err(Failure::Refused { message });
+        }
+        (None, _) => {
+            let span = views.first().map(|view| view.alias.name.span);
+            return Err(wrong(
+                "a text without a query",
+                span.unwrap_or_else(sqlparser::tokenizer::Span::empty),
+            ));
+        }
+    };
+    if !views.is_empty() {
+        match &mut query.with {
+            Some(with) => {
+                views.append(&mut with.cte_tables);
+                with.cte_tables = views;
+            }
+            None => {
+                query.with = Some(With {
+                    with_token: sqlparser::ast::helpers::attached_token::AttachedToken::empty(),
+                    recursive: false,
+                    cte_tables: views,
+                });
+            }
+        }
+    }
+    Ok(query)
+}

@@ -1,0 +1,154 @@
+//! Dates, times and intervals.
+
+use floe_protocol::Failure;
+use polars::prelude::*;
+use sqlparser::ast::{
+    DataType as SqlType, DateTimeField, Expr as Sql, Interval, TypedString, UnaryOperator, Value,
+};
+use sqlparser::tokenizer::Span;
+
+use super::place::{unsupported, wrong};
+use super::value::{Typed, evaluate};
+
+/// `DATE '1998-12-01'` and its like: known while planning, so that scans see it.
+pub(super) fn typed_string(typed: &TypedString, span: Span) -> Result<Option<Typed>, Failure> {
+    let Value::SingleQuotedString(text) = &typed.value.value else {
+        return Ok(None);
+    };
+    let dtype = match &typed.data_type {
+        SqlType::Date => DataType::Date,
+        SqlType::Timestamp(None, _) | SqlType::Datetime(None) => {
+            DataType::Datetime(TimeUnit::Microseconds, None)
+        }
+        SqlType::Decimal(_) | SqlType::Numeric(_) => {
+            return super::value::number(text.trim(), span).map(Some);
+        }
+        _ => return Ok(None),
+    };
+    let read = evaluate(lit(text.trim()).strict_cast(dtype.clone()), span);
+    read.map(Some).map_err(|_| wrong(&format!("'{text}' is not a {}", typed.data_type), span))
+}
+
+/// Steps of a calendar or clock: `(count, unit of Polars' durations)`.
+pub(super) type Steps = Vec<(i64, &'static str)>;
+
+/// `INTERVAL '90' DAY (3)`, `INTERVAL '1 year 2 months'`, `INTERVAL 3 MONTH`.
+pub(super) fn interval(interval: &Interval, span: Span) -> Result<Steps, Failure> {
+    if interval.last_field.is_some() {
+        return Err(unsupported("an interval from one field to another", span));
+    }
+    let mut negative = false;
+    let mut value = &*interval.value;
+    while let Sql::UnaryOp { op: UnaryOperator::Minus, expr } = value {
+        negative = !negative;
+        value = expr;
+    }
+    let text = match value {
+        Sql::Value(value) => match &value.value {
+            Value::SingleQuotedString(text) | Value::Number(text, _) => text.clone(),
+            _ => return Err(unsupported("an interval of this kind", span)),
+        },
+        _ => return Err(unsupported("an interval that is not a literal", span)),
+    };
+    let malformed = || wrong(&format!("'{text}' is not an interval"), span);
+    let mut steps = Vec::new();
+    if let Some(field) = &interval.leading_field {
+        let count: i64 = text.trim().parse().map_err(|_| malformed())?;
+        let unit =
+            unit(&field.to_string()).ok_or_else(|| unsupported(&format!("an interval of {field}"), span))?;
+        steps.push(times(count, unit).ok_or_else(malformed)?);
+    } else {
+        let words = text.replace(',', " ");
+        let mut words = words.split_whitespace();
+        while let Some(word) = words.next() {
+            let digits =
+                word.find(|c: char| !(c.is_ascii_digit() || c == '-' || c == '+')).unwrap_or(word.len());
+            let (count, rest) = word.split_at(digits);
+            let name = if rest.is_empty() { words.next().ok_or_else(malformed)? } else { rest };
+            let count: i64 = count.parse().map_err(|_| malformed())?;
+            steps.push(times(count, unit(name).ok_or_else(malformed)?).ok_or_else(malformed)?);
+        }
+        if steps.is_empty() {
+            return Err(malformed());
+        }
+    }
+    if negative {
+        for (count, _) in &mut steps {
+            *count = -*count;
+        }
+    }
+    Ok(steps)
+}
+
+fn times(count: i64, (factor, unit): (i64, &'static str)) -> Option<(i64, &'static str)> {
+    Some((count.checked_mul(factor)?, unit))
+}
+
+fn unit(name: &str) -> Option<(i64, &'static str)> {
+    let name = name.to_ascii_lowercase();
+    let name = if name.len() > 2 { name.trim_end_matches('s') } else { &name };
+    Some(match name {
+        "y" | "year" => (12, "mo"),
+        "quarter" => (3, "mo"),
+        "mo" | "mon" | "month" => (1, "mo"),
+        "w" | "week" => (7, "d"),
+        "d" | "day" => (1, "d"),
+        "h" | "hour" | "hr" => (1, "h"),
+        "m" | "min" | "minute" => (1, "m"),
+        "s" | "sec" | "second" => (1, "s"),
+        "ms" | "millisecond" => (1, "ms"),
+        "us" | "microsecond" => (1, "us"),
+        _ => return None,
+    })
+}
+
+/// A date or time, moved.
+pub(super) fn shift(
+    value: Typed,
+    steps: &[(i64, &'static str)],
+    back: bool,
+    span: Span,
+) -> Result<Typed, Failure> {
+    let name = value.name.clone();
+    let clock = steps.iter().any(|(_, unit)| !matches!(*unit, "mo" | "d"));
+    let value = match &value.dtype {
+        DataType::String if value.constant().is_some() => value.cast(&DataType::Date, span)?,
+        _ => value,
+    };
+    let mut value = match &value.dtype {
+        DataType::Date if clock => value.cast(&DataType::Datetime(TimeUnit::Microseconds, None), span)?,
+        DataType::Date | DataType::Datetime(..) | DataType::Null => value,
+        DataType::Duration(_) => return Err(unsupported("the sum of two intervals", span)),
+        other => {
+            return Err(wrong(
+                &format!("an interval can be added to a date or time, not to a {other}"),
+                span,
+            ));
+        }
+    };
+    if value.is_null() {
+        return Ok(value);
+    }
+    let constant = value.constant().is_some();
+    for (count, unit) in steps {
+        let count = if back { count.checked_neg() } else { Some(*count) };
+        let count = count.ok_or_else(|| wrong("an interval is too long", span))?;
+        value.expr = value.expr.dt().offset_by(lit(format!("{count}{unit}")));
+    }
+    Ok(if constant { evaluate(value.expr, span)?.named(&name) } else { value })
+}
+
+/// The fields of `EXTRACT` that most texts use; others are Polars SQL's.
+pub(super) fn extract(field: &DateTimeField, value: &Typed) -> Option<Typed> {
+    if !matches!(value.dtype, DataType::Date | DataType::Datetime(..)) {
+        return None;
+    }
+    let expr = || value.expr.clone().dt();
+    let (expr, dtype) = match field {
+        DateTimeField::Year | DateTimeField::Years => (expr().year(), DataType::Int32),
+        DateTimeField::Month | DateTimeField::Months => (expr().month(), DataType::Int8),
+        DateTimeField::Day | DateTimeField::Days => (expr().day(), DataType::Int8),
+        _ => return None,
+    };
+    Some(Typed { expr, dtype, ..value.clone() })
+}
