@@ -8,6 +8,7 @@
 mod bad_input;
 mod chaos;
 mod cli;
+mod deadly;
 mod failover;
 mod frames;
 mod functions;

@@ -206,7 +206,10 @@ impl Job {
                 Err(Error::Failure(failure @ Failure::NoSuchJob { .. })) => {
                     let Some(bodies) = again.take() else { return Err(Error::Failure(failure)) };
                     tracing::warn!(job = %self.id, "no node here knows the job: submitting it again");
-                    self.mesh.link().ask(&Request::Submit { id: self.id }, &bodies, patience).await?;
+                    self.mesh
+                        .link()
+                        .ask(&Request::Submit { id: self.id, again: true }, &bodies, patience)
+                        .await?;
                 }
                 answer => return answer,
             }

@@ -9,6 +9,7 @@
 //!      └──────────── the connection breaks, or no answer in time ──┘
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -134,9 +135,14 @@ impl Link {
         patience: &mut Patience,
     ) -> Result<(Response, Exchange)> {
         let mut excuses = 0;
+        let mut request = Cow::Borrowed(request);
         loop {
             let connection = self.connection(patience).await?;
-            let failure = match ask_once(&connection, request, bodies).await {
+            let asked = ask_once(&connection, &request, bodies).await;
+            if let Some(again) = again(&request) {
+                request = Cow::Owned(again);
+            }
+            let failure = match asked {
                 Ok((Response::Failed(failure), _)) if is_excuse(&failure) => failure,
                 Ok((Response::Failed(failure), _)) => return Err(Error::Failure(failure)),
                 Ok((Response::NotLeader(_), _)) => {
@@ -336,7 +342,7 @@ pub(crate) async fn ask_once(
 ) -> Result<(Response, Exchange), Lost> {
     let waited = match request {
         Request::Submit { .. }
-        | Request::Explain
+        | Request::Explain { .. }
         | Request::Cancel { .. }
         | Request::Release { .. }
         | Request::Recover { .. }
@@ -434,6 +440,15 @@ impl Exchange {
             Response::Failed(failure) => Error::Failure(failure.clone()),
             other => Error::malformed(&self.address, format!("it does not fit the question: {other:?}")),
         }
+    }
+}
+
+/// What is asked instead when no answer came: whoever plans a query should know that it may have ended a node.
+fn again(request: &Request) -> Option<Request> {
+    match request {
+        Request::Submit { id, again: false } => Some(Request::Submit { id: *id, again: true }),
+        Request::Explain { again: false } => Some(Request::Explain { again: true }),
+        _ => None,
     }
 }
 

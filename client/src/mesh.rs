@@ -112,7 +112,7 @@ impl Mesh {
         if !files.is_empty() {
             bodies.push(files);
         }
-        let (answer, exchange) = self.ask(&Request::Submit { id }, &bodies).await?;
+        let (answer, exchange) = self.ask(&Request::Submit { id, again: false }, &bodies).await?;
         match answer {
             Response::Accepted { id } => Ok(Job::accepted(self.clone(), id, bodies)),
             other => Err(exchange.unexpected(&other)),
@@ -122,7 +122,7 @@ impl Mesh {
     /// The stages that a job would become, without running it.
     pub async fn explain(&self, spec: &JobSpec) -> Result<StageGraph> {
         let body = vec![encode(spec)?];
-        let (answer, exchange) = self.ask(&Request::Explain, &[body]).await?;
+        let (answer, exchange) = self.ask(&Request::Explain { again: false }, &[body]).await?;
         match answer {
             Response::Explained(graph) => Ok(graph),
             other => Err(exchange.unexpected(&other)),

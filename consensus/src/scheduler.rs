@@ -39,7 +39,8 @@ mod stuck;
 
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
-    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR, SLOW_MS,
+    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR,
+    SLOW_MS,
 };
 pub use sessions::SESSION_PATIENCE_MS;
 pub use stuck::UNSEEN_PATIENCE_MS;
@@ -224,6 +225,7 @@ impl Scheduler {
             let Some(work) = &job.work else { continue };
             let outputs: Vec<_> = work.outputs.iter().map(|outputs| outputs.as_deref()).collect();
             scheduler.add_job(*id, work.graph.clone(), &outputs, job.phase.is_terminal());
+            scheduler.inherit(*id);
         }
         if !scheduler.jobs.is_empty() {
             scheduler.settling = Some(state.members().keys().copied().collect());
@@ -327,6 +329,13 @@ impl Scheduler {
         self.touch(id);
     }
 
+    /// The job ran under another leader.
+    fn inherit(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.inherited = true;
+        }
+    }
+
     fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
         if !self.jobs.contains_key(&id) {
             self.add_job(id, graph, &[], false);
@@ -341,6 +350,7 @@ impl Scheduler {
         self.stop(id);
         let outputs: Vec<_> = work.outputs.iter().map(Option::as_deref).collect();
         self.add_job(id, work.graph, &outputs, succeeded);
+        self.inherit(id);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.count_from(tries);
         }
@@ -558,6 +568,7 @@ impl Scheduler {
         };
         let (buckets, split) = (spec.exchange.buckets(), job.spec(place).split.clone());
         let mark = job.mark;
+        let apart = job.runs_apart(place);
         let task = job.task_id(place);
         let tries = &mut job.task_mut(place).tries;
         let number = (self.fence.term & u64::from(u32::MAX)) << 32 | u64::from(*tries);
@@ -575,6 +586,7 @@ impl Scheduler {
             buckets,
             inputs,
             memory_bytes: memory_bytes.min(budget_bytes),
+            apart,
         };
         self.send(node, PeerMessage::Assign(Box::new(assignment)));
     }

@@ -72,24 +72,24 @@ impl Calls {
             return reply(&mut stream, Response::Failed(Failure::Refused { message })).await;
         }
         match request {
-            Request::Submit { id } => {
+            Request::Submit { id, again } => {
                 let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.submit(id, spec, &mut stream).await,
+                    Ok(spec) => self.submitter.submit(id, spec, again, &mut stream).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }))
                     .await
             }
-            Request::Explain => {
+            Request::Explain { again } => {
                 let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.explain(spec).await,
+                    Ok(spec) => self.submitter.explain(spec, again).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Explained)).await
             }
-            Request::Plan { id } => {
+            Request::Plan { id, apart } => {
                 let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.plan_here(id, spec).await,
+                    Ok(spec) => self.submitter.plan_here(id, spec, apart).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Planned)).await

@@ -17,5 +17,8 @@ fn main() -> ExitCode {
     if floe::worker::hosts::guard::main_if_asked() {
         return ExitCode::SUCCESS;
     }
+    if floe::worker::apart::main_if_asked() {
+        return ExitCode::SUCCESS;
+    }
     floe::cli::main()
 }

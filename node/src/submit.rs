@@ -25,6 +25,7 @@ use crate::config;
 use crate::mailbox::{Ask, Mailbox};
 use crate::store::Store;
 use crate::stream::{Streams, chunks_of};
+use crate::worker::apart;
 
 /// The part of a node's memory, over all its slots, that one task's input should take: decoded columns,
 /// hash tables and output are several times their input.
@@ -44,6 +45,15 @@ pub struct Submitter {
     streams: Arc<Streams>,
 }
 
+/// How a query is planned.
+#[derive(Clone, Copy, Debug)]
+struct Planning {
+    /// Whether the frames that come with it are stored.
+    keep_frames: bool,
+    /// Whether it is planned in a process of its own, since a node may have died of it.
+    apart: bool,
+}
+
 /// What each node found under each path of a query.
 struct Looked(BTreeMap<NodeId, Result<Vec<Inspected>, String>>);
 
@@ -53,16 +63,17 @@ impl Submitter {
         Self { mailbox, store, streams }
     }
 
-    /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id. The files of the frames
-    /// that it names are the next body of `stream`.
-    pub async fn submit<S>(&self, id: JobId, spec: Bytes, stream: &mut S) -> Result<(), Failure>
+    /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id; `again` says that a node
+    /// that was asked before gave no answer. The files of the frames that it names are the next body of `stream`.
+    pub async fn submit<S>(&self, id: JobId, spec: Bytes, again: bool, stream: &mut S) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let decoded = decode_spec(spec.clone()).await?;
         let frames_bytes = function::frames_bytes(&decoded);
         let mut files = Body::new(stream);
-        let outcome = self.accept(id, decoded, spec, &mut files).await;
+        let planning = Planning { keep_frames: true, apart: again };
+        let outcome = self.accept(id, decoded, spec, planning, &mut files).await;
         if let Some(bytes) = frames_bytes {
             files.pass_over(bytes).await;
         }
@@ -74,6 +85,7 @@ impl Submitter {
         id: JobId,
         decoded: JobSpec,
         spec: Bytes,
+        planning: Planning,
         files: &mut Body<S>,
     ) -> Result<(), Failure>
     where
@@ -84,10 +96,10 @@ impl Submitter {
         }
         let label = decoded.label.clone();
         let graph = match decoded.kind {
-            JobKind::Query(query) => self.plan_query(id, query, spec, true).await?,
+            JobKind::Query(query) => self.plan_query(id, query, spec, planning).await?,
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
-                self.plan_function(id, *job, &status, Some(files)).await?
+                self.plan_function(id, *job, &status, planning, Some(files)).await?
             }
         };
         let submitted_unix_ms = unix_ms();
@@ -95,26 +107,27 @@ impl Submitter {
         self.applied(id).await
     }
 
-    /// Plans without running.
-    pub async fn explain(&self, spec: Bytes) -> Result<StageGraph, Failure> {
+    /// Plans without running; `again` as for [`Submitter::submit`].
+    pub async fn explain(&self, spec: Bytes, again: bool) -> Result<StageGraph, Failure> {
         let id = JobId(0);
+        let planning = Planning { keep_frames: false, apart: again };
         match decode_spec(spec.clone()).await?.kind {
-            JobKind::Query(query) => self.plan_query(id, query, spec, false).await,
+            JobKind::Query(query) => self.plan_query(id, query, spec, planning).await,
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
-                self.plan_function(id, *job, &status, None::<&mut Body<Stream>>).await
+                self.plan_function(id, *job, &status, planning, None::<&mut Body<Stream>>).await
             }
         }
     }
 
     /// Answers [`Request::Plan`]: plans here or not at all.
-    pub async fn plan_here(&self, id: JobId, spec: Bytes) -> Result<StageGraph, Failure> {
+    pub async fn plan_here(&self, id: JobId, spec: Bytes, apart: bool) -> Result<StageGraph, Failure> {
         let JobKind::Query(query) = decode_spec(spec).await?.kind else {
             return Err(Failure::Refused { message: "only queries are planned for other nodes".to_owned() });
         };
         let status = self.mailbox.ask(Ask::Status).await?;
-        let looked = self.look(&status, &paths_of(&query).await?).await?;
-        self.cut(id, query, &status, &looked, true).await
+        let looked = self.look(&status, &paths_of(&query, apart).await?).await?;
+        self.cut(id, query, &status, &looked, Planning { keep_frames: true, apart }).await
     }
 
     /// Waits until this node's own state has the job, so that a driver may ask for it at once.
@@ -141,17 +154,17 @@ impl Submitter {
         id: JobId,
         query: Query,
         encoded: Bytes,
-        keep_frames: bool,
+        planning: Planning,
     ) -> Result<StageGraph, Failure> {
         let status = self.mailbox.ask(Ask::Status).await?;
-        let paths = paths_of(&query).await?;
+        let paths = paths_of(&query, planning.apart).await?;
         let looked = self.look(&status, &paths).await?;
         let here = status.node;
         if looked.sees_all(here) {
-            return self.cut(id, query, &status, &looked, keep_frames).await;
+            return self.cut(id, query, &status, &looked, planning).await;
         }
         match looked.0.keys().copied().find(|node| looked.sees_all(*node)) {
-            Some(node) => self.plan_at(node, id, encoded).await,
+            Some(node) => self.plan_at(node, id, encoded, planning.apart).await,
             None => Err(looked.unseen(&paths, &status)),
         }
     }
@@ -181,7 +194,13 @@ impl Submitter {
     }
 
     /// Lets another node plan, since it sees the files.
-    async fn plan_at(&self, node: NodeId, id: JobId, spec: Bytes) -> Result<StageGraph, Failure> {
+    async fn plan_at(
+        &self,
+        node: NodeId,
+        id: JobId,
+        spec: Bytes,
+        apart: bool,
+    ) -> Result<StageGraph, Failure> {
         let lost = |error: &dyn std::fmt::Display| Failure::Unavailable {
             message: format!(
                 "node {node}, which sees the query's files, did not plan it: {error}; try again"
@@ -189,7 +208,7 @@ impl Submitter {
         };
         let plan = async {
             let mut stream = self.mailbox.network().open(node).await.map_err(|error| lost(&error))?;
-            write_frame(&mut stream, &Request::Plan { id }).await.map_err(|error| lost(&error))?;
+            write_frame(&mut stream, &Request::Plan { id, apart }).await.map_err(|error| lost(&error))?;
             send_body(&mut stream, stream::iter(chunks_of(spec).map(Ok)))
                 .await
                 .map_err(|error| lost(&error))?;
@@ -209,18 +228,18 @@ impl Submitter {
         query: Query,
         status: &Status,
         looked: &Looked,
-        keep_frames: bool,
+        planning: Planning,
     ) -> Result<StageGraph, Failure> {
         let shape = shape_of(status);
-        let Planned { mut graph, frames, scans } =
-            blocking(move || floe_query::plan(&query, &shape)).await??;
+        let plan = if planning.apart && apart::is_known() { apart::plan } else { floe_query::plan };
+        let Planned { mut graph, frames, scans } = blocking(move || plan(&query, &shape)).await??;
         for (stage, files) in &scans {
             let Some(stage) = graph.stages.get_mut(stage.0 as usize) else {
                 continue;
             };
             (stage.seen_by, stage.unseen_by) = looked.divide(files);
         }
-        if keep_frames {
+        if planning.keep_frames {
             for (stage, partition, frame) in frames {
                 let task = TaskId { job: id, stage, partition };
                 let store = self.store.clone();
@@ -331,9 +350,10 @@ fn shape_of(status: &Status) -> Shape {
 }
 
 /// Off the async threads: a plan may carry frames.
-async fn paths_of(query: &Query) -> Result<Vec<FilePath>, Failure> {
+async fn paths_of(query: &Query, apart: bool) -> Result<Vec<FilePath>, Failure> {
     let query = query.clone();
-    blocking(move || floe_query::paths(&query)).await?
+    let paths = if apart && apart::is_known() { apart::paths } else { floe_query::paths };
+    blocking(move || paths(&query)).await?
 }
 
 /// Off the async threads: a specification may carry frames.

@@ -5,11 +5,12 @@
 //!   assign ──> wait for a slot ──> reserve memory ──> fetch inputs ──> run ──> store ──> report
 //! ```
 //!
-//! A fragment of a query runs inside this process, on a thread of its own; a function runs in a host, a process of
-//! its own ([`hosts`]). Calls of sessions take the same slots ([`Worker::slot`]).
+//! A fragment of a query runs inside this process, on a thread of its own, unless a node may have died of it
+//! ([`apart`]); a function runs in a host, a process of its own ([`hosts`]). Calls of sessions take the same slots ([`Worker::slot`]).
 //!
 //! Whoever calls [`Worker::assign`] has checked the leader's fence; the worker does as it is told.
 
+pub mod apart;
 mod environment;
 pub mod hosts;
 mod object;
@@ -27,7 +28,7 @@ use floe_protocol::function::{Argument, FunctionWork};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Report, Segment};
-use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta, Work, frame};
+use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta, TaskId, Work, frame};
 use floe_query::Stop;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -72,7 +73,24 @@ struct Inner {
 
 /// Runs a fragment: [`floe_query::run_until`], but for tests.
 type Run =
-    Arc<dyn Fn(&Assignment, &[u8], Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure> + Send + Sync>;
+    Arc<dyn Fn(&Assignment, &Bytes, Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure> + Send + Sync>;
+
+/// Runs a fragment here, or apart if the leader wants it so.
+fn run_fragment(
+    assignment: &Assignment,
+    fragment: &Bytes,
+    inputs: Vec<Vec<Bytes>>,
+    stop: &Stop,
+) -> Result<Vec<DataFrame>, Failure> {
+    let Assignment { attempt, split, buckets, .. } = assignment;
+    if assignment.apart && apart::is_known() {
+        let TaskId { stage, partition, .. } = attempt.task;
+        tracing::info!(%attempt, "runs in a process of its own");
+        let name = format!("task {partition} of the query's stage {stage}");
+        return apart::run(&name, fragment, split, &inputs, *buckets, stop);
+    }
+    floe_query::run_until(fragment, split, inputs, *buckets, stop)
+}
 
 impl Worker {
     /// A worker that keeps its outputs in `store`, reserves memory from the store's budget, has functions run by
@@ -85,10 +103,7 @@ impl Worker {
         inputs: Arc<dyn Inputs>,
         reports: mpsc::Sender<Report>,
     ) -> Self {
-        let run = |assignment: &Assignment, fragment: &[u8], inputs, stop: &Stop| {
-            floe_query::run_until(fragment, &assignment.split, inputs, assignment.buckets, stop)
-        };
-        Self::with_run(config, store, hosts, inputs, reports, Arc::new(run))
+        Self::with_run(config, store, hosts, inputs, reports, Arc::new(run_fragment))
     }
 
     fn with_run(
@@ -375,7 +390,7 @@ mod tests {
     use std::sync::{Condvar, Mutex};
 
     use floe_protocol::function::Blob;
-    use floe_protocol::{Era, Fence, MeshId, NodeId, StageId, TaskId};
+    use floe_protocol::{Era, Fence, MeshId, NodeId, StageId};
     use polars::prelude::df;
     use tempfile::TempDir;
     use tokio::sync::watch;
@@ -438,7 +453,7 @@ mod tests {
             slots: u32,
             memory_bytes: u64,
             gate: Arc<Gate>,
-            run: impl Fn(&Assignment, &[u8], Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure>
+            run: impl Fn(&Assignment, &Bytes, Vec<Vec<Bytes>>, &Stop) -> Result<Vec<DataFrame>, Failure>
             + Send
             + Sync
             + 'static,
@@ -514,6 +529,7 @@ mod tests {
             buckets: 1,
             inputs: Vec::new(),
             memory_bytes,
+            apart: false,
         }
     }
 

@@ -119,7 +119,8 @@ struct Outcome {
 
 impl Outcome {
     fn add(&mut self, run: Run) {
-        let Tally { steps, faults, eras, recovered, left, jobs, succeeded, failed, hash: _ } = run.tally;
+        let Tally { steps, faults, eras, recovered, left, jobs, succeeded, failed, poisoned, hash: _ } =
+            run.tally;
         self.seeds += 1;
         self.sum.steps += steps;
         self.sum.faults += faults;
@@ -129,6 +130,7 @@ impl Outcome {
         self.sum.jobs += jobs;
         self.sum.succeeded += succeeded;
         self.sum.failed += failed;
+        self.sum.poisoned += poisoned;
         self.violations.extend(run.violation);
         for failure in run.failures {
             let words = failure.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
@@ -137,11 +139,12 @@ impl Outcome {
     }
 
     fn report(&self) -> Report {
-        let Tally { steps, faults, eras, recovered, left, jobs, succeeded, failed, .. } = self.sum;
+        let Tally { steps, faults, eras, recovered, left, jobs, succeeded, failed, poisoned, .. } = self.sum;
         let mut lines = self.violations.clone();
         lines.extend(self.failures.iter().map(|(failure, count)| format!("{count} jobs failed: {failure}")));
         lines.push(format!(
-            "{jobs} jobs accepted, {succeeded} succeeded, {failed} failed for want of nodes, frames or drivers"
+            "{jobs} jobs accepted, {succeeded} succeeded, {failed} failed for want of nodes, frames or drivers, or because \
+             they end what runs them: {poisoned} nodes died of one"
         ));
         lines.push(format!(
             "{eras} eras, {recovered} of them by recovery; {left} times a node left its era for another"
@@ -314,8 +317,12 @@ mod tests {
         assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
         assert_eq!(outcome.seeds, SEEDS);
         // A run in which nothing happens would break nothing either.
-        let Tally { faults, recovered, left, succeeded, .. } = outcome.sum;
-        let much = faults > 10 * SEEDS && succeeded > 10 * SEEDS && left > SEEDS && recovered > SEEDS / 50;
+        let Tally { faults, recovered, left, succeeded, poisoned, .. } = outcome.sum;
+        let much = faults > 10 * SEEDS
+            && succeeded > 10 * SEEDS
+            && left > SEEDS
+            && recovered > SEEDS / 50
+            && poisoned > SEEDS / 10;
         assert!(much, "{:?}", outcome.sum);
     }
 

@@ -108,6 +108,8 @@ pub struct Assignment {
     pub inputs: Vec<Vec<Segment>>,
     /// Memory to reserve before it starts.
     pub memory_bytes: u64,
+    /// Whether a query's fragment runs in a process of its own, since a node may have died of it.
+    pub apart: bool,
 }
 
 /// A readable piece of a partition.
@@ -166,9 +168,14 @@ pub enum Request {
     Submit {
         /// The job's id, chosen by the driver.
         id: JobId,
+        /// Whether a node that was asked before gave no answer: it may have died of the planning.
+        again: bool,
     },
     /// Plan without running; the spec follows as a bulk body -> [`Response::Explained`]
-    Explain,
+    Explain {
+        /// As of [`Request::Submit`].
+        again: bool,
+    },
     /// One job's status -> [`Response::Job`]
     Job {
         /// The job.
@@ -281,6 +288,8 @@ pub enum Request {
     Plan {
         /// The job it is for.
         id: JobId,
+        /// Whether a node may have died of it, so that it is planned in a process of its own.
+        apart: bool,
     },
     /// Node to node: keep this partition; its body follows -> [`Response::Done`]
     Put {

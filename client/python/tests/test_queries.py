@@ -35,6 +35,48 @@ def test_lazy_frames(mesh):
     assert mesh.collect(pl.DataFrame({"x": [1]})).item() == 1
 
 
+def chained(first, step, count):
+    for number in range(count):
+        first = step(first, number)
+    return first
+
+
+ROWS = pl.LazyFrame({"x": [1, 2, 3]})
+
+DEEP = {
+    "columns": lambda n: chained(ROWS, lambda frame, _: frame.with_columns(x=pl.col("x") + 1), n),
+    "filters": lambda n: chained(ROWS, lambda frame, i: frame.filter(pl.col("x") > -i), n),
+    "unions": lambda n: chained(ROWS, lambda frame, _: pl.concat([frame, ROWS]), n // 5),
+    "sum": lambda n: ROWS.select(chained(pl.col("x"), lambda e, _: e + 1, n // 2)),
+    "calls": lambda n: ROWS.select(chained(pl.col("x"), lambda e, _: e.abs(), n // 2)),
+    "ors": lambda n: ROWS.filter(chained(pl.col("x") == -1, lambda e, i: e | (pl.col("x") == i), n // 2)),
+}
+
+
+@pytest.mark.parametrize("shape", DEEP)
+def test_deep_plans_are_answered_or_refused(mesh, shape):
+    deep = DEEP[shape](1500)
+    assert mesh.collect(deep).equals(deep.collect())
+    try:
+        mesh.collect(DEEP[shape](30_000))
+    except floe.Error as error:
+        assert "too deep" in str(error) or "too large" in str(error) or "of at most" in str(error)
+    assert mesh.collect(ROWS).height == 3
+
+
+def test_deep_statements_are_answered_or_refused(mesh, tmp_path):
+    pl.DataFrame({"x": [1, 2, 5000]}).write_parquet(tmp_path / "t.parquet")
+
+    def statement(count):
+        ors = " OR ".join(f"x = {i}" for i in range(count))
+        return f"SELECT x FROM '{tmp_path}/t.parquet' WHERE {ors}"
+
+    assert mesh.sql(statement(1500)).collect()["x"].to_list() == [1, 2]
+    with pytest.raises(floe.Error, match="too deep: more than"):
+        mesh.sql(statement(20_000)).collect()
+    assert mesh.sql("SELECT 1 AS x").collect().item() == 1
+
+
 def test_large_frames_of_the_driver(mesh):
     frame = pl.DataFrame({"n": range(200_000)}).with_columns(key=pl.col("n") % 7)
     for plan in (

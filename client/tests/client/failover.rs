@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_client::{Error, Failure, JobPhase, Mesh, MeshKey};
-use floe_protocol::{Request, Response};
+use floe_protocol::{Request, Response, StageGraph};
 use floe_transport::send_body;
 use futures::{StreamExt, TryStreamExt};
 
@@ -43,6 +43,29 @@ async fn a_node_that_cannot_answer_now_is_asked_again_and_its_excuses_stay_hidde
     let mesh = connect(&key, &[&node]).await;
     assert_eq!(mesh.jobs().await.unwrap(), []);
     assert_eq!(node.asked().iter().filter(|request| **request == Request::Jobs).count(), 3);
+}
+
+/// Whoever plans a query must know that a node may have died of it.
+#[tokio::test]
+async fn what_a_lost_node_was_to_plan_is_asked_for_again_as_such() {
+    let key = MeshKey::generate();
+    let second = Fake::start(&key, &[], |request, mut stream| async move {
+        let answer = match request {
+            Request::Submit { id, .. } => Response::Accepted { id },
+            _ => Response::Explained(StageGraph { stages: Vec::new(), schema: Bytes::new() }),
+        };
+        say(&mut stream, &answer).await;
+    })
+    .await;
+    // It closes the stream without a word.
+    let first = Fake::start(&key, &[&second], |_, _| async {}).await;
+    let mesh = connect(&key, &[&first]).await;
+    let spec = mesh.sql("SELECT 1").spec().unwrap();
+    let job = mesh.submit(spec.clone()).await.unwrap();
+    assert_eq!(first.asked(), [Request::Submit { id: job.id(), again: false }]);
+    assert_eq!(second.asked(), [Request::Submit { id: job.id(), again: true }]);
+    mesh.explain(&spec).await.unwrap();
+    assert_eq!(second.asked().last(), Some(&Request::Explain { again: false }));
 }
 
 #[tokio::test]

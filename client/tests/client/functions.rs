@@ -70,7 +70,7 @@ async fn frames_follow_their_specification() {
         let noted = noted.clone();
         async move {
             let answer = match request {
-                Request::Submit { id } => {
+                Request::Submit { id, .. } => {
                     let spec: JobSpec = frame::decode(&body_of(&mut stream).await).unwrap();
                     let files = body_of(&mut stream).await;
                     noted.lock().unwrap().push((spec, files));
@@ -150,7 +150,7 @@ async fn large_code_and_arguments_travel_apart_and_only_if_the_mesh_has_them_not
                     assert_eq!((blob.id, blob.bytes), (blob_id(&bytes), bytes.len() as u64));
                     Response::Done
                 }
-                Request::Submit { id } => {
+                Request::Submit { id, .. } => {
                     let spec: JobSpec = frame::decode(&body_of(&mut stream).await).unwrap();
                     noted.lock().unwrap().push(spec);
                     Response::Accepted { id }

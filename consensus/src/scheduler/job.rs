@@ -36,6 +36,8 @@ pub(super) struct Job {
     pub(super) stages: Vec<Stage>,
     /// It succeeded; its result must be kept, or made anew, until it is released.
     pub(super) succeeded: bool,
+    /// An earlier leader may have had tasks of it run on nodes that are gone: of what became of them nothing is known.
+    pub(super) inherited: bool,
     /// Since when a task of it can run nowhere.
     pub(super) stuck_since_ms: Option<u64>,
     /// Of a standing job: when a node last said that the driver is connected to it, or when the wait for that began.
@@ -85,6 +87,12 @@ pub(super) struct Task {
     pub(super) input_losses: u32,
     /// Nodes that went away while they ran it.
     pub(super) deaths: Vec<NodeId>,
+    /// Nodes where a process of its own crashed.
+    pub(super) crashes: Vec<NodeId>,
+    /// Whether a node went away to which it was given: it may have run there, unheard.
+    pub(super) suspect: bool,
+    /// Whether it ever ended well.
+    pub(super) once_done: bool,
     /// Nodes where it failed.
     pub(super) excluded: Vec<NodeId>,
 }
@@ -124,6 +132,7 @@ impl Job {
             mark: graph.fingerprint(),
             graph: graph.clone(),
             succeeded: false,
+            inherited: false,
             stuck_since_ms: None,
             attended_ms: None,
         };
@@ -142,6 +151,7 @@ impl Job {
             let Some(outputs) = outputs else { continue };
             for (task, placed) in stage.tasks.iter_mut().zip(*outputs) {
                 task.state = State::Done(placed.clone());
+                task.once_done = true;
             }
             stage.done = stage.tasks.len() as u32;
             stage.agreed = true;
@@ -188,6 +198,23 @@ impl Job {
     /// holder to come back. Calls wait for their driver's word.
     pub(super) fn is_run(&self, stage: usize) -> bool {
         matches!(self.graph.stages[stage].work, Work::Fragment(_) | Work::Function(_))
+    }
+
+    /// Whether a stage is of a query, rather than of functions.
+    pub(super) fn is_fragment(&self, stage: usize) -> bool {
+        matches!(self.graph.stages[stage].work, Work::Fragment(_))
+    }
+
+    /// Whether a task's next attempt runs in a process of its own, which is all that it can take with it: where a node
+    /// went away under an earlier one, for whatever reason, or may have, or while another one runs on a second node.
+    /// Functions always run so.
+    pub(super) fn runs_apart(&self, place: Place) -> bool {
+        let task = self.task(place);
+        let suspect = self.inherited
+            || task.suspect
+            || !task.crashes.is_empty()
+            || !task.attempts.is_empty();
+        suspect && !task.once_done && self.is_fragment(place.stage)
     }
 
     /// Whether a partition is one of this job, as it is planned here.
@@ -313,6 +340,7 @@ impl Job {
         let task = &mut stage.tasks[place.partition as usize];
         let attempts = std::mem::take(&mut task.attempts);
         task.state = State::Done(Placed { nodes: vec![node], meta });
+        task.once_done = true;
         stage.done += 1;
         stage.agreed = false;
         stage.proposed_ms = None;
@@ -506,6 +534,9 @@ impl Task {
             failures: 0,
             input_losses: 0,
             deaths: Vec::new(),
+            crashes: Vec::new(),
+            suspect: false,
+            once_done: false,
             excluded: Vec::new(),
         }
     }

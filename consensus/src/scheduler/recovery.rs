@@ -30,6 +30,11 @@ pub const MAX_ATTEMPTS: u32 = 4;
 /// Nodes that may go away while they run one task: more of it looks like the task's own doing.
 pub const MAX_DEATHS: usize = 3;
 
+/// Nodes and processes that a query's task may take with it. After a first node it runs in a process of its own, so
+/// that the second of them is the process and proves that it was the task. Under a new leader, which cannot know what
+/// ran on nodes that are gone, it begins so.
+pub const MAX_CRASHES: usize = 2;
+
 /// Times that one task's inputs may turn out to be lost, under one leader.
 pub const MAX_INPUT_LOSSES: u32 = 16;
 
@@ -76,6 +81,26 @@ impl Scheduler {
             }
             Failure::Unfit { needs, why } => {
                 job.stages[place.stage].refused.insert(node, Refusal::Unfit { needs, why });
+                job.abandon(place, attempt);
+            }
+            Failure::Crashed { name, how, output } if job.is_fragment(place.stage) => {
+                let task = job.task_mut(place);
+                task.crashes.push(node);
+                task.excluded.push(node);
+                if task.deaths.len() + task.crashes.len() >= MAX_CRASHES {
+                    let before = match task.deaths.as_slice() {
+                        [] => String::new(),
+                        nodes => {
+                            let nodes: Vec<_> = nodes.iter().map(|node| self.nodes.name(*node)).collect();
+                            format!(
+                                "; it was tried apart since node {} went away while it ran there",
+                                nodes.join(", ")
+                            )
+                        }
+                    };
+                    let failure = Failure::Crashed { name, how, output: format!("{output}{before}") };
+                    return self.fail(id, failure);
+                }
                 job.abandon(place, attempt);
             }
             Failure::NodeLost { .. } | Failure::Cancelled => {
@@ -254,6 +279,7 @@ impl Scheduler {
         let Some(place) = job.place(attempt.task) else { return };
         let task = job.task_mut(place);
         task.attempts.retain(|a| a.id != attempt);
+        task.suspect = true;
         if ran {
             task.deaths.push(node);
         }

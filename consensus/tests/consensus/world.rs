@@ -373,7 +373,8 @@ fn describe_assignment(assignment: &Assignment) -> String {
         Work::Function(function) => format!(" calls {}", String::from_utf8_lossy(function)),
         other => panic!("{other:?} is assigned"),
     };
-    format!("{} {}MiB{inputs}{calls}", name(assignment.attempt), assignment.memory_bytes >> 20)
+    let apart = if assignment.apart { " apart" } else { "" };
+    format!("{} {}MiB{inputs}{calls}{apart}", name(assignment.attempt), assignment.memory_bytes >> 20)
 }
 
 fn describe(command: &Command) -> String {

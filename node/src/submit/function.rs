@@ -20,7 +20,7 @@ use floe_transport::stream::{Body, BodyError};
 use futures::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use super::{Looked, Submitter, blocking};
+use super::{Looked, Planning, Submitter, blocking};
 
 /// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
 const COPIED_AT_ONCE: usize = 4;
@@ -41,6 +41,7 @@ impl Submitter {
         id: JobId,
         job: FunctionJob,
         status: &Status,
+        planning: Planning,
         files: Option<&mut Body<S>>,
     ) -> Result<StageGraph, Failure>
     where
@@ -71,7 +72,7 @@ impl Submitter {
                 vec![Stage { seen_by, unseen_by, ..stage(0, &function, tasks)? }]
             }
             FunctionInput::Query(query) => {
-                let mut stages = self.plan_input(id, query, files.is_some()).await?;
+                let mut stages = self.plan_input(id, query, planning).await?;
                 let count = stages.len();
                 let last = stages.last_mut().ok_or_else(|| Failure::internal("a query without stages"))?;
                 last.exchange = Exchange::Pass;
@@ -88,11 +89,11 @@ impl Submitter {
     }
 
     /// The stages of the query whose result is the function's input.
-    async fn plan_input(&self, id: JobId, query: Query, keep_frames: bool) -> Result<Vec<Stage>, Failure> {
+    async fn plan_input(&self, id: JobId, query: Query, planning: Planning) -> Result<Vec<Stage>, Failure> {
         let spec = JobSpec { label: String::new(), kind: JobKind::Query(query) };
         let encoded = Bytes::from(frame::encode(&spec).map_err(Failure::internal)?);
         let JobKind::Query(query) = spec.kind else { return Err(Failure::internal("not a query")) };
-        Ok(self.plan_query(id, query, encoded, keep_frames).await?.stages)
+        Ok(self.plan_query(id, query, encoded, planning).await?.stages)
     }
 
     /// Stores the frames on more than one node, each as soon as it has arrived.

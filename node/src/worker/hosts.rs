@@ -45,6 +45,7 @@ use self::guard::Guard;
 use self::host::{Host, Key, Number, Run, Surroundings};
 use self::limits::Allowed;
 use self::pool::Pool;
+pub(super) use self::process::how as how_it_ended;
 use self::processes::Meter;
 use super::environment::Environments;
 use super::task_logs::{TaskLog, TaskLogs};

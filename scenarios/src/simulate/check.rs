@@ -36,7 +36,12 @@ pub(super) struct Checker {
     fences: BTreeMap<Life, Fence>,
     assigned: BTreeMap<(Era, AttemptId), (NodeId, Fence)>,
     left: BTreeSet<(NodeId, Era)>,
+    /// Nodes of an era that died of a job.
+    died_of: BTreeMap<(Option<Era>, JobId), Vec<NodeId>>,
 }
+
+/// Nodes that one job may take with it in one era, at most: less than a majority of three.
+const MAX_DIED: usize = 1;
 
 impl Checker {
     /// A driver was told that a job is known, or that it has ended.
@@ -52,6 +57,16 @@ impl Checker {
     /// The jobs that drivers know to be accepted.
     pub(super) fn promised_jobs(&self) -> BTreeSet<JobId> {
         self.promises.keys().map(|(_, job)| *job).collect()
+    }
+
+    /// A node died of a job.
+    pub(super) fn died_of(&mut self, era: Option<Era>, job: JobId, node: NodeId) -> Result<(), String> {
+        let died = self.died_of.entry((era, job)).or_default();
+        died.push(node);
+        if died.len() > MAX_DIED {
+            return Err(format!("{} nodes died of job {job}: {died:?}", died.len()));
+        }
+        Ok(())
     }
 
     /// How many eras there were.

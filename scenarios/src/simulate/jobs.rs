@@ -11,6 +11,9 @@ use floe_protocol::{
 
 use super::dice::Dice;
 
+/// The split of a task that ends the process that runs it.
+const POISON: &[u8] = b"poison";
+
 /// What a driver wants, said again under one id until the mesh has answered.
 #[derive(Debug)]
 pub(super) struct Order {
@@ -76,10 +79,21 @@ impl Order {
         Self { entry, job, frames, answered: false }
     }
 
+    /// Whether it submits a job of which one task ends the process that runs it.
+    pub(super) fn is_poison(&self) -> bool {
+        let Command::Submit { graph, .. } = &self.entry.command else { return false };
+        graph.stages.iter().flat_map(|stage| &stage.tasks).any(|task| task.split == POISON)
+    }
+
     /// Whether it opens a standing job.
     pub(super) fn stands(&self) -> bool {
         matches!(&self.entry.command, Command::Submit { graph, .. } if is_standing(graph))
     }
+}
+
+/// Whether a task ends the process that runs it.
+pub(super) fn is_poison(assignment: &Assignment) -> bool {
+    matches!(assignment.work, Work::Fragment(_)) && assignment.split == POISON
 }
 
 /// Whether a job is a driver's calls.
@@ -98,7 +112,7 @@ pub(super) fn made(assignment: &Assignment) -> OutputMeta {
 }
 
 /// Two or three stages of a few tasks: scans, function calls or frames, perhaps an exchange or a step towards one
-/// partition, and one or more last tasks.
+/// partition, and one or more last tasks. Now and then one of the tasks ends whatever runs it.
 fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
     let mut tasks = dice.between(1..=4) as u32;
     let mut stages = vec![stage(0, tasks, Vec::new())];
@@ -138,6 +152,15 @@ fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
             stage.work = Work::Function(Bytes::from_static(b"function"));
         }
         stages.push(stage);
+    }
+    if dice.chance(60) {
+        let fragment = |stage: &&mut Stage| matches!(stage.work, Work::Fragment(_));
+        let mut fragments: Vec<_> = stages.iter_mut().filter(fragment).collect();
+        let at = dice.between(0..=fragments.len().saturating_sub(1) as u64) as usize;
+        if let Some(stage) = fragments.get_mut(at) {
+            let partition = dice.between(0..=stage.tasks.len() as u64 - 1) as usize;
+            stage.tasks[partition].split = Bytes::from_static(POISON);
+        }
     }
     StageGraph { stages, schema: Bytes::new() }
 }

@@ -30,7 +30,7 @@ use super::check::Checker;
 use super::dice::Dice;
 use super::disk::{Disk, Fate};
 use super::faults::{Fault, Targets, draw, halves};
-use super::jobs::{Order, is_standing, made};
+use super::jobs::{Order, is_poison, is_standing, made};
 use super::network::{Change, Network, Weather};
 use super::node::{Asker, Bug, EPOCH_MS, NODE_TICK_MS, Node, Note, Out, Proposed, Start, Wire};
 
@@ -69,6 +69,7 @@ enum Event {
     Tick(NodeId, u64),
     Deliver { from: NodeId, to: NodeId, life: u64, wire: Wire },
     EndTask(NodeId, u64, AttemptId),
+    DieOfTask(NodeId, u64, AttemptId),
     Link(Change, u64),
     Look,
     Submit,
@@ -115,6 +116,8 @@ pub(super) struct Tally {
     pub(super) jobs: u64,
     pub(super) succeeded: u64,
     pub(super) failed: u64,
+    /// Nodes that died of a job.
+    pub(super) poisoned: u64,
     pub(super) eras: u64,
     /// Nodes that were told to carry on alone, and did.
     pub(super) recovered: u64,
@@ -324,6 +327,7 @@ impl World {
             }
             Event::Deliver { from, to, life, wire } => self.deliver(from, to, life, wire),
             Event::EndTask(id, life, attempt) => self.end_task(id, life, attempt),
+            Event::DieOfTask(id, life, attempt) => self.die_of_task(id, life, attempt),
             Event::Link(change, life) => self.link(change, life),
             Event::Look => self.look(),
             Event::Submit => {
@@ -538,7 +542,27 @@ impl World {
         } else {
             self.dice.between(10..=400)
         };
-        self.after(ms, Event::EndTask(node.id(), life, attempt));
+        let ends = match is_poison(assignment) && !assignment.apart && ms > 0 {
+            true => Event::DieOfTask(node.id(), life, attempt),
+            false => Event::EndTask(node.id(), life, attempt),
+        };
+        self.after(ms, ends);
+    }
+
+    /// A task ends its node.
+    fn die_of_task(&mut self, id: NodeId, life: u64, attempt: AttemptId) -> Result<(), String> {
+        let event = Event::DieOfTask(id, life, attempt);
+        if self.unless_paused(id, life, event).is_none() || !self.is_awake(id, life) {
+            return Ok(());
+        }
+        let node = self.machines.get(&id).and_then(|machine| machine.node.as_ref());
+        let Some(node) = node.filter(|node| node.running(attempt).is_some()) else { return Ok(()) };
+        let era = node.era();
+        self.tell(format!("n{} dies of {}", id.0, name(attempt)));
+        self.tally.poisoned += 1;
+        let down_ms = self.dice.between(100..=5_000);
+        self.stop(id, down_ms);
+        self.checker.died_of(era, attempt.task.job, id)
     }
 
     fn end_task(&mut self, id: NodeId, life: u64, attempt: AttemptId) -> Result<(), String> {
@@ -549,6 +573,13 @@ impl World {
         let node = self.machines.get(&id).and_then(|machine| machine.node.as_ref());
         let Some(assignment) = node.and_then(|node| node.running(attempt)) else { return Ok(()) };
         let mut outcome = self.outcome(id, assignment);
+        if outcome.is_ok()
+            && is_poison(assignment)
+            && !node.is_some_and(|n| n.held.contains_key(&attempt.task))
+        {
+            let (name, how) = ("a task".to_owned(), "was killed by signal 11 (SIGSEGV)".to_owned());
+            outcome = Err(Failure::Crashed { name, how, output: String::new() });
+        }
         if !self.calm && outcome.is_ok() && self.dice.chance(10) {
             let message = "less than was reserved".to_owned();
             outcome = Err(Failure::Exhausted { what: "memory".to_owned(), message });
@@ -937,11 +968,15 @@ impl World {
         None
     }
 
-    /// A job may fail for frames that are gone with all their holders, because nodes kept going away under it, or,
-    /// standing, because its driver did, but for nothing else that happens here.
+    /// A job may fail for frames that are gone with all their holders, because nodes kept going away under it, because
+    /// it ends whatever runs it, or, standing, because its driver went away, but for nothing else that happens here.
     fn check_failures(&self) -> Result<(), String> {
         let Some(leader) = self.leader() else { return Ok(()) };
         for (id, job) in leader.state().jobs() {
+            let poison = || self.orders.iter().any(|order| order.job == *id && order.is_poison());
+            if job.phase == JobPhase::Succeeded && poison() {
+                return Err(format!("job {id} succeeded, which nothing survives"));
+            }
             let JobPhase::Failed(failure) = &job.phase else { continue };
             let excused = match failure {
                 Failure::InputLost { partition, .. } => {
@@ -952,6 +987,7 @@ impl World {
                 }
                 Failure::Refused { message } => message.contains("went away"),
                 Failure::Exhausted { .. } => true,
+                Failure::Crashed { .. } => poison(),
                 _ => false,
             };
             if !excused {

@@ -4,6 +4,7 @@
 mod bad_input;
 mod corpus;
 mod data;
+mod deep;
 mod explained;
 mod mesh;
 mod paths;

@@ -421,7 +421,7 @@ impl Sink {
 }
 
 /// How a process ended, as in "the process … was killed by signal 11 (SIGSEGV)".
-pub(super) fn how(status: ExitStatus) -> String {
+pub(in crate::worker) fn how(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => {
             let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
