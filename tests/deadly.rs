@@ -9,9 +9,9 @@ use polars::prelude::*;
 use crate::cluster;
 use crate::workload::ended;
 
-/// Rows that want more memory than any machine has, at once: the allocator ends the process.
+/// Rows that want more memory than there are addresses, at once: the allocator ends the process.
 fn deadly() -> LazyFrame {
-    let most = col("x") * lit(10_i64.pow(13));
+    let most = col("x") * lit(10_i64.pow(17));
     let frame = df!("x" => [1_i64, 2, 3]).unwrap().lazy();
     frame.select([int_ranges(lit(0), most, lit(1), DataType::Int64).alias("numbers")])
 }

@@ -210,10 +210,7 @@ impl Job {
     /// Functions always run so.
     pub(super) fn runs_apart(&self, place: Place) -> bool {
         let task = self.task(place);
-        let suspect = self.inherited
-            || task.suspect
-            || !task.crashes.is_empty()
-            || !task.attempts.is_empty();
+        let suspect = self.inherited || task.suspect || !task.crashes.is_empty() || !task.attempts.is_empty();
         suspect && !task.once_done && self.is_fragment(place.stage)
     }
 
