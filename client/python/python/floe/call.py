@@ -189,8 +189,8 @@ class Calls:
         """Ends the session; what still waits is cancelled.
 
         Args:
-            told: Whether those who wait are told. At the interpreter's end only daemon threads are left, which
-                end with it: an error would only be printed.
+            told: Whether those who wait are told. At the interpreter's end only daemon threads are left, and
+                they end with it: an error would only be printed.
         """
         with self._lock:
             first, self._closed = not self._closed, True
