@@ -71,7 +71,7 @@ fn integers_of_32_bits_do_not_wrap() {
     for (text, wanted) in [
         (format!("select n - 1 as v from ({small})"), "2147483646"),
         (format!("select n % -7 as v from ({small})"), "1"),
-        (format!("select sum(n) - 1 as v from (select cast(id as int) as n from t where id < 3)"), "2"),
+        ("select sum(n) - 1 as v from (select cast(id as int) as n from t where id < 3)".to_owned(), "2"),
     ] {
         let found = collect(&sql(&text), &ROOMY).unwrap();
         let values = found.column("v").unwrap();
