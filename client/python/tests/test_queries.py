@@ -57,8 +57,10 @@ DEEP = {
 def test_deep_plans_are_answered_or_refused(mesh, shape):
     deep = DEEP[shape](1500)
     assert mesh.collect(deep).equals(deep.collect())
+    # Polars itself takes minutes for the schema of longer sums.
+    count = 4_000 if shape in ("sum", "ors") else 12_000
     try:
-        mesh.collect(DEEP[shape](30_000))
+        mesh.collect(DEEP[shape](count))
     except floe.Error as error:
         assert "too deep" in str(error) or "too large" in str(error) or "of at most" in str(error)
     assert mesh.collect(ROWS).height == 3
