@@ -3,6 +3,7 @@
 //! ```text
 //!   gateway   at the node that the driver is connected to: which node gets which call, and again if it is lost
 //!   seat      at every node: the calls that it got, run by hosts in the node's slots
+//!   waiting   the calls that no seat has yet
 //!   pace      how long calls took lately: both send ahead by it
 //!   wire      the frames between them
 //! ```
@@ -13,6 +14,7 @@
 mod gateway;
 mod pace;
 mod seat;
+mod waiting;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -101,7 +103,7 @@ impl Sessions {
             }
         };
         write_frame(&mut stream, &Response::Accepted { id }).await.map_err(Failure::internal)?;
-        let held = gateway::Held::new(Arc::clone(&self.0.held_bytes));
+        let held = waiting::Held::new(Arc::clone(&self.0.held_bytes));
         let closed = gateway::serve(&self.0.mailbox, &self.0.worker, id, stream, held).await;
         drop(attendance);
         if closed { self.end(id).await } else { Ok(()) }

@@ -83,6 +83,12 @@ pub enum ResultFrame {
         /// How they ended.
         results: Vec<CallResult>,
     },
+    /// From a seat to its gateway: calls that have not begun and would wait for long behind others. They run wherever
+    /// there is room.
+    GivenBack {
+        /// Their numbers.
+        calls: Vec<u64>,
+    },
     /// The session has ended, with this failure: nothing more will come.
     Ended(Failure),
 }

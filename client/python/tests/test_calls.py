@@ -20,6 +20,10 @@ def square(n):
     return n * n
 
 
+def square_all(part):
+    return [n * n for n in part]
+
+
 def fails(n):
     raise ValueError(f"no {n}")
 
@@ -280,3 +284,23 @@ def test_many_arguments_of_some_size(mesh):
     with mesh.executor() as executor:
         futures = [executor.submit(len, bytes(400_000 + n)) for n in range(120)]
         assert [future.result(timeout=120) for future in futures] == [400_000 + n for n in range(120)]
+
+
+@pytest.mark.parametrize("place", ["n0", "n1", "n0, a hundred times"])
+def test_others_pass_a_call_that_takes_long(cluster, mesh, place):
+    """Each node has one slot: what waited behind the call would wait for ten minutes."""
+    node, _, many = place.partition(",")
+    held = [mesh[node].apply(time.sleep, 600) for _ in range(100 if many else 1)]
+    try:
+        # Calls of a kind that is known to be short are sent ahead, to both nodes.
+        assert mesh.map(abs, range(2000)).collect() == list(range(2000))
+        assert mesh.map(abs, range(20_000)).collect() == list(range(20_000))
+        for n in range(4):
+            assert mesh.parallelize([n], square_all, 1).collect(60) == [n * n]
+            assert mesh.parallel(square)(n).result(60) == n * n
+        with cluster.connect() as other:
+            assert other[node].apply(square, 9).result(60) == 81
+        assert not held[0].done()
+    finally:
+        for call in held:
+            call.cancel()

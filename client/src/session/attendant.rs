@@ -189,6 +189,8 @@ async fn read(
                     fetches.begin(desk.clone(), mesh.clone(), awaited);
                 }
             }
+            // Between nodes only.
+            Ok(ResultFrame::GivenBack { .. }) => {}
             Ok(ResultFrame::Ended(failure)) if is_excuse(&failure) => {
                 return Gone::Broken(failure.to_string());
             }

@@ -4,14 +4,14 @@
 //!             a seat has room           result
 //!   waiting ─────────────────> under way ─────> told to the driver
 //!      ^──── node lost, unfit, or the host crashed: tried again ────┘
+//!      ^──── given back: it had not begun
 //! ```
 //!
 //! A seat's room follows from how long calls took lately: short calls are sent ahead, so that its hosts never wait
-//! for the network; long ones one a slot, so that a node that becomes free takes the next.
+//! for the network; long ones one a slot, so that a node that becomes free takes the next. A seat gives back what it was
+//! sent behind a call that takes long after all; it gets nothing more until it has results.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use floe_protocol::session::{
@@ -27,6 +27,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::pace::Pace;
+use super::waiting::{Held, Placed, Waiting};
 use super::{seat, wire};
 use crate::config;
 use crate::mailbox::{Ask, Mailbox};
@@ -35,7 +36,7 @@ use crate::worker::Worker;
 /// How often the gateway looks for nodes that came, and whether its session was ended by somebody else.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a node that gave no seat is left alone.
+/// How long a node that gave no seat, or gave calls back and runs none, is left alone.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// How much work a seat is sent ahead of its results, per slot: some round trips' worth, on a busy machine too.
@@ -59,45 +60,6 @@ const SPARE_FRAMES: usize = 16;
 /// How many calls without a seat are passed over in search of one that has.
 const MAX_BLOCKED: usize = 64;
 
-/// A call's place in the gateway.
-#[derive(Clone, Debug)]
-struct Placed {
-    function: u32,
-    /// The only node that will do, if its driver said so.
-    only: Option<NodeId>,
-    call: Call,
-    tries: u32,
-}
-
-/// Bytes that a session holds, counted among those of all sessions of the node.
-pub(super) struct Held {
-    bytes: usize,
-    all: Arc<AtomicUsize>,
-}
-
-impl Held {
-    /// None yet.
-    pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
-        Self { bytes: 0, all }
-    }
-
-    fn add(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        self.all.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn remove(&mut self, bytes: usize) {
-        self.bytes -= bytes;
-        self.all.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.remove(self.bytes);
-    }
-}
-
 /// A node that runs calls of this session.
 struct Seat {
     name: String,
@@ -107,6 +69,8 @@ struct Seat {
     /// Functions that it is to forget, once there is room for a frame.
     forgotten: Vec<u32>,
     under_way: BTreeMap<u64, Placed>,
+    /// Since it gave calls back and had no result, until when it is left alone if it runs none.
+    stuck_until: Option<Instant>,
     /// Functions that it cannot run: what each needs, and why it cannot be had.
     unfit: BTreeMap<u32, (String, String)>,
     _pump: AbortOnDropHandle<()>,
@@ -115,6 +79,8 @@ struct Seat {
 /// What a seat says.
 enum Said {
     Results(Vec<CallResult>),
+    /// These had not begun, and would not soon.
+    GivenBack(Vec<u64>),
     /// The node is lost, with what it ran.
     Gone,
     /// The node could not be had, or has no room: it ran nothing.
@@ -131,15 +97,29 @@ struct Gateway<'a> {
     seats: BTreeMap<NodeId, Seat>,
     /// Nodes that gave no seat, and when they are asked again.
     refused: BTreeMap<NodeId, Instant>,
-    waiting: VecDeque<Placed>,
-    /// Of these calls' arguments.
-    waiting_bytes: Held,
+    waiting: Waiting,
     pace: Pace,
     said: mpsc::Sender<(NodeId, Said)>,
     results: mpsc::Sender<ResultFrame>,
 }
 
+impl Said {
+    /// What a frame of a seat says; nothing if no seat sends such.
+    fn of(frame: ResultFrame) -> Option<Self> {
+        match frame {
+            ResultFrame::Results { results, .. } => Some(Self::Results(results)),
+            ResultFrame::GivenBack { calls } => Some(Self::GivenBack(calls)),
+            ResultFrame::Ended(_) => None,
+        }
+    }
+}
+
 impl Seat {
+    /// Whether it gets no calls, since those that it has take long.
+    fn is_stuck(&self) -> bool {
+        self.stuck_until.is_some_and(|until| !self.under_way.is_empty() || Instant::now() < until)
+    }
+
     /// Has it forget what it is to forget; false if it has no room for that now.
     fn let_go(&mut self) -> bool {
         if self.forgotten.is_empty() {
@@ -180,8 +160,7 @@ pub(super) async fn serve(
         functions_bytes: 0,
         seats: BTreeMap::new(),
         refused: BTreeMap::new(),
-        waiting: VecDeque::new(),
-        waiting_bytes: held,
+        waiting: Waiting::new(held),
         pace: Pace::default(),
         said,
         results,
@@ -239,13 +218,12 @@ impl Gateway<'_> {
                     return Err(Failure::Refused { message });
                 }
                 for call in calls {
-                    self.waiting_bytes.add(call.argument.len());
-                    self.waiting.push_back(Placed { function, only: node, call, tries: 0 });
+                    self.waiting.push(Placed { function, only: node, call, tries: 0 });
                 }
                 let under_way: usize = self.seats.values().map(|seat| seat.under_way.len()).sum();
                 // A driver of this version keeps to half of it.
                 let too_many = self.waiting.len() + under_way > 2 * MAX_CALLS
-                    || self.waiting_bytes.bytes > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
+                    || self.waiting.bytes() > 2 * MAX_CALLS_BYTES + MAX_CALL_BYTES;
                 if too_many {
                     let message = "the driver sent more calls than it may have under way".to_owned();
                     return Err(Failure::Refused { message });
@@ -253,15 +231,7 @@ impl Gateway<'_> {
             }
             CallFrame::Cancel { calls } => {
                 let unwanted: BTreeSet<u64> = calls.iter().copied().collect();
-                let mut kept = VecDeque::new();
-                for placed in self.waiting.drain(..) {
-                    if unwanted.contains(&placed.call.id) {
-                        self.waiting_bytes.remove(placed.call.argument.len());
-                    } else {
-                        kept.push_back(placed);
-                    }
-                }
-                self.waiting = kept;
+                self.waiting.cancel(&unwanted);
                 for seat in self.seats.values_mut() {
                     let its: Vec<u64> =
                         calls.iter().copied().filter(|call| seat.under_way.remove(call).is_some()).collect();
@@ -304,6 +274,9 @@ impl Gateway<'_> {
         match said {
             Said::Results(results) => {
                 let mut told = Vec::with_capacity(results.len());
+                if let Some(seat) = self.seats.get_mut(&node) {
+                    seat.stuck_until = None;
+                }
                 for result in results {
                     let Some(seat) = self.seats.get_mut(&node) else { break };
                     // Of one that was cancelled, nobody wants to hear.
@@ -311,10 +284,10 @@ impl Gateway<'_> {
                     match result.outcome {
                         Err(Failure::Unfit { needs, why }) => {
                             seat.unfit.insert(placed.function, (needs, why));
-                            self.put_back(placed);
+                            self.waiting.put_back(placed);
                         }
                         Err(Failure::Crashed { .. }) if placed.tries + 1 < MAX_TRIES => {
-                            self.put_back(Placed { tries: placed.tries + 1, ..placed });
+                            self.waiting.put_back(Placed { tries: placed.tries + 1, ..placed });
                         }
                         _ => {
                             self.pace.note(placed.function, result.elapsed_us);
@@ -324,12 +297,23 @@ impl Gateway<'_> {
                 }
                 self.tell(node, told).await
             }
+            Said::GivenBack(calls) => {
+                let Some(seat) = self.seats.get_mut(&node) else { return Ok(()) };
+                seat.stuck_until = Some(Instant::now() + REFUSED_PAUSE);
+                for call in calls.iter().rev() {
+                    // Those that are not there were cancelled.
+                    if let Some(placed) = seat.under_way.remove(call) {
+                        self.waiting.put_back(placed);
+                    }
+                }
+                Ok(())
+            }
             Said::Gone => self.lost(node).await,
             Said::Refused => {
                 self.refused.insert(node, Instant::now() + REFUSED_PAUSE);
                 let seat = self.seats.remove(&node);
                 for (_, placed) in seat.into_iter().flat_map(|seat| seat.under_way).rev() {
-                    self.put_back(placed);
+                    self.waiting.put_back(placed);
                 }
                 Ok(())
             }
@@ -345,7 +329,7 @@ impl Gateway<'_> {
                 let outcome = Err(Failure::NodeLost { node });
                 told.push(CallResult { id, outcome, elapsed_us: 0 });
             } else {
-                self.put_back(Placed { tries: placed.tries + 1, ..placed });
+                self.waiting.put_back(Placed { tries: placed.tries + 1, ..placed });
             }
         }
         self.tell(node, told).await
@@ -358,12 +342,6 @@ impl Gateway<'_> {
         let told = self.results.send(ResultFrame::Results { node, results }).await;
         // A driver that takes nothing any more is noticed by what it does not send.
         told.map_err(|_| Failure::Cancelled)
-    }
-
-    /// The next to run, since it came before those that wait.
-    fn put_back(&mut self, placed: Placed) {
-        self.waiting_bytes.add(placed.call.argument.len());
-        self.waiting.push_front(placed);
     }
 
     /// Why a call can run on none of the nodes that are here; nothing if it can, or none is here yet.
@@ -409,6 +387,7 @@ impl Gateway<'_> {
                 defined: BTreeSet::new(),
                 forgotten: Vec::new(),
                 under_way: BTreeMap::new(),
+                stuck_until: None,
                 unfit: BTreeMap::new(),
                 _pump: pump,
             };
@@ -416,14 +395,9 @@ impl Gateway<'_> {
         }
         // What only a node can run that is not here is not waited for: it may never come.
         let is_here = |node: NodeId| self.seats.contains_key(&node) || self.refused.contains_key(&node);
-        let (kept, lost): (VecDeque<Placed>, VecDeque<Placed>) =
-            self.waiting.drain(..).partition(|placed| placed.only.is_none_or(is_here));
-        self.waiting = kept;
-        for Placed { only, call, .. } in lost {
-            self.waiting_bytes.remove(call.argument.len());
-            let node = only.unwrap_or(status.node);
+        for (node, placed) in self.waiting.take_lost(is_here) {
             let outcome = Err(Failure::NodeLost { node });
-            self.tell(node, vec![CallResult { id: call.id, outcome, elapsed_us: 0 }]).await?;
+            self.tell(node, vec![CallResult { id: placed.call.id, outcome, elapsed_us: 0 }]).await?;
         }
         Ok(())
     }
@@ -433,8 +407,8 @@ impl Gateway<'_> {
         if here {
             let (calls, mut results) = seat::start(self.worker.clone(), node, self.session);
             let pump = async move {
-                while let Some(ResultFrame::Results { results, .. }) = results.recv().await {
-                    if said.send((node, Said::Results(results))).await.is_err() {
+                while let Some(told) = results.recv().await.and_then(Said::of) {
+                    if said.send((node, told)).await.is_err() {
                         return;
                     }
                 }
@@ -459,8 +433,8 @@ impl Gateway<'_> {
             {
                 let (mut reader, writer) = stream.split();
                 let read = async {
-                    while let Ok(ResultFrame::Results { results, .. }) = read_frame(&mut reader).await {
-                        if said.send((node, Said::Results(results))).await.is_err() {
+                    while let Some(told) = read_frame(&mut reader).await.ok().and_then(Said::of) {
+                        if said.send((node, told)).await.is_err() {
                             return;
                         }
                     }
@@ -477,40 +451,49 @@ impl Gateway<'_> {
 
     /// Sends waiting calls to seats with room, the least busy first.
     async fn dispatch(&mut self) -> Result<(), Failure> {
-        let mut blocked = VecDeque::new();
-        while let Some(first) = self.waiting.pop_front() {
+        for queue in self.waiting.queues() {
+            self.dispatch_from(queue).await?;
+        }
+        Ok(())
+    }
+
+    async fn dispatch_from(&mut self, queue: Option<NodeId>) -> Result<(), Failure> {
+        let mut blocked = Vec::new();
+        while let Some(first) = self.waiting.pop(queue) {
             let Some((node, room)) = self.choose(&first) else {
                 if let Some(failure) = self.nowhere(&first) {
-                    self.waiting_bytes.remove(first.call.argument.len());
                     let result = CallResult { id: first.call.id, outcome: Err(failure), elapsed_us: 0 };
                     self.tell(self.mailbox.network().node(), vec![result]).await?;
                     continue;
                 }
-                blocked.push_back(first);
-                // Others, of another function or for another node, may have room; but who looks at all of them for
-                // each result spends more than that gains.
+                blocked.push(first);
+                // Others, of another function, may have room; but who looks at all of them for each result spends more
+                // than that gains.
                 if blocked.len() >= MAX_BLOCKED {
                     break;
                 }
                 continue;
             };
-            let (function, only) = (first.function, first.only);
+            let function = first.function;
             let mut bytes = first.call.argument.len();
             let mut chosen = vec![first];
             // Shared among the seats where there is little.
-            let share = self.waiting.len().div_ceil(self.seats.len().max(1)).max(1);
-            while chosen.len() < room.min(share)
-                && let Some(next) = self.waiting.front()
-                && (next.function, next.only) == (function, only)
-                && bytes + next.call.argument.len() <= MAX_FRAME_ARGUMENTS_BYTES
-            {
+            let share = match queue {
+                Some(_) => usize::MAX,
+                None => self.waiting.count(queue).div_ceil(self.seats.len().max(1)).max(1),
+            };
+            while chosen.len() < room.min(share) {
+                let fits = |next: &Placed| {
+                    next.function == function && bytes + next.call.argument.len() <= MAX_FRAME_ARGUMENTS_BYTES
+                };
+                let Some(next) = self.waiting.pop_if(queue, fits) else { break };
                 bytes += next.call.argument.len();
-                chosen.extend(self.waiting.pop_front());
+                chosen.push(next);
             }
             self.send(node, function, chosen);
         }
         for placed in blocked.into_iter().rev() {
-            self.waiting.push_front(placed);
+            self.waiting.put_back(placed);
         }
         Ok(())
     }
@@ -522,6 +505,7 @@ impl Gateway<'_> {
         let seats = self.seats.iter().filter(|(node, seat)| {
             placed.only.is_none_or(|only| only == **node)
                 && !seat.unfit.contains_key(&placed.function)
+                && !seat.is_stuck()
                 && seat.under_way.len() < seat.slots * ahead
                 && seat.calls.capacity() > SPARE_FRAMES
         });
@@ -542,11 +526,12 @@ impl Gateway<'_> {
             sound &= seat.calls.try_send(CallFrame::Define { function, definition }).is_ok();
         }
         let calls: Vec<Call> = chosen.iter().map(|placed| placed.call.clone()).collect();
+        // All are of one queue.
+        let only = chosen.first().and_then(|placed| placed.only);
         for placed in chosen {
-            self.waiting_bytes.remove(placed.call.argument.len());
             seat.under_way.insert(placed.call.id, placed);
         }
-        sound = sound && seat.calls.try_send(CallFrame::Calls { function, node: None, calls }).is_ok();
+        sound = sound && seat.calls.try_send(CallFrame::Calls { function, node: only, calls }).is_ok();
         if !sound {
             tracing::debug!(%node, "a session's seat is gone; its pump says so too");
         }

@@ -10,13 +10,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use floe_protocol::session::{Call, CallFrame, CallResult, ResultFrame};
 use floe_protocol::{AttemptId, Failure, Function, JobId, NodeId, StageId, TaskId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::pace::Pace;
 use super::wire::FRAMES;
@@ -36,6 +36,10 @@ const BATCH_US: u64 = 2_000;
 
 /// How many calls that is at most.
 const MAX_BATCH: usize = 256;
+
+/// How long calls wait behind others that run on, until those that other nodes may run are given back: a call of an hour
+/// is not to keep those waiting that were sent after it because their kind is short. Longer than one waits for a slot.
+const GIVEN_BACK_AFTER: Duration = Duration::from_millis(1500);
 
 /// How many results go into one frame at most.
 const MAX_RESULTS: usize = 1024;
@@ -78,10 +82,26 @@ struct Seat {
     hosts: AtomicU64,
 }
 
+/// A call that no runner has taken.
+struct Queued {
+    function: u32,
+    call: Call,
+    /// Whether it must run here.
+    pinned: bool,
+}
+
+/// Calls of one function that a runner has taken.
+struct Batch {
+    key: u32,
+    function: Arc<Function>,
+    pinned: bool,
+    calls: Vec<Call>,
+}
+
 #[derive(Default)]
 struct State {
     functions: BTreeMap<u32, Arc<Function>>,
-    queue: VecDeque<(u32, Call)>,
+    queue: VecDeque<Queued>,
     /// Calls that runners have taken and not finished.
     running: BTreeSet<u64>,
     /// Those of them that nobody wants any more.
@@ -89,6 +109,8 @@ struct State {
     /// Bounded by the calls that a driver may have under way.
     outbox: Vec<CallResult>,
     pace: Pace,
+    /// When a call last began or ended, or came where none was waiting.
+    moved: Option<Instant>,
 }
 
 async fn run(
@@ -99,6 +121,7 @@ async fn run(
 ) {
     let mut runners = JoinSet::new();
     loop {
+        let overdue = seat.overdue_at();
         tokio::select! {
             frame = frames.recv() => match frame {
                 // Aborting the runners drops their hosts, which end.
@@ -118,11 +141,37 @@ async fn run(
                     }
                 }
             }
+            () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
+                let calls = seat.overdue();
+                if !calls.is_empty() && results.send(ResultFrame::GivenBack { calls }).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }
 
 impl Seat {
+    /// When what waits and need not run here has waited for too long, unless something begins or ends before. Nothing if
+    /// none waits.
+    fn overdue_at(&self) -> Option<Instant> {
+        let state = self.lock();
+        let moved = state.moved.filter(|_| state.queue.iter().any(|queued| !queued.pinned));
+        moved.map(|moved| moved + GIVEN_BACK_AFTER)
+    }
+
+    /// Lets go of these, if they have waited for too long.
+    fn overdue(&self) -> Vec<u64> {
+        let mut state = self.lock();
+        if state.moved.is_some_and(|moved| moved.elapsed() < GIVEN_BACK_AFTER) {
+            return Vec::new();
+        }
+        let (kept, overdue): (VecDeque<Queued>, VecDeque<Queued>) =
+            state.queue.drain(..).partition(|queued| queued.pinned);
+        state.queue = kept;
+        overdue.into_iter().map(|queued| queued.call.id).collect()
+    }
+
     /// Takes a frame in; returns how many calls there are.
     fn take(&self, frame: CallFrame) -> usize {
         let mut state = self.lock();
@@ -130,14 +179,18 @@ impl Seat {
             CallFrame::Define { function, definition } => {
                 state.functions.insert(function, Arc::new(*definition));
             }
-            CallFrame::Calls { function, calls, .. } => {
-                state.queue.extend(calls.into_iter().map(|call| (function, call)));
+            CallFrame::Calls { function, node, calls } => {
+                if state.queue.is_empty() {
+                    state.moved = Some(Instant::now());
+                }
+                let pinned = node.is_some();
+                state.queue.extend(calls.into_iter().map(|call| Queued { function, call, pinned }));
                 // Whoever takes some of it wakes the next.
                 self.work.notify_one();
             }
             CallFrame::Cancel { calls } => {
                 let calls: BTreeSet<u64> = calls.into_iter().collect();
-                state.queue.retain(|(_, call)| !calls.contains(&call.id));
+                state.queue.retain(|queued| !calls.contains(&queued.call.id));
                 let running: Vec<u64> = calls.intersection(&state.running).copied().collect();
                 if !running.is_empty() {
                     state.unwanted.extend(running);
@@ -177,7 +230,7 @@ impl Seat {
         let mut host: Option<CallHost> = None;
         let mut slot: Option<(Slot, Instant)> = None;
         loop {
-            let Some((key, function, calls)) = self.next_batch() else {
+            if self.lock().queue.is_empty() {
                 slot = None;
                 if self.worker.hosts().are_many() {
                     host = None;
@@ -188,12 +241,14 @@ impl Seat {
                     self.work.notified().await;
                 }
                 continue;
-            };
+            }
+            // Calls are taken with a slot in hand: those that wait for one can be given back.
             if slot.as_ref().is_none_or(|(_, since)| since.elapsed() > QUANTUM) {
                 drop(slot.take());
                 slot = Some((self.worker.slot().await, Instant::now()));
             }
-            host = self.run_batch(host, key, &function, calls).await;
+            let Some(batch) = self.next_batch() else { continue };
+            host = self.run_batch(host, batch).await;
         }
     }
 
@@ -201,16 +256,14 @@ impl Seat {
     async fn run_batch(
         &self,
         host: Option<CallHost>,
-        key: u32,
-        function: &Function,
-        calls: Vec<Call>,
+        Batch { key, function, pinned, calls }: Batch,
     ) -> Option<CallHost> {
-        let mut host = match host.filter(|host| host.serves(function)) {
+        let mut host = match host.filter(|host| host.serves(&function)) {
             Some(host) => host,
             None => {
                 let number = self.hosts.fetch_add(1, Ordering::Relaxed);
                 let task = TaskId { job: self.session, stage: StageId(0), partition: 0 };
-                match self.worker.hosts().call_host(AttemptId { task, attempt: number }, function).await {
+                match self.worker.hosts().call_host(AttemptId { task, attempt: number }, &function).await {
                     Ok(host) => host,
                     Err(failure) => {
                         let failed = |call: Call| CallResult {
@@ -233,17 +286,17 @@ impl Seat {
             self.finished(key, results);
         };
         let ended = tokio::select! {
-            ended = host.call(key, function, calls, &mut report) => ended,
+            ended = host.call(key, &function, calls, &mut report) => ended,
             () = self.until_unwanted(&ids) => {
                 // Dropping a host that runs something ends it. What it had not finished and somebody wants runs again.
                 drop(host);
-                self.put_back(key, left.into_values().collect());
+                self.put_back(key, pinned, left.into_values().collect());
                 return None;
             }
         };
         match ended {
             Ok(left) => {
-                self.put_back(key, left);
+                self.put_back(key, pinned, left);
                 Some(host)
             }
             Err(ended) => {
@@ -252,7 +305,7 @@ impl Seat {
                     let outcome = Err(ended.failure);
                     self.finished(key, vec![CallResult { id: culprit.id, outcome, elapsed_us: 0 }]);
                 }
-                self.put_back(key, unfinished.collect());
+                self.put_back(key, pinned, unfinished.collect());
                 None
             }
         }
@@ -273,10 +326,10 @@ impl Seat {
 
     /// Some calls of one function from the front of the queue: as many as fit [`BATCH_US`], and no more than leaves
     /// some for other runners.
-    fn next_batch(&self) -> Option<(u32, Arc<Function>, Vec<Call>)> {
+    fn next_batch(&self) -> Option<Batch> {
         let mut state = self.lock();
         loop {
-            let key = state.queue.front()?.0;
+            let Queued { function: key, pinned, .. } = *state.queue.front()?;
             let Some(function) = state.functions.get(&key).cloned() else {
                 // The gateway defines before it calls.
                 state.queue.pop_front();
@@ -285,20 +338,23 @@ impl Seat {
             let share = state.queue.len().div_ceil(self.worker.slots());
             let count = state.pace.calls_in(BATCH_US, key, MAX_BATCH).min(share);
             let mut calls = Vec::with_capacity(count);
-            while calls.len() < count && state.queue.front().is_some_and(|(next, _)| *next == key) {
-                calls.extend(state.queue.pop_front().map(|(_, call)| call));
+            let fits = |next: &Queued| (next.function, next.pinned) == (key, pinned);
+            while calls.len() < count && state.queue.front().is_some_and(fits) {
+                calls.extend(state.queue.pop_front().map(|queued| queued.call));
             }
             state.running.extend(calls.iter().map(|call| call.id));
+            state.moved = Some(Instant::now());
             if !state.queue.is_empty() {
                 self.work.notify_one();
             }
-            return Some((key, function, calls));
+            return Some(Batch { key, function, pinned, calls });
         }
     }
 
     fn finished(&self, key: u32, results: Vec<CallResult>) {
         let mut state = self.lock();
         let state = &mut *state;
+        state.moved = Some(Instant::now());
         for result in results {
             state.running.remove(&result.id);
             state.pace.note(key, result.elapsed_us);
@@ -310,15 +366,18 @@ impl Seat {
     }
 
     /// Calls that were taken and did not run.
-    fn put_back(&self, key: u32, calls: Vec<Call>) {
+    fn put_back(&self, function: u32, pinned: bool, calls: Vec<Call>) {
         let mut state = self.lock();
         for call in calls.into_iter().rev() {
             state.running.remove(&call.id);
             if !state.unwanted.remove(&call.id) {
-                state.queue.push_front((key, call));
+                state.queue.push_front(Queued { function, call, pinned });
             }
         }
+        state.moved = Some(Instant::now());
         self.work.notify_one();
+        // Whoever watches what is overdue has to know that there is something.
+        self.done.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -11,24 +11,29 @@ use std::time::Duration;
 
 use floe_protocol::{AttemptId, JobId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How many attempts may be queued or running: enough to keep every slot busy while the leader thinks, and
 /// few enough that what is queued can be moved when another node becomes idle.
 pub const MAX_QUEUED: usize = 1024;
 
-/// How long a call waits behind what runs, before it runs beside it: a job whose tasks take hours would otherwise keep
-/// everybody else's calls waiting for as long. So many may run beside as there are slots.
-const CALL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a call waits behind what runs, and a task behind calls, before it runs beside: a job whose tasks take hours
+/// would otherwise keep everybody else's calls waiting for as long, and a call that takes hours everybody's jobs.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The attempts of one worker, and its slots.
 #[derive(Debug)]
 pub(super) struct Slots {
     total: usize,
+    /// For tasks and calls, in turn.
     free: Arc<Semaphore>,
+    /// For tasks alone, which never run beside each other: whoever has one of these runs at the latest when it has
+    /// waited for long.
+    tasks: Arc<Semaphore>,
     /// For calls that have waited for long.
     spare: Arc<Semaphore>,
-    call_patience: Duration,
+    patience: Duration,
     wanted: Mutex<BTreeMap<AttemptId, CancellationToken>>,
 }
 
@@ -46,8 +51,8 @@ pub(super) enum Admitted {
 impl Slots {
     pub(super) fn new(total: usize) -> Self {
         let total = total.clamp(1, Semaphore::MAX_PERMITS);
-        let (free, spare) = (Arc::new(Semaphore::new(total)), Arc::new(Semaphore::new(total)));
-        Self { total, free, spare, call_patience: CALL_PATIENCE, wanted: Mutex::default() }
+        let [free, tasks, spare] = std::array::from_fn(|_| Arc::new(Semaphore::new(total)));
+        Self { total, free, tasks, spare, patience: PATIENCE, wanted: Mutex::default() }
     }
 
     /// Enters an attempt.
@@ -64,22 +69,26 @@ impl Slots {
         Admitted::New(token)
     }
 
-    /// Waits for a slot; first come, first served.
+    /// Waits for a slot for a task, in turn: behind as many tasks as there are slots for as long as they run, behind
+    /// calls not for long.
     pub(super) async fn take(&self) -> Slot {
-        // The semaphore is never closed.
-        Slot { _permit: Arc::clone(&self.free).acquire_owned().await.ok() }
+        // No semaphore is ever closed.
+        let task = Arc::clone(&self.tasks).acquire_owned().await.ok();
+        let shared = timeout(self.patience, Arc::clone(&self.free).acquire_owned()).await;
+        Slot { _permits: [task, shared.ok().and_then(Result::ok)] }
     }
 
-    /// The same for calls of sessions: behind what runs for long they do not wait for its end.
+    /// The same for calls of sessions: behind what runs for long they do not wait for its end. So many may run beside
+    /// as there are slots.
     pub(super) async fn take_for_calls(&self) -> Slot {
         let beside = async {
-            tokio::time::sleep(self.call_patience).await;
+            tokio::time::sleep(self.patience).await;
             Arc::clone(&self.spare).acquire_owned().await.ok()
         };
         tokio::select! {
             biased;
-            slot = self.take() => slot,
-            permit = beside => Slot { _permit: permit },
+            permit = Arc::clone(&self.free).acquire_owned() => Slot { _permits: [permit.ok(), None] },
+            permit = beside => Slot { _permits: [permit, None] },
         }
     }
 
@@ -111,7 +120,8 @@ impl Slots {
 
     /// How many slots are taken, those of aborted attempts included whose threads have not returned.
     pub(super) fn taken(&self) -> usize {
-        self.total - self.free.available_permits().min(self.total)
+        let left = self.free.available_permits().min(self.tasks.available_permits());
+        self.total - left.min(self.total)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AttemptId, CancellationToken>> {
@@ -123,7 +133,7 @@ impl Slots {
 /// A slot, taken until it is dropped.
 #[derive(Debug)]
 pub struct Slot {
-    _permit: Option<OwnedSemaphorePermit>,
+    _permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
 /// Whether an attempt is of one of these jobs.
@@ -189,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_do_not_wait_for_the_end_of_what_takes_long() {
-        let slots = Slots { call_patience: Duration::ZERO, ..Slots::new(1) };
+        let slots = Slots { patience: Duration::ZERO, ..Slots::new(1) };
         let task = slots.take().await;
         let beside = slots.take_for_calls().await;
         assert_eq!(slots.taken(), 1);
@@ -200,5 +210,17 @@ mod tests {
         assert_eq!(slots.taken(), 1);
         drop((beside, in_turn));
         assert_eq!(slots.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn tasks_do_not_wait_for_the_end_of_calls_but_of_tasks() {
+        let slots = Slots { patience: Duration::ZERO, ..Slots::new(1) };
+        let _call = slots.take_for_calls().await;
+        let task = slots.take().await;
+        assert_eq!(slots.taken(), 1);
+        let second = tokio::time::timeout(Duration::from_millis(20), slots.take()).await;
+        assert!(second.is_err(), "no more tasks run than there are slots");
+        drop(task);
+        slots.take().await;
     }
 }
