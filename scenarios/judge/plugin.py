@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+import cloudpickle
 import polars as pl
 import pytest
 import verdict
@@ -210,6 +211,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Takes this shard's tests."""
     if _judge is not None:
         items[:] = _judge.share(items)
+        for item in items:
+            # The nodes do not have the tests' own modules, as a user would say by `modules=`.
+            if isinstance(item, pytest.Function):
+                cloudpickle.register_pickle_by_value(item.module)
 
 
 @pytest.hookimpl(hookwrapper=True)

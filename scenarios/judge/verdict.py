@@ -24,7 +24,7 @@ MEANING = {
     "both fail": "Polars raises, and so does the mesh",
     "undetermined": "another answer, but Polars gives another one each time too",
     "one engine": "the answer of one of Polars' engines, and not of the other",
-    "unserializable": "Polars cannot serialize the plan",
+    "unserializable": "Polars cannot serialize the plan, or not read it back",
     "writes": "the plan writes files, which a mesh refuses",
     "refused": "the mesh refuses the plan, with a sentence",
     "answered": "the mesh has an answer where Polars raises",
@@ -74,8 +74,13 @@ def of_error(error: Exception, wanted: pl.DataFrame | Exception, plan: bytes) ->
     if isinstance(wanted, Exception):
         return Verdict("both fail", kind_of(str(error)), _short(error))
     if isinstance(error, floe.Refused):
-        name = "writes" if "writes files" in str(error) else "refused"
-        return Verdict(name, kind_of(str(error)), _short(error))
+        if "writes files" in str(error):
+            return Verdict("writes", kind_of(str(error)), _short(error))
+        try:
+            pl.LazyFrame.deserialize(io.BytesIO(plan))
+        except Exception as unread:
+            return Verdict("unserializable", "Polars cannot read it back", _short(unread))
+        return Verdict("refused", kind_of(str(error)), _short(error))
     if isinstance(again := _again(plan, "auto"), BaseException):
         return Verdict("undetermined", "Polars does not repeat it", _short(again))
     return Verdict("failed", kind_of(str(error)), _short(error))

@@ -129,6 +129,13 @@ pub enum Failure {
         /// The reason, and what to do.
         message: String,
     },
+    /// A plan that only the driver's own Polars runs as it is meant: it calls functions of the driver's language, or
+    /// comes from a Polars that is not the one of the nodes and has no counterpart there.
+    #[error("{message}")]
+    Foreign {
+        /// What is foreign to the nodes, and what to do.
+        message: String,
+    },
     /// This node has as much to do as it can hold; another one may have room, and so may this one soon.
     #[error("{message}")]
     Busy {
@@ -155,6 +162,7 @@ impl Failure {
                 | Self::NoneFits { .. }
                 | Self::Version { .. }
                 | Self::Refused { .. }
+                | Self::Foreign { .. }
         )
     }
 

@@ -124,6 +124,7 @@ pub(crate) fn parts_of(failure: &Failure) -> Parts {
         Failure::Busy { .. } => Parts::new("busy", text),
         Failure::NoSuchJob { job } => Parts::new("no_such_job", text).with("job", job),
         Failure::Refused { .. } => Parts::new("refused", text),
+        Failure::Foreign { .. } => Parts::new("foreign", text),
         Failure::Internal { .. } => Parts::new("internal", text),
     }
 }

@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
 import polars as pl
+import polars.testing
 import pyarrow as pa
 import pytest
 
@@ -148,16 +151,58 @@ def test_the_types_of_a_result_are_those_of_the_drivers_polars(mesh):
         mesh._query_job(core, "polars", "floats").collect()
 
 
-def test_python_functions_in_plans_are_refused_by_name(mesh):
+def tenfold(column):
+    """Of a module that no node has."""
+    return column * 10
+
+
+def foreign_plans():
+    frame = pl.LazyFrame({"x": [3, 1, None], "s": ["a", "b", "a"], "l": [[1, 2], [], None]})
+    x, step = pl.col("x"), 2
+    return {
+        "map_elements": frame.select(x.map_elements(lambda x: x + step, return_dtype=pl.Int64)),
+        "map_batches": frame.with_columns(x.map_batches(tenfold, return_dtype=pl.Int64).alias("y")),
+        "pl.map_groups": frame.group_by("s", maintain_order=True).agg(
+            pl.map_groups(["x"], lambda columns: columns[0].sum(), return_dtype=pl.Int64, returns_scalar=True)
+        ),
+        "rolling_map": frame.select(x.cast(pl.Float64).fill_null(0).rolling_map(lambda part: part.max(), 2)),
+        "LazyFrame.map_batches": frame.map_batches(lambda df: df.reverse()),
+        "map_groups": frame.group_by("s")
+        .map_groups(lambda df: df.head(1), schema=frame.collect_schema())
+        .sort("s"),
+        "pl.fold": frame.select(pl.fold(pl.lit(1), lambda a, b: a + b, [x, x]).alias("x")),
+        "pl.reduce": frame.select(pl.reduce(lambda a, b: a * b, [x, x]).alias("x")),
+        "pl.defer": pl.defer(lambda: pl.DataFrame({"x": [step]}), schema={"x": pl.Int64}),
+        "name.map": frame.select(x.name.map(lambda name: name + "!")),
+        "a file": pl.scan_parquet(FLIGHTS)
+        .select(pl.col("carrier").map_batches(lambda s: s.str.head(1)))
+        .head(5),
+    }
+
+
+@pytest.mark.parametrize("name", foreign_plans())
+def test_what_only_the_drivers_polars_runs_runs_in_python(mesh, name):
+    plan = foreign_plans()[name]
+    polars.testing.assert_frame_equal(mesh.collect(plan), plan.collect())
+
+
+def test_what_goes_wrong_in_a_plan_that_runs_in_python(mesh):
     frame = pl.LazyFrame({"x": [1, 2]})
-    for plan, name in [
-        (frame.select(pl.col("x").map_elements(lambda x: x + 1, return_dtype=pl.Int64)), "the column x"),
-        (frame.map_batches(lambda df: df), "LazyFrame.map_batches"),
-        (frame.select(pl.fold(pl.lit(0), lambda a, b: a + b, [pl.col("x")])), "pl.fold"),
-        (pl.defer(lambda: pl.DataFrame({"x": [1]}), schema={"x": pl.Int64}), "pl.defer"),
-    ]:
-        with pytest.raises(floe.Error, match=rf"{name}.*is a Python function"):
-            mesh.collect(plan)
+    fails = frame.select(pl.col("x").map_elements(lambda x: {}[x], return_dtype=pl.Int64))
+    with pytest.raises(Exception, match="1") as own:
+        fails.collect()
+    with pytest.raises(own.type, match="1"):
+        mesh.collect(fails)
+    with pytest.raises(floe.errors.Unpicklable, match="lock"):
+        lock = threading.Lock()
+        mesh.collect(frame.map_batches(lambda df: df if lock else df))
+    job = mesh.query(frame.map_batches(lambda df: df), kind="pandas", label="mine")
+    assert job.collect()["x"].tolist() == [1, 2] and job.status()["label"] == "mine"
+    with pytest.raises(floe.TimeLimitExceeded):
+        mesh.collect(frame.map_batches(lambda df: time.sleep(600) or df), timeout=0.5)
+    # Joined partitions come from the nodes, which have no Python for them.
+    with pytest.raises(floe.Refused, match="LazyFrame.map_batches is a Python function"):
+        mesh.parallelize(frame.map_batches(lambda df: df), lambda part: part)
 
 
 #: Of each minor version that is accepted the last one, and the first of all.

@@ -151,7 +151,7 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
     // What else could have stood there is a list of hundreds.
     let why = why.replace("deserialization failed\n\nerror: ", "");
     let why = why.split(", expected").next().unwrap_or_default();
-    Err(unreadable(&format!("it was written by py-polars {version}: {why}")))
+    Err(Failure::Foreign { message: is_unreadable(&format!("it was written by py-polars {version}: {why}")) })
 }
 
 /// What plans of this build begin with: magic word, version, hash.
@@ -194,11 +194,14 @@ pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<FilePath>, Failu
 }
 
 fn unreadable(why: &str) -> Failure {
-    let message = format!(
+    Failure::Version { message: is_unreadable(why) }
+}
+
+fn is_unreadable(why: &str) -> String {
+    format!(
         "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {why}",
         floe_protocol::version::POLARS_VERSION,
-    );
-    Failure::Version { message }
+    )
 }
 
 /// Calls `f` on every scan. Refuses a plan that is too deep or too large.

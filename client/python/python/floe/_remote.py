@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
+import os
 import pickle
+import re
 import sys
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from . import _exceptions, frames, fresh, pickling
-from .errors import NotAFrame
+from .errors import NotAFrame, VersionError
 from .refs import Ref
 
 # The host leaves this module out of the tracebacks that it makes: they are for the function's author.
@@ -248,6 +251,36 @@ class Piece(_Task):
         offset, limit = argument_of(argument)
         source = make_source(pickle.loads(self.source_code))
         return self.encoded(self.function(source.read(offset, limit)))
+
+
+def run_plan(directory: str, foreign: str, dsl: bytes) -> Any:
+    """The result of a plan that is foreign to the nodes, by the Polars that is installed here.
+
+    Args:
+        directory: The driver's, for paths that are relative.
+        foreign: Why it is foreign.
+        dsl: The plan.
+
+    Raises:
+        VersionError: This Polars is none that reads the plan.
+        ModuleNotFoundError: A function in it is of a module that is not here.
+    """
+    import polars
+
+    try:
+        os.chdir(directory)
+    except OSError:
+        # Where there is no such directory nothing can be relative to it, and many plans read no files.
+        pass
+    try:
+        plan = polars.LazyFrame.deserialize(io.BytesIO(dsl))
+    except Exception as error:
+        if found := re.search(r"No module named '([^']+)'", str(error)):
+            raise ModuleNotFoundError(found.group(0), name=found.group(1)) from None
+        raise VersionError(
+            f"{foreign}; nor does Polars {polars.__version__}, which is installed on the node, read it: {error}"
+        ) from None
+    return plan.collect()
 
 
 class Length(_Holder):

@@ -76,6 +76,10 @@ class Refused(Error):
     """A node will not do this; the sentence says why."""
 
 
+class ForeignPlan(Refused):
+    """A plan that only the driver's own Polars runs as it is meant; the sentence says what is foreign to the nodes."""
+
+
 class VersionError(Error):
     """A version of Floe, Polars or a plan that does not fit; the sentence names both."""
 
@@ -192,6 +196,7 @@ _BY_KIND: dict[str, type[Error]] = {
     "busy": Busy,
     "forked": Forked,
     "refused": Refused,
+    "foreign": ForeignPlan,
     "version": VersionError,
     "query": QueryError,
     "unseen": UnseenFile,

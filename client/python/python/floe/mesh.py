@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence, Ty
 from . import _paths, _remote, applying, data, frames, objects, pickling, query, ship
 from .call import Calls, Parallel, arguments, submit
 from .environment import Needs, NeedsArguments
-from .errors import Error, Forked, Unavailable
+from .errors import Error, ForeignPlan, Forked, Unavailable
 from .executor import Executor
 from .job import Job, _translated
 from .mapping import Map
@@ -423,20 +424,59 @@ class Mesh:
         core = _translated(self._open().sql, text, named, _paths.here(), label)
         return self._query_job(core, kind, label or "the query")
 
-    def query(self, lazyframe: Any, *, kind: str | None = None, label: str | None = None) -> Job[Any]:
-        """A Polars LazyFrame, run by the mesh, with a handle to watch it."""
+    def query(
+        self,
+        lazyframe: Any,
+        *,
+        kind: str | None = None,
+        label: str | None = None,
+        **needs: Unpack[NeedsArguments],
+    ) -> Job[Any]:
+        """A Polars LazyFrame, run by the mesh, with a handle to watch it.
+
+        A plan that is foreign to the nodes' Polars, since it calls Python or uses what only another version has,
+        runs whole in a Python process of one node, by the Polars that is installed there: it has to be of the
+        driver's version, and the files that the plan scans have to be on that node. `needs` are of that process.
+        """
         plan = query.serialized(lazyframe)
-        core = _translated(self._open().plan, plan.dsl, plan.schema, _paths.here(), label)
+        asked = Needs.of(needs)
+        try:
+            core = _translated(self._open().plan, plan.dsl, plan.schema, _paths.here(), label)
+        except ForeignPlan as foreign:
+            core = self._foreign_plan(lazyframe, foreign, asked, label)
         return self._query_job(core, kind or "polars", label or "the query")
 
-    def collect(self, lazyframe: Any) -> Any:
+    def _foreign_plan(
+        self, lazyframe: Any, foreign: ForeignPlan, needs: Needs, label: str | None
+    ) -> _core.Job:
+        """A job of a plan that only a Python process with the driver's Polars runs."""
+        dsl, used = query.by_value(lazyframe)
+        function = ship.Pickled(functools.partial(_remote.run_plan, _paths.here(), str(foreign)), needs)
+        return _translated(
+            self._open().map_arguments,
+            label or "the query",
+            self._shipper.function(
+                _remote.Part(function.code, "the query", "polars", "polars"),
+                [function],
+                {*frames.MODULES["polars"], *used},
+                "the query",
+            ),
+            [pickling.dumps(dsl, "the plan")],
+        )
+
+    def collect(self, lazyframe: Any, **needs: Unpack[NeedsArguments]) -> Any:
         """A Polars LazyFrame's result, computed by the mesh. ``lf.floe.collect()`` does the same.
 
         >>> import polars as pl
         >>> mesh.collect(pl.LazyFrame({"x": [1, 2, 3]}).select(pl.col("x").sum()))["x"].item()
         6
+
+        Functions in Python may be part of it, as :meth:`query` says:
+
+        >>> mesh.collect(pl.LazyFrame({"x": [1, 2]}).select(pl.col("x").map_batches(lambda x: x * 10)))["x"].to_list()
+        [10, 20]
         """
-        return self.query(lazyframe).collect()
+        return self.query(lazyframe, **needs).collect()
 
     def _query_job(self, core: _core.Job, kind: str | None, name: str) -> Job[Any]:
         if kind not in (None, *frames.KINDS):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
 import re
+import threading
 from typing import Any, Iterator, NamedTuple
 
 from . import data, frames, pickling
@@ -49,8 +51,61 @@ def serialized(lazyframe: Any) -> Plan:
     if not isinstance(lazyframe, polars.LazyFrame):
         raise TypeError(f"a Polars LazyFrame is needed, not {pickling.a(lazyframe)}")
     check_version(polars.__version__)
-    dsl = bytes(lazyframe.serialize())
+    try:
+        dsl = bytes(lazyframe.serialize())
+    except Exception:
+        # A function in it cannot be pickled by Polars; if not here either, it is said which and why.
+        dsl, _ = by_value(lazyframe)
     return Plan(dsl, _schema(polars, lazyframe) if all(map(_is_told, _sources(dsl))) else b"")
+
+
+def by_value(lazyframe: Any) -> tuple[bytes, set[str]]:
+    """A LazyFrame whose functions in Python travel as those of calls do.
+
+    By itself Polars pickles by reference what it can, and so functions of ``__main__``, which is another program on
+    the nodes.
+
+    Args:
+        lazyframe: A LazyFrame, or a DataFrame.
+
+    Returns:
+        Its plan, and the modules that its functions use.
+
+    Raises:
+        Unpicklable: One of the functions cannot be sent.
+    """
+    used: set[str] = set()
+    failed: list[BaseException] = []
+    here = threading.get_ident()
+
+    def dumps(value: Any, *args: Any, **kwargs: Any) -> bytes:
+        if threading.get_ident() != here:
+            return plain(value, *args, **kwargs)
+        try:
+            pickled, modules = pickling.dumps_function(value, "a function in the plan")
+        except Exception as error:
+            # Polars would try another pickler and then say that serialization failed, and no more.
+            failed.append(error)
+            raise
+        used.update(modules)
+        return pickled
+
+    # Polars looks for `dumps` whenever it pickles, and takes no pickler of its caller's.
+    with _PICKLING:
+        plain = pickle.dumps
+        pickle.dumps = dumps
+        try:
+            return bytes(lazyframe.lazy().serialize()), used
+        except Exception:
+            if failed:
+                raise failed[0] from None
+            raise
+        finally:
+            pickle.dumps = plain
+
+
+#: Held while another `dumps` stands in for that of pickle.
+_PICKLING = threading.Lock()
 
 
 def _sources(dsl: bytes) -> Iterator[bytes]:

@@ -57,7 +57,7 @@ pub(super) fn casts(found: &Schema, expected: &[u8]) -> Result<Option<Vec<Expr>>
 }
 
 fn other(what: String) -> Failure {
-    Failure::Refused { message: format!("this plan would give another result here: {what}") }
+    Failure::Foreign { message: format!("this plan would give another result here: {what}") }
 }
 
 /// Whether a strict cast gives the values that the driver's Polars would have given, or fails.

@@ -96,8 +96,8 @@ impl std::fmt::Display for Why {
                  it before or after the query"
             ),
             Self::Callback => f.write_str(
-                "is a Python function, and plans run in the nodes, which have no Python in them: call it on the \
-                 query's result, or on frames with mesh.map or mesh.parallelize",
+                "is a Python function, and the nodes run plans without Python: mesh.collect and mesh.query have such a \
+                 plan run whole, in a Python process of one node",
             ),
             Self::Form => f.write_str("is not what Polars writes"),
         }
@@ -108,7 +108,10 @@ impl From<Untranslated> for Failure {
     fn from(untranslated: Untranslated) -> Self {
         match untranslated {
             Untranslated::Malformed(_) => super::unreadable(&untranslated.to_string()),
-            Untranslated::Refused { .. } => Self::Refused { message: untranslated.to_string() },
+            Untranslated::Refused { why: Why::Form, .. } => {
+                Self::Refused { message: untranslated.to_string() }
+            }
+            Untranslated::Refused { .. } => Self::Foreign { message: untranslated.to_string() },
         }
     }
 }

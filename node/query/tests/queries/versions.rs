@@ -79,7 +79,12 @@ fn outcome(plan: &Plan) -> String {
         Ok(found) => found,
         // The driver's Polars has none either: it failed, or it was not run since it writes.
         Err(_) if plan.result.is_none() => return String::new(),
-        Err(Failure::Query { message } | Failure::Refused { message } | Failure::Version { message }) => {
+        Err(
+            Failure::Query { message }
+            | Failure::Refused { message }
+            | Failure::Version { message }
+            | Failure::Foreign { message },
+        ) => {
             return message.lines().next().unwrap_or_default().to_owned();
         }
         Err(failure) => return format!("{failure:?}"),
