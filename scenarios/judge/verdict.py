@@ -95,6 +95,8 @@ def of_frame(got: pl.DataFrame, wanted: pl.DataFrame | Exception, plan: bytes) -
     difference = _difference(got, wanted)
     if difference is None:
         return Verdict("equal")
+    if got.schema == pl.LazyFrame.deserialize(io.BytesIO(plan)).collect_schema() != wanted.schema:
+        return Verdict("undetermined", "Polars' result is not of the types that it says", difference)
     again = _again(plan, "auto")
     if isinstance(again, BaseException):
         return Verdict("undetermined", "Polars does not repeat it", _short(again))

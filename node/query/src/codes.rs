@@ -18,6 +18,8 @@ pub(crate) enum Codes {
     Read,
     /// It makes categories of codes that it has not read itself.
     Taken,
+    /// It hashes categories, which Polars does not do alike in all versions.
+    Hashed,
 }
 
 /// The expression of a list that has the most to do with codes, over rows of this schema.
@@ -42,6 +44,7 @@ fn codes_of(node: Node, rows: &Schema, exprs: &Arena<AExpr>) -> Codes {
     let dtype = |node: Node| exprs.get(node).to_dtype(&context).unwrap_or_else(|_| unknown.clone());
     let reads = |expr: &AExpr| match expr {
         AExpr::Cast { expr, dtype: to, .. } => between(&dtype(*expr), to, &reads_leaf),
+        AExpr::Function { function: IRFunctionExpr::Hash(..), .. } => false,
         AExpr::Function { input, .. } if is_of_codes(expr) => {
             input.iter().any(|input| has_categories(&dtype(input.node())))
         }
@@ -58,7 +61,15 @@ fn codes_of(node: Node, rows: &Schema, exprs: &Arena<AExpr>) -> Codes {
         } => has_categories(to) && !input.iter().any(|input| any(input.node(), exprs, &reads)),
         _ => false,
     };
-    if any(node, exprs, &takes) {
+    let hashes = |expr: &AExpr| match expr {
+        AExpr::Function { input, function: IRFunctionExpr::Hash(..), .. } => {
+            input.iter().any(|input| has_categories(&dtype(input.node())))
+        }
+        _ => false,
+    };
+    if any(node, exprs, &hashes) {
+        Codes::Hashed
+    } else if any(node, exprs, &takes) {
         Codes::Taken
     } else if any(node, exprs, &reads) {
         Codes::Read
@@ -85,7 +96,9 @@ fn is_of_codes(expr: &AExpr) -> bool {
     matches!(
         expr,
         AExpr::Function {
-            function: IRFunctionExpr::ToPhysical | IRFunctionExpr::Categorical(Physical | To(..)),
+            function: IRFunctionExpr::ToPhysical
+                | IRFunctionExpr::Categorical(Physical | To(..))
+                | IRFunctionExpr::Hash(..),
             ..
         }
     )

@@ -169,6 +169,13 @@ fn resolved(mut plan: DslPlan, queries: Vec<SqlQuery>, directory: &str) -> Resul
     let mut refused = None;
     visit_scans(&mut plan, &mut |sources, args, _| {
         let ScanSources::Paths(found) = &*sources else { return };
+        if args.include_file_paths.is_some() && found.iter().any(|path| path.as_str().starts_with("file:")) {
+            // Polars gives them as they were written, and here they are paths.
+            let message = "include_file_paths of a path written as file:// names files otherwise here: write the \
+                           path without file://";
+            refused = refused.take().or(Some(Failure::Foreign { message: message.to_owned() }));
+            return;
+        }
         let resolved = found.iter().map(|path| absolute(directory, path.as_str(), args.glob));
         match resolved.collect::<Result<Vec<_>, _>>() {
             Ok(resolved) => {

@@ -286,6 +286,12 @@ impl Cutter {
                 "`{text}`, which makes categories of codes: they mean something only in the process that gave \
                  them; send strings, or use an Enum"
             ))),
+            Codes::Hashed => Err(Failure::Foreign {
+                message: format!(
+                    "`{text}` hashes categories, which Polars {} does otherwise than py-polars: hash strings",
+                    floe_protocol::version::POLARS_VERSION
+                ),
+            }),
             Codes::Read | Codes::Taken => {
                 Ok(Some(format!("`{text}` reads codes of categories, which each task would number anew")))
             }

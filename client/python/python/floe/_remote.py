@@ -278,7 +278,8 @@ def run_plan(directory: str, foreign: str, dsl: bytes) -> Any:
         if found := re.search(r"No module named '([^']+)'", str(error)):
             raise ModuleNotFoundError(found.group(0), name=found.group(1)) from None
         raise VersionError(
-            f"{foreign}; nor does Polars {polars.__version__}, which is installed on the node, read it: {error}"
+            f"{foreign}; nor does Polars {polars.__version__}, which is installed on the node, read it: "
+            f"{error}"
         ) from None
     return plan.collect()
 

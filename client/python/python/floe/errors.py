@@ -77,7 +77,7 @@ class Refused(Error):
 
 
 class ForeignPlan(Refused):
-    """A plan that only the driver's own Polars runs as it is meant; the sentence says what is foreign to the nodes."""
+    """A plan that only the driver's own Polars runs as it is meant; the sentence says what is foreign."""
 
 
 class VersionError(Error):

@@ -434,9 +434,10 @@ class Mesh:
     ) -> Job[Any]:
         """A Polars LazyFrame, run by the mesh, with a handle to watch it.
 
-        A plan that is foreign to the nodes' Polars, since it calls Python or uses what only another version has,
-        runs whole in a Python process of one node, by the Polars that is installed there: it has to be of the
-        driver's version, and the files that the plan scans have to be on that node. `needs` are of that process.
+        A plan that is foreign to the nodes' Polars, since it calls Python or uses what only another version
+        has, runs whole in a Python process of one node, by the Polars that is installed there: it has to be
+        of the driver's version, and the files that the plan scans have to be on that node. `needs` are of
+        that process.
         """
         plan = query.serialized(lazyframe)
         asked = Needs.of(needs)
@@ -473,7 +474,8 @@ class Mesh:
 
         Functions in Python may be part of it, as :meth:`query` says:
 
-        >>> mesh.collect(pl.LazyFrame({"x": [1, 2]}).select(pl.col("x").map_batches(lambda x: x * 10)))["x"].to_list()
+        >>> plan = pl.LazyFrame({"x": [1, 2]}).select(pl.col("x").map_batches(lambda x: x * 10))
+        >>> mesh.collect(plan)["x"].to_list()
         [10, 20]
         """
         return self.query(lazyframe, **needs).collect()

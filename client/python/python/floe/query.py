@@ -62,8 +62,8 @@ def serialized(lazyframe: Any) -> Plan:
 def by_value(lazyframe: Any) -> tuple[bytes, set[str]]:
     """A LazyFrame whose functions in Python travel as those of calls do.
 
-    By itself Polars pickles by reference what it can, and so functions of ``__main__``, which is another program on
-    the nodes.
+    By itself Polars pickles by reference what it can, and so functions of ``__main__``, which is another
+    program on the nodes.
 
     Args:
         lazyframe: A LazyFrame, or a DataFrame.
@@ -93,7 +93,7 @@ def by_value(lazyframe: Any) -> tuple[bytes, set[str]]:
     # Polars looks for `dumps` whenever it pickles, and takes no pickler of its caller's.
     with _PICKLING:
         plain = pickle.dumps
-        pickle.dumps = dumps
+        pickle.dumps = dumps  # type: ignore[assignment]
         try:
             return bytes(lazyframe.lazy().serialize()), used
         except Exception:

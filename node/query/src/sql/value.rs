@@ -410,8 +410,6 @@ fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
         let expr = left.true_div(if zero_is_possible { null_where_zero(right) } else { right });
         return Ok(Typed { nullable: nullable || zero_is_possible, ..Typed::new(expr, DataType::Float64) });
     }
-    let positive =
-        b.constant().and_then(|value| value.value().extract::<i64>()).is_some_and(|value| value > 0);
     let small = narrow(&a.dtype) && narrow(&b.dtype);
     let constant = a.constant().is_some() && b.constant().is_some();
     // A remainder is never larger than its operands.
@@ -422,7 +420,7 @@ fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
         BinaryOperator::Minus => left - right,
         BinaryOperator::Multiply => left * right,
         BinaryOperator::DuckIntegerDivide | BinaryOperator::MyIntegerDivide => left.floor_div(right),
-        BinaryOperator::Modulo => remainder(left, right, positive),
+        BinaryOperator::Modulo => remainder(left, right),
         other => return Err(unsupported(&format!("the operator {other} on numbers"), span)),
     };
     let nullable = nullable
@@ -438,8 +436,8 @@ fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
 /// The remainder whose sign is that of the dividend, as in all SQL; that of Polars has the divisor's.
 ///
 /// It reads each operand several times. Those that are no more than a column or a literal are repeated; others
-/// are computed once, as the fields of a struct (but a `positive` literal as divisor): repeated, nested remainders would grow exponentially.
-fn remainder(left: Expr, right: Expr, positive: bool) -> Expr {
+/// are computed once, as the fields of a struct: repeated, nested remainders would grow exponentially.
+fn remainder(left: Expr, right: Expr) -> Expr {
     fn plain(expr: &Expr) -> bool {
         match expr {
             Expr::Column(_) | Expr::Literal(_) => true,
@@ -447,24 +445,21 @@ fn remainder(left: Expr, right: Expr, positive: bool) -> Expr {
             _ => false,
         }
     }
-    fn truncated(left: Expr, right: Expr, positive: bool) -> Expr {
+    fn truncated(left: Expr, right: Expr) -> Expr {
         let rest = left.clone() % right.clone();
-        let turned = match positive {
-            true => left.lt(lit(0)),
-            false => left.lt(lit(0)).neq(right.clone().lt(lit(0))),
-        };
+        let turned = left.lt(lit(0)).neq(right.clone().lt(lit(0)));
         when(turned.and(rest.clone().neq(lit(0)))).then(rest.clone() - right).otherwise(rest)
     }
     if plain(&left) && plain(&right) {
-        return truncated(left, right, positive);
+        return truncated(left, right);
     }
     let field = |name: &'static str| Expr::Field([name.into()].into());
-    let (fields, rest) = if positive {
-        (vec![left.alias("left")], truncated(field("left"), right, positive))
-    } else {
-        (vec![left.alias("left"), right.alias("right")], truncated(field("left"), field("right"), positive))
-    };
-    as_struct(fields).struct_().with_fields(vec![rest.alias("rest")]).struct_().field_by_name("rest")
+    let rest = truncated(field("left"), field("right"));
+    as_struct(vec![left.alias("left"), right.alias("right")])
+        .struct_()
+        .with_fields(vec![rest.alias("rest")])
+        .struct_()
+        .field_by_name("rest")
 }
 
 /// A divisor that makes the quotient null where it is zero.

@@ -125,6 +125,26 @@ fn categories_of_codes_are_refused() {
     assert_eq!(collect(&lazy(known), &ROOMY).unwrap().column("c").unwrap().null_count(), 0);
 }
 
+/// The driver's own Polars runs these: here the values would be others.
+#[test]
+fn what_has_other_values_here_is_foreign() {
+    let words = || df!("word" => ["a", "b"]).unwrap().lazy();
+    let categories = || col("word").cast(DataType::from_categories(Categories::global()));
+    let scan = |path: &str| {
+        let args = ScanArgsParquet { include_file_paths: Some("path".into()), ..Default::default() };
+        LazyFrame::scan_parquet(PlRefPath::new(path), args).unwrap()
+    };
+    for (frame, word) in [
+        (words().select([categories().hash(1, 2, 3, 4)]), "hashes categories"),
+        (words().select([as_struct(vec![categories()]).hash(1, 2, 3, 4)]), "hashes categories"),
+        (scan(&format!("file://{}/flights.parquet", directory())), "include_file_paths"),
+    ] {
+        let Failure::Foreign { message } = failure(&lazy(frame)) else { panic!("not foreign") };
+        assert!(message.contains(word), "{message}");
+    }
+    assert_eq!(collect(&lazy(words().select([col("word").hash(1, 2, 3, 4)])), &ROOMY).unwrap().height(), 2);
+}
+
 fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let to = directory.path().join(name);
