@@ -20,6 +20,8 @@ def fails(x):
 
 
 def test_joblib(mesh):
+    # Without a `parallel_config` before it.
+    assert joblib.Parallel(n_jobs=2, backend="floe")(joblib.delayed(double)(i) for i in range(3)) == [0, 2, 4]
     with joblib.parallel_config(backend="floe"):
         assert joblib.Parallel()(joblib.delayed(double)(i) for i in range(200)) == [2 * i for i in range(200)]
         assert joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(i, 2) for i in range(5)) == [0, 1, 4, 9, 16]
@@ -29,7 +31,6 @@ def test_joblib(mesh):
             joblib.Parallel()(joblib.delayed(fails)(i) for i in [3] * 10)
     with joblib.parallel_config(backend="floe", env={"COLOUR": "red"}):
         assert joblib.Parallel()(joblib.delayed(colour)() for _ in range(3)) == ["red"] * 3
-    assert joblib.Parallel(n_jobs=2, backend="floe")(joblib.delayed(double)(i) for i in range(3)) == [0, 2, 4]
 
 
 def test_large_arguments_travel_once(mesh, monkeypatch):

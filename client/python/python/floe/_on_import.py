@@ -10,14 +10,14 @@ from typing import Any, Callable, Sequence
 
 
 def _joblib(module: ModuleType) -> None:
-    """joblib asks such a function when it is first told a backend's name."""
+    """joblib makes a backend by whatever is registered under its name."""
 
-    def register() -> None:
+    def make(*args: Any, **options: Any) -> Any:
         from .joblib_backend import FloeBackend
 
-        module.register_parallel_backend("floe", FloeBackend)
+        return FloeBackend(*args, **options)
 
-    module.EXTERNAL_BACKENDS.setdefault("floe", register)
+    module.register_parallel_backend("floe", make)
 
 
 def _polars(module: ModuleType) -> None:
