@@ -14,6 +14,7 @@
 //!     conjuncts.rs    conditions taken apart
 //!     subquery.rs     subqueries -> joins
 //!     aggregate.rs    groups
+//!     windows.rs      window functions
 //!     scalar.rs       expressions of a row
 //!       value.rs        their types: decimals, dates beside texts
 //!       temporal.rs     dates and intervals
@@ -42,6 +43,7 @@ mod statistics;
 mod subquery;
 mod temporal;
 mod value;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;

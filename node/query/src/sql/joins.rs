@@ -199,7 +199,11 @@ impl Planner<'_> {
                 on.push(Expr::Column(id));
             }
         };
-        for (a, b) in keys {
+        // The same equality twice is one key.
+        let twice = |at: usize| {
+            keys[..at].iter().any(|(a, b)| (&a.expr, &b.expr) == (&keys[at].0.expr, &keys[at].1.expr))
+        };
+        for (a, b) in keys.iter().enumerate().filter(|(at, _)| !twice(*at)).map(|(_, key)| key) {
             let to = common(&a.dtype, &b.dtype).unwrap_or_else(|| a.dtype.clone());
             key(a.clone().cast(&to, Span::empty())?, &mut left_new, &mut left_on);
             key(b.clone().cast(&to, Span::empty())?, &mut right_new, &mut right_on);

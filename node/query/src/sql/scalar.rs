@@ -5,14 +5,17 @@ use std::collections::BTreeSet;
 
 use floe_protocol::Failure;
 use polars::prelude::*;
-use sqlparser::ast::{BinaryOperator, CaseWhen, Expr as Sql, Function, Ident, Spanned, UnaryOperator, Value};
+use sqlparser::ast::{
+    BinaryOperator, CaseWhen, CastKind, DataType as SqlType, Expr as Sql, Function, Ident, Spanned,
+    UnaryOperator, Value,
+};
 use sqlparser::tokenizer::Span;
 
 use super::conjuncts::{balanced, operands};
 use super::place::{unsupported, wrong};
 use super::planner::Planner;
 use super::relation::{Column, Relation, find};
-use super::value::{Typed, arithmetic, compare, dtype_of, meet, negate, number, unify};
+use super::value::{Typed, arithmetic, cast, compare, dtype_of, meet, negate, number, unify};
 use super::{aggregate, delegate, temporal};
 
 /// The queries around a subquery, as it sees them.
@@ -59,6 +62,21 @@ impl<'s> Scope<'s> {
     pub(super) fn over(relation: &'s mut Relation, outer: Option<&'s Outer>) -> Self {
         Self { relation, outer, computed: &[], ungrouped: &[], aliases: &[] }
     }
+}
+
+/// What a value is cast to, where Polars SQL casts otherwise.
+fn target(from: &DataType, to: &SqlType) -> Option<DataType> {
+    if from.is_string() {
+        return temporal::temporal_type(to);
+    }
+    let to = match to {
+        SqlType::TinyInt(_) => DataType::Int8,
+        SqlType::SmallInt(_) | SqlType::Int2(_) => DataType::Int16,
+        SqlType::Int(_) | SqlType::Integer(_) | SqlType::Int4(_) => DataType::Int32,
+        SqlType::BigInt(_) | SqlType::Int8(_) => DataType::Int64,
+        _ => return None,
+    };
+    from.is_decimal().then_some(to)
 }
 
 impl Planner<'_> {
@@ -145,6 +163,17 @@ impl Planner<'_> {
             }
             Sql::Case { operand, conditions, else_result, .. } => {
                 self.case(operand.as_deref(), conditions, else_result.as_deref(), span, scope)
+            }
+            Sql::Cast { kind, expr: inner, data_type, array: false, format: None, .. } => {
+                let value = self.scalar(inner, scope)?.settled(inner.span())?;
+                match target(&value.dtype, data_type) {
+                    Some(to) if matches!(kind, CastKind::TryCast | CastKind::SafeCast) => {
+                        let found = cast(value.expr, &value.dtype, &to, false);
+                        Ok(Typed { nullable: true, ..Typed::new(found, to) }.named(&value.name))
+                    }
+                    Some(to) => value.cast(&to, span),
+                    None => delegate::scalar(self, expr, scope),
+                }
             }
             Sql::Extract { field, expr: inner, .. } => {
                 let value = self.scalar(inner, scope)?;
@@ -381,6 +410,12 @@ impl Planner<'_> {
                 return Err(wrong("COALESCE of nothing", expr.span()));
             }
             return Ok(Typed { nullable, ..Typed::new(coalesce(&values), dtype) }.named(&name));
+        }
+        if name == "mod"
+            && let Some([left, right]) = delegate::arguments(function).as_deref()
+        {
+            let (left, right) = (self.scalar(left, scope)?, self.scalar(right, scope)?);
+            return arithmetic(&BinaryOperator::Modulo, left, right, expr.span());
         }
         if name == "nullif"
             && let Some([left, right]) = delegate::arguments(function).as_deref()

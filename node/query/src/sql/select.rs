@@ -28,6 +28,7 @@ use super::query::Limit;
 use super::relation::{Column, Relation, Size, leaves};
 use super::scalar::{Outer, Scope};
 use super::value::{Typed, common};
+use super::windows::Rows;
 
 /// A planned query.
 pub(super) struct Block {
@@ -307,7 +308,9 @@ impl Planner<'_> {
             return Err(unsupported("a window function in a correlated subquery", span));
         }
         for window in windows {
-            let typed = self.window(&window, &mut relation, &computed, &ungrouped, outer)?;
+            let mut rows =
+                Rows { relation: &mut relation, computed: &computed, ungrouped: &ungrouped, outer };
+            let typed = self.window(&window, &mut rows)?;
             computed.push((window, typed));
         }
 
@@ -467,39 +470,6 @@ impl Planner<'_> {
         }
         let one_row = global && select.having.is_none() && limit.rows != Some(0) && limit.offset == 0;
         Ok(Block { relation, carried, pairs, one_row, if_empty })
-    }
-
-    /// A window function, computed as a column.
-    fn window(
-        &mut self,
-        window: &Sql,
-        relation: &mut Relation,
-        computed: &[(Sql, Typed)],
-        ungrouped: &[Column],
-        outer: Option<&Outer>,
-    ) -> Result<Typed, Failure> {
-        let span = window.span();
-        let (translated, operands) = delegate::translate(window, |operand, _| {
-            let mut scope = Scope { relation, outer, computed, ungrouped, aliases: &[] };
-            let typed = self.scalar(operand, &mut scope)?.settled(operand.span())?;
-            let id = match &typed.expr {
-                Expr::Column(id) => id.clone(),
-                _ => {
-                    let id = self.fresh("window");
-                    relation.frame =
-                        relation.frame.clone().with_columns([typed.expr.clone().alias(id.clone())]);
-                    id
-                }
-            };
-            Ok((id.to_string(), typed))
-        })?;
-        let columns: Vec<(&str, &DataType)> =
-            operands.iter().map(|(name, typed)| (name.as_str(), &typed.dtype)).collect();
-        let dtype = super::value::dtype_of(&translated, &columns, span)?;
-        let id = self.fresh("window");
-        relation.frame = relation.frame.clone().with_columns([translated.alias(id.clone())]);
-        let label = operands.first().map_or("literal", |(_, typed)| typed.name.as_str());
-        Ok(Typed::new(Expr::Column(id), dtype).named(label))
     }
 
     /// The list with its wildcards spelt out.

@@ -3,9 +3,13 @@
 //! A text may make views before its query and drop them after it, as TPC-H's Q15 does: they become common table
 //! expressions of the query.
 
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+
 use floe_protocol::Failure;
 use sqlparser::ast::{
-    Cte, ObjectType, Query, Spanned, Statement, TableAlias, TableAliasColumnDef, VisitMut, With,
+    BinaryOperator, Cte, Expr, ObjectType, Query, Spanned, Statement, TableAlias, TableAliasColumnDef,
+    UnaryOperator, Value, VisitMut, VisitorMut, With,
 };
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser, ParserError, ParserOptions};
@@ -32,9 +36,69 @@ pub(super) fn query(text: &str) -> Result<Query, Failure> {
     depth::check_sql(text)?;
     deep(|| {
         let mut query = parse(text)?;
+        let _ = VisitMut::visit(&mut query, &mut Distinct);
         let _ = VisitMut::visit(&mut query, &mut Balance);
         Ok(query)
     })
+}
+
+/// Puts `a IS DISTINCT FROM b AND c` right, which the parser takes for `a IS DISTINCT FROM (b AND c)`.
+///
+/// Innermost first: what was swallowed is put around the comparison, and then around what the comparison is part of, as
+/// far as that binds closer. Brackets have a node of their own, so what is without one was written without them.
+struct Distinct;
+
+impl VisitorMut for Distinct {
+    type Break = Infallible;
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Infallible> {
+        let (last, binds) = match expr {
+            Expr::IsDistinctFrom(_, right) | Expr::IsNotDistinctFrom(_, right) => (right, u8::MAX),
+            Expr::UnaryOp { op: UnaryOperator::Not, expr } => (expr, u8::MAX),
+            Expr::BinaryOp { op, right, .. } => match binding(op) {
+                Some(binds) => (right, binds),
+                None => return ControlFlow::Continue(()),
+            },
+            _ => return ControlFlow::Continue(()),
+        };
+        if !is_looser(last, binds) {
+            return ControlFlow::Continue(());
+        }
+        let mut around = std::mem::replace(&mut **last, null());
+        std::mem::swap(first_of(&mut around, binds), last);
+        let inner = std::mem::replace(expr, null());
+        *first_of(&mut around, binds) = inner;
+        *expr = around;
+        ControlFlow::Continue(())
+    }
+}
+
+/// How closely an operator of conditions binds.
+fn binding(op: &BinaryOperator) -> Option<u8> {
+    match op {
+        BinaryOperator::Or => Some(0),
+        BinaryOperator::Xor => Some(1),
+        BinaryOperator::And => Some(2),
+        _ => None,
+    }
+}
+
+/// Whether an expression is of conditions whose operator binds no closer.
+fn is_looser(expr: &Expr, than: u8) -> bool {
+    matches!(expr, Expr::BinaryOp { op, .. } if binding(op).is_some_and(|binds| binds <= than))
+}
+
+/// The first operand of such conditions.
+fn first_of(mut expr: &mut Expr, binds: u8) -> &mut Expr {
+    while is_looser(expr, binds) {
+        let Expr::BinaryOp { left, .. } = expr else { break };
+        expr = left;
+    }
+    expr
+}
+
+fn null() -> Expr {
+    Expr::Value(Value::Null.into())
 }
 
 fn parse(text: &str) -> Result<Query, Failure> {

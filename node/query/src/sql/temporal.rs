@@ -3,7 +3,8 @@
 use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
-    DataType as SqlType, DateTimeField, Expr as Sql, Interval, TypedString, UnaryOperator, Value,
+    DataType as SqlType, DateTimeField, Expr as Sql, Interval, TimezoneInfo, TypedString, UnaryOperator,
+    Value,
 };
 use sqlparser::tokenizer::Span;
 
@@ -16,17 +17,48 @@ pub(super) fn typed_string(typed: &TypedString, span: Span) -> Result<Option<Typ
         return Ok(None);
     };
     let dtype = match &typed.data_type {
-        SqlType::Date => DataType::Date,
-        SqlType::Timestamp(None, _) | SqlType::Datetime(None) => {
-            DataType::Datetime(TimeUnit::Microseconds, None)
-        }
+        data_type if let Some(dtype) = temporal_type(data_type) => dtype,
         SqlType::Decimal(_) | SqlType::Numeric(_) => {
             return super::value::number(text.trim(), span).map(Some);
         }
         _ => return Ok(None),
     };
-    let read = evaluate(lit(text.trim()).strict_cast(dtype.clone()), span);
+    let read = Typed::scalar(Scalar::from(PlSmallStr::from_str(text))).cast(&dtype, span);
     read.map(Some).map_err(|_| wrong(&format!("'{text}' is not a {}", typed.data_type), span))
+}
+
+/// The type of dates and times of a text, if it is one of them and without a time zone.
+pub(super) fn temporal_type(data_type: &SqlType) -> Option<DataType> {
+    match data_type {
+        SqlType::Date => Some(DataType::Date),
+        SqlType::Time(_, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => Some(DataType::Time),
+        SqlType::Timestamp(_, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) | SqlType::Datetime(_) => {
+            Some(DataType::Datetime(TimeUnit::Microseconds, None))
+        }
+        _ => None,
+    }
+}
+
+/// Texts as dates or times, in the forms that people write: `2024-03-31T12:00:00.5`, `2024-03-31 12:00`, `2024-03-31`.
+///
+/// What is none is an error if `strict`, and null otherwise.
+pub(super) fn read(text: Expr, to: &DataType, strict: bool) -> Expr {
+    let replaced = |text: Expr, pattern: &str, by: &str| text.str().replace(lit(pattern), lit(by), false);
+    let text = text.str().strip_chars(lit(NULL));
+    let (text, format) = match to {
+        // A time after it is left out, as by a cast of a time stamp.
+        DataType::Date => {
+            (replaced(text, r"^(\d+-\d+-\d+)[ T]+\d+:\d+(:\d+(\.\d+)?)?Z?$", "${1}"), "%Y-%m-%d")
+        }
+        DataType::Time => (replaced(text, r"^(\d+:\d+)$", "${1}:00"), "%H:%M:%S%.f"),
+        _ => {
+            let text = replaced(text, r"^(\d+-\d+-\d+)$", "${1}T00:00:00");
+            let text = replaced(text, r"^(\d+-\d+-\d+)[ T]+(\d+:\d+[^Z]*)Z?$", "${1}T${2}");
+            (replaced(text, r"^(\d+-\d+-\d+T\d+:\d+)$", "${1}:00"), "%Y-%m-%dT%H:%M:%S%.f")
+        }
+    };
+    let options = StrptimeOptions { format: Some(format.into()), strict, ..Default::default() };
+    text.str().strptime(to.clone(), options, lit("raise"))
 }
 
 /// Steps of a calendar or clock: `(count, unit of Polars' durations)`.
@@ -72,12 +104,21 @@ pub(super) fn interval(interval: &Interval, span: Span) -> Result<Steps, Failure
             return Err(malformed());
         }
     }
-    if negative {
-        for (count, _) in &mut steps {
-            *count = -*count;
+    // All months are one step, and so are all days: the day of the month is cut to its length once.
+    let mut sum = Steps::new();
+    for (count, unit) in steps {
+        let count = if negative { count.checked_neg().ok_or_else(malformed)? } else { count };
+        match sum.iter_mut().find(|(_, own)| *own == unit) {
+            Some((total, _)) => *total = total.checked_add(count).ok_or_else(malformed)?,
+            None => sum.push((count, unit)),
         }
     }
-    Ok(steps)
+    sum.sort_by_key(|(_, unit)| match *unit {
+        "mo" => 0,
+        "d" => 1,
+        _ => 2,
+    });
+    Ok(sum)
 }
 
 fn times(count: i64, (factor, unit): (i64, &'static str)) -> Option<(i64, &'static str)> {

@@ -18,6 +18,8 @@ use super::place::{rejected, unsupported, wrong};
 
 /// The most digits after the point that a product of decimals keeps; beyond, it is a `Float64`.
 const MAX_SCALE: usize = 24;
+/// The most digits after the point, of a number multiplied by itself, with which there is room for large ones too.
+const MAX_EXACT_SCALE: usize = 18;
 /// Digits that a decimal of 128 bits has.
 const MAX_PRECISION: usize = 38;
 
@@ -95,14 +97,11 @@ impl Typed {
         }
         let name = self.name.clone();
         if let Some(scalar) = self.constant() {
-            let literal = Self::scalar(scalar);
-            return Ok(evaluate(literal.expr.strict_cast(to.clone()), span)?.named(&name));
+            let literal = cast(Self::scalar(scalar).expr, &self.dtype, to, true);
+            return Ok(evaluate(literal, span)?.named(&name));
         }
-        let expr = if self.dtype.is_integer() && widens(&self.dtype, to) || self.is_null() {
-            self.expr.cast(to.clone())
-        } else {
-            self.expr.strict_cast(to.clone())
-        };
+        let lossless = self.dtype.is_integer() && widens(&self.dtype, to) || self.is_null();
+        let expr = cast(self.expr, &self.dtype, to, !lossless);
         Ok(Self { expr, dtype: to.clone(), ..self })
     }
 
@@ -135,6 +134,19 @@ impl Typed {
             dtype => Err(wrong(&format!("a condition is a Boolean, not a {dtype}"), span)),
         }
     }
+}
+
+/// A cast that fails where it loses a value if it is `strict`, and gives null there otherwise. Polars reads fewer forms
+/// of dates, and cuts decimals of literals where it rounds those of columns.
+pub(super) fn cast(expr: Expr, from: &DataType, to: &DataType, strict: bool) -> Expr {
+    let expr = match (from, to) {
+        (DataType::String, DataType::Date | DataType::Time | DataType::Datetime(_, None)) => {
+            return super::temporal::read(expr, to, strict);
+        }
+        (from, to) if from.is_decimal() && to.is_integer() => expr.round(0, RoundMode::HalfAwayFromZero),
+        _ => expr,
+    };
+    if strict { expr.strict_cast(to.clone()) } else { expr.cast(to.clone()) }
 }
 
 fn widens(from: &DataType, to: &DataType) -> bool {
@@ -204,8 +216,10 @@ pub(super) fn common(a: &DataType, b: &DataType) -> Option<DataType> {
             }
             Some(decimal(scale(a)?.max(scale(b)?)))
         }
+        // Polars compares a number with the days of a date.
         (a, b)
-            if a.is_string() != b.is_string() && (a.is_primitive_numeric() || b.is_primitive_numeric()) =>
+            if a.is_primitive_numeric() && (b.is_string() || b.is_temporal())
+                || b.is_primitive_numeric() && (a.is_string() || a.is_temporal()) =>
         {
             None
         }
@@ -419,8 +433,8 @@ fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
         BinaryOperator::Plus => left + right,
         BinaryOperator::Minus => left - right,
         BinaryOperator::Multiply => left * right,
-        BinaryOperator::DuckIntegerDivide | BinaryOperator::MyIntegerDivide => left.floor_div(right),
-        BinaryOperator::Modulo => remainder(left, right),
+        BinaryOperator::DuckIntegerDivide | BinaryOperator::MyIntegerDivide => once(left, right, quotient),
+        BinaryOperator::Modulo => once(left, right, remainder),
         other => return Err(unsupported(&format!("the operator {other} on numbers"), span)),
     };
     let nullable = nullable
@@ -434,10 +448,26 @@ fn with_integers(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
 }
 
 /// The remainder whose sign is that of the dividend, as in all SQL; that of Polars has the divisor's.
-///
-/// It reads each operand several times. Those that are no more than a column or a literal are repeated; others
-/// are computed once, as the fields of a struct: repeated, nested remainders would grow exponentially.
 fn remainder(left: Expr, right: Expr) -> Expr {
+    let rest = left.clone() % right.clone();
+    when(turned(left, right.clone(), rest.clone())).then(rest.clone() - right).otherwise(rest)
+}
+
+/// The quotient without its fraction, which belongs to that remainder; that of Polars is the next lower one.
+fn quotient(left: Expr, right: Expr) -> Expr {
+    let lower = left.clone().floor_div(right.clone());
+    let rest = left.clone() % right.clone();
+    when(turned(left, right, rest)).then(lower.clone() + lit(1)).otherwise(lower)
+}
+
+/// Whether a quotient below zero has a rest.
+fn turned(left: Expr, right: Expr, rest: Expr) -> Expr {
+    left.lt(lit(0)).neq(right.lt(lit(0))).and(rest.neq(lit(0)))
+}
+
+/// An operator that reads each operand several times. Those that are no more than a column or a literal are repeated;
+/// others are computed once, as the fields of a struct: repeated, nested operators would grow exponentially.
+fn once(left: Expr, right: Expr, operator: impl FnOnce(Expr, Expr) -> Expr) -> Expr {
     fn plain(expr: &Expr) -> bool {
         match expr {
             Expr::Column(_) | Expr::Literal(_) => true,
@@ -445,21 +475,16 @@ fn remainder(left: Expr, right: Expr) -> Expr {
             _ => false,
         }
     }
-    fn truncated(left: Expr, right: Expr) -> Expr {
-        let rest = left.clone() % right.clone();
-        let turned = left.lt(lit(0)).neq(right.clone().lt(lit(0)));
-        when(turned.and(rest.clone().neq(lit(0)))).then(rest.clone() - right).otherwise(rest)
-    }
     if plain(&left) && plain(&right) {
-        return truncated(left, right);
+        return operator(left, right);
     }
     let field = |name: &'static str| Expr::Field([name.into()].into());
-    let rest = truncated(field("left"), field("right"));
+    let value = operator(field("left"), field("right"));
     as_struct(vec![left.alias("left"), right.alias("right")])
         .struct_()
-        .with_fields(vec![rest.alias("rest")])
+        .with_fields(vec![value.alias("value")])
         .struct_()
-        .field_by_name("rest")
+        .field_by_name("value")
 }
 
 /// A divisor that makes the quotient null where it is zero.
@@ -472,6 +497,24 @@ fn with_decimals(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<
         return with_floats(op, a, b, span);
     };
     let nullable = a.nullable || b.nullable;
+    if *op == BinaryOperator::Modulo
+        && let common = left.max(right)
+        && 2 * common <= MAX_EXACT_SCALE
+    {
+        // Polars has no remainder of decimals: it is that of whole numbers of their last digit.
+        let to = decimal(common);
+        let unit = Typed::scalar(Scalar::new(to.clone(), AnyValue::Decimal(1, MAX_PRECISION, common)));
+        let count = |value: Typed| -> Result<Expr, Failure> {
+            let whole = Typed::scalar(Scalar::new(
+                decimal(0),
+                AnyValue::Decimal(10i128.pow(common as u32), MAX_PRECISION, 0),
+            ));
+            let scaled = value.cast(&to, span)?.expr * whole.cast(&to, span)?.expr;
+            Ok(scaled.strict_cast(DataType::Int128))
+        };
+        let rest = once(count(a)?, count(b)?, remainder).strict_cast(to.clone());
+        return Ok(Typed { nullable: true, ..Typed::new(rest * unit.expr, to) });
+    }
     let to = match op {
         BinaryOperator::Plus | BinaryOperator::Minus => left.max(right),
         BinaryOperator::Multiply if left + right <= MAX_SCALE => left + right,
@@ -512,8 +555,14 @@ fn with_floats(op: &BinaryOperator, a: Typed, b: Typed, span: Span) -> Result<Ty
             return Ok(Typed::new(expr.cast(DataType::Date), DataType::Date));
         }
     }
+    let number = a.dtype.is_float() && b.dtype.is_primitive_numeric()
+        || b.dtype.is_float() && a.dtype.is_primitive_numeric();
     let apply = |left: Expr, right: Expr| {
         Ok(match op {
+            BinaryOperator::Modulo if number => once(left, right, remainder),
+            BinaryOperator::DuckIntegerDivide | BinaryOperator::MyIntegerDivide if number => {
+                once(left, right, quotient).cast(DataType::Int64)
+            }
             BinaryOperator::Plus => left + right,
             BinaryOperator::Minus => left - right,
             BinaryOperator::Multiply => left * right,

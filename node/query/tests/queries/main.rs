@@ -12,5 +12,6 @@ mod process;
 mod random;
 mod same;
 mod sqllogic;
+mod standard;
 mod tpch;
 mod versions;

@@ -1,0 +1,202 @@
+//! SQL as the standard has it, where Polars SQL is silent, other or wrong. The values are those of DuckDB 2.0 and of
+//! PostgreSQL's documentation.
+
+use polars::prelude::*;
+
+use crate::mesh::{ROOMY, collect, sql};
+
+const TABLE: &str = "(VALUES (1, 5, 'u', 1.50), (2, NULL, 'v', -2.25), (3, 1, 'u', 99.99)) AS t(id, a, g, p)";
+
+/// The rows of a query over [`TABLE`], one text each.
+fn rows(text: &str) -> String {
+    let text = text.replace("from t", &format!("from {TABLE}"));
+    let frame = match collect(&sql(&text), &ROOMY) {
+        Ok(frame) => frame,
+        Err(failure) => return failure.to_string(),
+    };
+    let value = |column: &Column, row: usize| match column.get(row).unwrap() {
+        AnyValue::String(text) => text.to_owned(),
+        AnyValue::StringOwned(text) => text.to_string(),
+        value => value.to_string(),
+    };
+    let row = |row| frame.columns().iter().map(|column| value(column, row)).collect::<Vec<_>>().join(" ");
+    (0..frame.height()).map(row).collect::<Vec<_>>().join("; ")
+}
+
+fn check(table: &[(&str, &str)]) {
+    let wrong: Vec<String> = table
+        .iter()
+        .map(|(text, wanted)| (text, wanted, rows(text)))
+        .filter(|(_, wanted, found)| *wanted != found)
+        .map(|(text, wanted, found)| format!("{text}\n  wanted {wanted}\n  found  {found}"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn is_distinct_from_binds_closer_than_and_and_or() {
+    check(&[
+        ("select id from t where id is not distinct from 1 or id = 2 order by id", "1; 2"),
+        ("select id from t where id is distinct from 1 and id > 2 or id = 1 order by id", "1; 3"),
+        ("select 2 is distinct from 2 or false", "false"),
+        ("select id from t where g is not distinct from 'u' and id = 1 and a = 5 or false", "1"),
+        ("select id from t where a is not distinct from (null or null)", "2"),
+        (
+            "select id from t where a is distinct from null and g is distinct from 'v' or id is not distinct from 2 order by id",
+            "1; 2; 3",
+        ),
+        (
+            "select case when id is distinct from 1 and a = 1 then 'x' else 'y' end from t order by id",
+            "y; y; x",
+        ),
+    ]);
+}
+
+#[test]
+fn windows_with_an_order_take_peers_together_and_nulls_as_order_by_does() {
+    check(&[
+        ("select avg(id) over (order by id) as m from t order by id", "1.0; 1.5; 2.0"),
+        ("select id, sum(id) over (order by g) from t order by id", "1 4; 2 6; 3 4"),
+        (
+            "select id, sum(id) over (order by g rows between unbounded preceding and current row) from t order by id",
+            "1 1; 2 6; 3 4",
+        ),
+        (
+            "select id, count(*) over (order by g), count(a) over (order by g) from t order by id",
+            "1 2 2; 2 3 2; 3 2 2",
+        ),
+        (
+            "select id, last_value(id) over (order by g), first_value(id) over (order by g) from t order by id",
+            "1 3 1; 2 2 1; 3 3 1",
+        ),
+        (
+            "select id, rank() over (order by a), dense_rank() over (order by a desc) from t order by id",
+            "1 2 2; 2 3 1; 3 1 3",
+        ),
+        ("select id, rank() over (order by a nulls first) from t order by id", "1 3; 2 1; 3 2"),
+        (
+            "select id, row_number() over (order by a), lag(id) over (order by a), lead(id) over (order by a) from t order by id",
+            "1 2 3 2; 2 3 1 null; 3 1 null 1",
+        ),
+        (
+            "select id, lag(id, 2, -1) over (order by id), lead(a, 1, 7) over (order by id) from t order by id",
+            "1 -1 null; 2 -1 1; 3 1 7",
+        ),
+        ("select id, row_number() over (order by g desc, id desc) from t order by id", "1 3; 2 1; 3 2"),
+        (
+            "select id, min(a) over (order by id), max(a) over (order by id desc) from t order by id",
+            "1 5 5; 2 5 1; 3 1 1",
+        ),
+        (
+            "select id, sum(id) over (partition by g order by id), sum(a) over (partition by g order by id) from t order by id",
+            "1 1 5; 2 2 null; 3 4 6",
+        ),
+        (
+            "select id, sum(id) over (order by id rows between unbounded preceding and unbounded following) from t order by id",
+            "1 6; 2 6; 3 6",
+        ),
+        (
+            "select id, percent_rank() over (order by id), cume_dist() over (order by g) from t order by id",
+            "1 0.0 0.666667; 2 0.5 1.0; 3 1.0 0.666667",
+        ),
+        (
+            "select id, ntile(2) over (order by id), ntile(5) over (order by id) from t order by id",
+            "1 1 1; 2 1 2; 3 2 3",
+        ),
+        ("select id from t qualify rank() over (order by a desc) = 1", "2"),
+        ("select g, rank() over (order by sum(a)) from t group by g order by g", "u 1; v 2"),
+        ("select id, sum(p) over (order by id) from t order by id", "1 1.50; 2 -0.75; 3 99.24"),
+    ]);
+    for (text, word) in [
+        ("select stddev(id) over (order by id) from t", "stddev with these arguments and ORDER BY in OVER"),
+        (
+            "select sum(id) over (order by id rows between 1 preceding and current row) from t",
+            "a frame that does not",
+        ),
+        ("select sum(id) filter (where id > 1) over (order by id) from t", "FILTER"),
+    ] {
+        assert!(rows(text).contains(word), "{text}: {}", rows(text));
+    }
+}
+
+#[test]
+fn remainders_and_whole_quotients_have_the_sign_of_the_dividend() {
+    check(&[
+        (
+            "select cast(-2.25 as decimal(5,2)) % 1, -5.5 % 2, -2.5e0 % 1, -7 % 3, mod(-7, 3), 7 % -3",
+            "-0.25 -1.5 -0.5 -1 -1 1",
+        ),
+        ("select p % 1 from t order by id", "0.50; -0.25; 0.99"),
+        (
+            "select id % -2 as a, -id % 2 as b, (id * 1e0) % -2 as c, mod(-id, 2) as d from t order by id",
+            "1 -1 1.0 -1; 0 0 0.0 0; 1 -1 1.0 -1",
+        ),
+        ("select -5 // 2, 5 // -2, 5 // 2, -5.5e0 // 2, -4 // 2", "-2 -2 2 -2 -2"),
+        ("select (-id) // 2 as a, (id - 4) // 2 as b from t order by id", "0 -1; -1 -1; -1 0"),
+        ("select id % 0, id // 0 from t where id = 1", "null null"),
+    ]);
+}
+
+#[test]
+fn steps_of_months_are_taken_at_once() {
+    check(&[
+        ("select date '2024-02-29' + interval '1 year 2 months'", "2025-04-29"),
+        ("select date '2024-02-29' + interval '14 months'", "2025-04-29"),
+        ("select date '2024-02-29' + interval '1 year 2 months 3 days'", "2025-05-02"),
+        ("select date '2024-03-31' - interval '1 month'", "2024-02-29"),
+        ("select date '2024-01-31' + interval '3 days 1 month'", "2024-03-03"),
+    ]);
+}
+
+#[test]
+fn dates_and_times_are_read_as_people_write_them() {
+    check(&[
+        (
+            "select timestamp '2024-03-31 12:00:00', timestamp '2024-03-31', timestamp '2024-03-31 12:00'",
+            "2024-03-31 12:00:00 2024-03-31 00:00:00 2024-03-31 12:00:00",
+        ),
+        (
+            "select cast('2024-03-31 12:00:00.25' as timestamp), cast('2024-03-31T01:02:03' as timestamp)",
+            "2024-03-31 12:00:00.250 2024-03-31 01:02:03",
+        ),
+        (
+            "select cast('2024-03-31 12:00:00' as date), cast('10:00' as time), time '11:30'",
+            "2024-03-31 10:00:00 11:30:00",
+        ),
+        (
+            "select timestamp '2024-03-31 12:00' > '2024-03-31', date '2024-01-31' = '2024-01-31 00:00:00', time '10:00' < '11:00'",
+            "true true true",
+        ),
+        ("select timestamp '2024-03-31 12:00' between '2024-03-31' and '2024-03-31 12:00:00'", "true"),
+        ("select timestamp '2024-03-31' in ('2024-03-31', '2024-04-01 10:00')", "true"),
+        (
+            "select cast(s as timestamp), cast(s as date) from (values ('2024-03-31 12:00'), ('2024-03-31'), (null)) as x(s)",
+            "2024-03-31 12:00:00 2024-03-31; 2024-03-31 00:00:00 2024-03-31; null null",
+        ),
+        (
+            "select try_cast('x' as timestamp), try_cast('2024-03-31 12:00' as timestamp)",
+            "null 2024-03-31 12:00:00",
+        ),
+        ("select cast(99.99 as integer), cast(-2.5 as integer), cast(2.4 as bigint)", "100 -3 2"),
+        ("select cast(p as integer) from t order by id", "2; -2; 100"),
+    ]);
+    assert!(rows("select id from t where date '2024-01-31' = 20240131").contains("do not compare"));
+}
+
+#[test]
+fn the_same_key_twice_is_one() {
+    check(&[
+        (
+            "select id, (select count(*) from (values (1), (1), (3)) u(k) where u.k = t.id and t.id = u.k) from t order by id",
+            "1 2; 2 0; 3 1",
+        ),
+        (
+            "select t.id, u.k from t left join (values (1), (3)) u(k) on t.id = u.k and u.k = t.id order by t.id",
+            "1 1; 2 null; 3 3",
+        ),
+        (
+            "select id from t where exists (select 1 from (values (1)) u(k) where u.k = t.id and t.id = u.k)",
+            "1",
+        ),
+    ]);
+}
