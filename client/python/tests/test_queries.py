@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -178,6 +179,38 @@ def foreign_plans():
         .select(pl.col("carrier").map_batches(lambda s: s.str.head(1)))
         .head(5),
     }
+
+
+def changed_plans():
+    """What the Polars of the nodes computes otherwise than that of the driver, or not at all."""
+    frame = pl.LazyFrame(
+        {"i": [1, 2], "f": [1.5, float("nan")], "d": [Decimal("-2.75"), Decimal("99.99")], "b": [None, True]},
+        schema={"i": pl.Int64, "f": pl.Float64, "d": pl.Decimal(10, 2), "b": pl.Boolean},
+    )
+    other = pl.LazyFrame({"j": [2]})
+    plans = {
+        "max_horizontal": frame.select(pl.max_horizontal("i", "f")),
+        "decimal to integer": frame.select(pl.col("d").cast(pl.Int64)),
+        "large numbers": pl.LazyFrame(
+            {"i": [2**60, 2**60 + 1], "u": [2**60 + 1, 2**60 + 1]}, schema={"i": pl.Int64, "u": pl.UInt64}
+        ).select(pl.col("i") == pl.col("u")),
+        "remainder of decimals": frame.select(pl.col("d") % 2),
+        "no columns": pl.LazyFrame().with_columns(x=1),
+        "dropped columns": frame.select([]).with_columns(x=1),
+        "hash": frame.select(pl.col("i").hash()),
+        "categories": frame.select(pl.col("i").cast(pl.String).cast(pl.Categorical).hash()),
+        "file names": pl.scan_parquet(f"file://{FLIGHTS}", include_file_paths="path").select("path").head(1),
+        "sql": frame.sql("SELECT i, SUM(f) AS s FROM self GROUP BY ROLLUP(i) ORDER BY i, s"),
+    }
+    if pl.__version__ >= "2.1":
+        plans["join_where"] = frame.select("i").join_where(other, pl.col("i") >= pl.col("j"), how="left").sort("i")
+    return plans
+
+
+@pytest.mark.parametrize("name", changed_plans())
+def test_no_plan_has_other_values_than_the_drivers_polars_gives(mesh, name):
+    plan = changed_plans()[name]
+    polars.testing.assert_frame_equal(mesh.collect(plan), plan.collect())
 
 
 @pytest.mark.parametrize("name", foreign_plans())

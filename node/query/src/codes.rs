@@ -79,7 +79,7 @@ fn codes_of(node: Node, rows: &Schema, exprs: &Arena<AExpr>) -> Codes {
 }
 
 /// Whether something is so of an expression or of anything in it.
-fn any(node: Node, exprs: &Arena<AExpr>, is: &impl Fn(&AExpr) -> bool) -> bool {
+pub(crate) fn any(node: Node, exprs: &Arena<AExpr>, is: &impl Fn(&AExpr) -> bool) -> bool {
     let mut pending = vec![node];
     while let Some(node) = pending.pop() {
         let expr = exprs.get(node);

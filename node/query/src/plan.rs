@@ -1,5 +1,6 @@
 //! A query to a stage graph: parse, resolve against the files of this machine, optimize, cut.
 
+mod changed;
 mod msgpack;
 mod queries;
 mod schema;
@@ -17,7 +18,7 @@ use polars_plan::frame::OptFlags;
 use polars_plan::plans::{IR, IRPlan};
 use serde::{Deserialize, Serialize};
 
-use self::translate::{SqlQuery, Translated};
+use self::translate::{SqlQuery, Translated, Writer};
 use crate::depth;
 use crate::files;
 use crate::paths::{Found, absolute, find};
@@ -75,12 +76,21 @@ fn plan_query(query: &Query, shape: &Shape) -> Result<Planned, Failure> {
             stages::cut(ir, shape)
         }
         Query::Plan { dsl, directory, schema } => {
-            let ReadPlan { mut plan, paths, queries } = read_plan(dsl, directory)?;
+            let ReadPlan { mut plan, paths, queries, writer } = read_plan(dsl, directory)?;
             let found = find(&paths)?;
             visit_scans(&mut plan, &mut |sources, args, scan| found.settle(sources, args, scan))?;
             let ir = queries::lower(&mut plan, &queries)
                 .and_then(|()| as_expected(LazyFrame::from(plan), schema))
-                .map_err(|failure| name_file(failure, &found))?;
+                .map_err(|failure| name_file(failure, &found))
+                .map_err(|failure| match failure {
+                    // A later Polars may know better, and says what is wrong in its own words.
+                    Failure::Query { message } if writer >= Writer::Two => Failure::Foreign { message },
+                    Failure::Refused { message } if !queries.is_empty() => Failure::Foreign { message },
+                    failure => failure,
+                })?;
+            if writer >= Writer::Two {
+                changed::check(&ir)?;
+            }
             stages::cut(ir, shape)
         }
     }
@@ -122,6 +132,7 @@ struct ReadPlan {
     paths: Vec<FilePath>,
     /// Its queries in SQL, which [`queries::lower`] turns into parts of the plan.
     queries: Vec<SqlQuery>,
+    writer: Writer,
 }
 
 /// Reads a serialized plan, with the paths of its scans made absolute.
@@ -144,14 +155,17 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
     let Translated { bytes, queries } = translate::translate(&dsl[header.len()..], writer, header)?;
     let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
     let why = match read {
-        Ok(Ok(plan)) => return resolved(plan, queries, directory),
+        Ok(Ok(plan)) => return resolved(plan, queries, writer, directory),
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic_message(&*panic),
     };
     // What else could have stood there is a list of hundreds.
     let why = why.replace("deserialization failed\n\nerror: ", "");
     let why = why.split(", expected").next().unwrap_or_default();
-    Err(Failure::Foreign { message: is_unreadable(&format!("it was written by py-polars {version}: {why}")) })
+    let own = floe_protocol::version::POLARS_VERSION;
+    Err(Failure::Foreign {
+        message: format!("this plan, of py-polars {version}, cannot be read by Polars {own}: {why}"),
+    })
 }
 
 /// What plans of this build begin with: magic word, version, hash.
@@ -164,7 +178,12 @@ fn own_header() -> Result<Vec<u8>, Failure> {
 }
 
 /// Makes the paths of a plan's scans absolute.
-fn resolved(mut plan: DslPlan, queries: Vec<SqlQuery>, directory: &str) -> Result<ReadPlan, Failure> {
+fn resolved(
+    mut plan: DslPlan,
+    queries: Vec<SqlQuery>,
+    writer: Writer,
+    directory: &str,
+) -> Result<ReadPlan, Failure> {
     let mut paths = Vec::new();
     let mut refused = None;
     visit_scans(&mut plan, &mut |sources, args, _| {
@@ -192,7 +211,7 @@ fn resolved(mut plan: DslPlan, queries: Vec<SqlQuery>, directory: &str) -> Resul
     queries.iter().try_for_each(|query| queries::check(query, directory))?;
     paths.sort();
     paths.dedup();
-    Ok(ReadPlan { plan, paths, queries })
+    Ok(ReadPlan { plan, paths, queries, writer })
 }
 
 /// Paths, patterns and directories as a driver wrote them, made absolute against its directory.
@@ -201,14 +220,11 @@ pub fn resolve(paths: &[String], directory: &str) -> Result<Vec<FilePath>, Failu
 }
 
 fn unreadable(why: &str) -> Failure {
-    Failure::Version { message: is_unreadable(why) }
-}
-
-fn is_unreadable(why: &str) -> String {
-    format!(
+    let message = format!(
         "this plan cannot be read by Polars {}; plans of py-polars 1.40 to 2.1 can: {why}",
         floe_protocol::version::POLARS_VERSION,
-    )
+    );
+    Failure::Version { message }
 }
 
 /// Calls `f` on every scan. Refuses a plan that is too deep or too large.

@@ -116,6 +116,11 @@ impl From<Untranslated> for Failure {
     }
 }
 
+/// The failure of a plan with something in it that py-polars 2 computes otherwise.
+pub(super) fn changed(name: &str) -> Failure {
+    refused(name, Why::Changed("2.0")).into()
+}
+
 fn refused(name: impl Into<String>, why: Why) -> Untranslated {
     Untranslated::Refused { name: name.into(), why }
 }
@@ -190,6 +195,10 @@ impl<'a> Translator<'a> {
                 Some(apply) if !apply.is_nil() => Err(refused("GroupBy.map_groups", Why::Callback)),
                 _ => Ok(false),
             },
+            // Rows without columns have a number since 2.0.
+            "DataFrameScan" | "Select" if self.writer >= Writer::Two && is_without_columns(of) => {
+                Err(refused("a frame without columns", Why::Changed("2.0")))
+            }
             "PythonScan" if of.field("options").is_some() => Err(refused(
                 "a source in Python (pl.defer, register_io_source, scan_pyarrow_dataset, scan_delta, scan_iceberg)",
                 Why::Callback,
@@ -382,6 +391,15 @@ fn or_null<'a>(parts: &mut Parts<'a>, of: Value<'a>, value: impl FnOnce(&mut Par
     parts.text("falsy").map(1).text("Literal").map(1).text("Scalar").map(1).text("Null").text("Null");
 }
 
+/// Whether a frame, or what is selected, has no columns.
+fn is_without_columns(of: Value<'_>) -> bool {
+    let fields = of.field("schema").and_then(|schema| schema.field("fields"));
+    fields.is_some_and(|fields| fields.is_map() && fields.entries().next().is_none())
+        || of.field("input").is_some()
+            && of.field("options").is_some()
+            && of.field("expr").is_some_and(|exprs| exprs.items().next().is_none())
+}
+
 /// Since 2.0 a condition is a variant; before, three lists, of which one kind was empty.
 fn join<'a>(of: Value<'a>, parts: &mut Parts<'a>) -> Result<bool, Untranslated> {
     let (Some(left), Some(right), Some(options), Some(condition)) =
@@ -404,6 +422,13 @@ fn join<'a>(of: Value<'a>, parts: &mut Parts<'a>) -> Result<bool, Untranslated> 
             }
         }
         Some(("NonEqui", Some(keys))) => {
+            let how = options.field("args").and_then(|args| args.field("how"));
+            if how.and_then(Value::text) != Some("Inner") {
+                return Err(refused(
+                    "LazyFrame.join_where that keeps rows without a match",
+                    Why::Since("2.1"),
+                ));
+            }
             predicates.extend(keys.field("predicates").into_iter().flat_map(Value::items));
         }
         other => {
@@ -623,10 +648,11 @@ mod tests {
 
     #[test]
     fn joins_have_lists_of_keys() {
-        let join = |condition: Json| json!([{"Join": {"input_left": 1, "input_right": 2, "condition": condition, "options": {}}}]);
+        let options = || json!({"args": {"how": "Inner"}});
+        let join = |condition: Json| json!([{"Join": {"input_left": 1, "input_right": 2, "condition": condition, "options": options()}}]);
         let wanted = |left: &[&str], right: &[&str], predicates: &[&str]| {
             vec![
-                json!({"Join": {"input_left": 1, "input_right": 2, "options": {}, "left_on": left, "right_on": right,
+                json!({"Join": {"input_left": 1, "input_right": 2, "options": options(), "left_on": left, "right_on": right,
                 "predicates": predicates}}),
             ]
         };
@@ -640,6 +666,9 @@ mod tests {
         }
         let why = translated(&join(json!({"Fuzzy": {}})), Writer::Two).unwrap_err();
         assert!(why.starts_with("a join with the condition Fuzzy"), "{why}");
+        let left = json!([{"Join": {"input_left": 1, "input_right": 2, "condition": {"NonEqui": {"predicates": ["a"]}},
+            "options": {"args": {"how": "Left"}}}}]);
+        assert!(translated(&left, Writer::Two).unwrap_err().starts_with("LazyFrame.join_where that keeps"));
     }
 
     #[test]
