@@ -24,7 +24,13 @@ pub(super) fn name(function: &Function) -> String {
 
 /// Functions of all rows of a group.
 pub(super) fn is_aggregate(name: &str) -> bool {
-    const AGGREGATES: [&str; 28] = [
+    const AGGREGATES: [&str; 34] = [
+        "bool_and",
+        "bool_or",
+        "count_if",
+        "every",
+        "stddev_pop",
+        "var_pop",
         "array_agg",
         "avg",
         "corr",
@@ -235,9 +241,23 @@ impl Planner<'_> {
             [FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))] => argument,
             _ => return self.other_aggregate(call, relation, outer, aggregates),
         };
-        if !matches!(name.as_str(), "count" | "sum" | "total" | "avg" | "mean" | "min" | "max")
-            || !list.clauses.is_empty()
-        {
+        let own = matches!(
+            name.as_str(),
+            "count"
+                | "sum"
+                | "total"
+                | "avg"
+                | "mean"
+                | "min"
+                | "max"
+                | "bool_and"
+                | "every"
+                | "bool_or"
+                | "count_if"
+                | "var_pop"
+                | "stddev_pop"
+        );
+        if !own || !list.clauses.is_empty() {
             if filter.is_some() {
                 return Err(unsupported(&format!("FILTER of {name}"), span));
             }
@@ -265,6 +285,25 @@ impl Planner<'_> {
                 };
                 let expr = self.aggregate(aggregates, expr, none);
                 Typed { nullable: false, ..Typed::new(expr, DataType::IDX_DTYPE) }
+            }
+            // Booleans are in order, and nulls are left out.
+            "bool_and" | "every" | "bool_or" => {
+                let truth = value.truth(span)?.expr;
+                let expr = if name == "bool_or" { truth.max() } else { truth.min() };
+                let expr = self.aggregate(aggregates, expr, nothing(&DataType::Boolean));
+                Typed::new(expr, DataType::Boolean)
+            }
+            "count_if" => {
+                let met = when(value.truth(span)?.expr).then(lit(1i32)).otherwise(lit(NULL));
+                let expr = self.aggregate(aggregates, met.count(), none);
+                Typed { nullable: false, ..Typed::new(expr, DataType::IDX_DTYPE) }
+            }
+            "var_pop" | "stddev_pop" => {
+                let number = value.cast(&DataType::Float64, span)?.expr;
+                let number = if distinct { number.unique() } else { number };
+                let expr = if name == "var_pop" { number.var(0) } else { number.std(0) };
+                let expr = self.aggregate(aggregates, expr, nothing(&DataType::Float64));
+                Typed::new(expr, DataType::Float64)
             }
             "min" | "max" => {
                 let expr = if name == "min" { value.expr.min() } else { value.expr.max() };

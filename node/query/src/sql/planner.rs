@@ -1,6 +1,7 @@
 //! The planner: a query of SQL over tables to a `LazyFrame`.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use floe_protocol::Failure;
 use polars::prelude::*;
@@ -31,6 +32,8 @@ pub(super) struct Planner<'t> {
     /// Common table expressions, the innermost last.
     pub(super) ctes: Vec<(String, Relation)>,
     pub(super) nesting: usize,
+    /// What `now()` and its like are, the same in the whole statement: microseconds of UTC.
+    pub(super) now_us: i64,
     used: HashSet<PlSmallStr>,
     counter: usize,
 }
@@ -41,7 +44,10 @@ pub(super) fn plan(query: &Query, tables: &BTreeMap<String, Table>) -> Result<La
 }
 
 fn plan_query(query: &Query, tables: &BTreeMap<String, Table>) -> Result<LazyFrame, Failure> {
-    let mut planner = Planner { tables, ctes: Vec::new(), nesting: 0, used: HashSet::new(), counter: 0 };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+    let (ctes, used) = (Vec::new(), HashSet::new());
+    let mut planner = Planner { tables, ctes, nesting: 0, now_us, used, counter: 0 };
     let relation = planner.query(query, None, false)?.relation;
     let columns: Vec<Column> = relation.visible().cloned().collect();
     let names = names(&columns);

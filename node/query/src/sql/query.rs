@@ -31,12 +31,14 @@ impl Planner<'_> {
         exists: bool,
     ) -> Result<Block, Failure> {
         let span = query.span();
-        if self.nesting >= MAX_NESTING {
+        // What has no rows around is planned once.
+        let within = usize::from(outer.is_some());
+        if self.nesting + within > MAX_NESTING {
             return Err(unsupported(&format!("a query within more than {MAX_NESTING} others"), span));
         }
         refuse_clauses(query, span)?;
         let known = self.ctes.len();
-        self.nesting += 1;
+        self.nesting += within;
         let planned = self.with_tables(query.with.as_ref()).and_then(|()| {
             let limit = limit(query)?;
             // Whether there is a row does not depend on how many are wanted, if any is.
@@ -45,7 +47,7 @@ impl Planner<'_> {
             let order_by = query.order_by.as_ref().filter(|_| !exists || limit.offset > 0);
             self.body(&query.body, order_by, limit, outer, exists)
         });
-        self.nesting -= 1;
+        self.nesting -= within;
         self.ctes.truncate(known);
         planned
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
-    BinaryOperator, CaseWhen, CastKind, DataType as SqlType, Expr as Sql, Function, Ident, Spanned,
-    UnaryOperator, Value,
+    BinaryOperator, CaseWhen, CastKind, DataType as SqlType, Expr as Sql, Function, FunctionArguments, Ident,
+    Spanned, UnaryOperator, Value,
 };
 use sqlparser::tokenizer::Span;
 
@@ -410,6 +410,17 @@ impl Planner<'_> {
                 return Err(wrong("COALESCE of nothing", expr.span()));
             }
             return Ok(Typed { nullable, ..Typed::new(coalesce(&values), dtype) }.named(&name));
+        }
+        let none = matches!(&function.args, FunctionArguments::None)
+            || delegate::arguments(function).is_some_and(|arguments| arguments.is_empty());
+        if none && matches!(name.as_str(), "now" | "current_timestamp" | "localtimestamp" | "current_date") {
+            return temporal::now(self.now_us, &name, expr.span());
+        }
+        if name == "date_trunc"
+            && let Some([Sql::Value(unit), value]) = delegate::arguments(function).as_deref()
+            && let Value::SingleQuotedString(unit) = &unit.value
+        {
+            return temporal::truncate(unit, self.scalar(value, scope)?, expr.span());
         }
         if name == "mod"
             && let Some([left, right]) = delegate::arguments(function).as_deref()

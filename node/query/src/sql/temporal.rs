@@ -179,6 +179,33 @@ pub(super) fn shift(
     Ok(if constant { evaluate(value.expr, span)?.named(&name) } else { value })
 }
 
+/// `NOW()` and its like, of a statement that is planned at this time.
+pub(super) fn now(now_us: i64, name: &str, span: Span) -> Result<Typed, Failure> {
+    let now = lit(now_us).cast(DataType::Datetime(TimeUnit::Microseconds, None));
+    let now = if name == "current_date" { now.cast(DataType::Date) } else { now };
+    Ok(evaluate(now, span)?.named(name))
+}
+
+/// `DATE_TRUNC('month', x)`: the beginning of the unit in which a date or time is.
+pub(super) fn truncate(name: &str, value: Typed, span: Span) -> Result<Typed, Failure> {
+    let every = match unit(name.trim()) {
+        Some((12, "mo")) => "1y".to_owned(),
+        Some((7, "d")) => "1w".to_owned(),
+        Some((count, unit)) => format!("{count}{unit}"),
+        None => return Err(unsupported(&format!("DATE_TRUNC to '{name}'"), span)),
+    };
+    let value = match &value.dtype {
+        DataType::String if value.constant().is_some() => {
+            value.cast(&DataType::Datetime(TimeUnit::Microseconds, None), span)?
+        }
+        DataType::Date | DataType::Datetime(..) => value,
+        other => return Err(wrong(&format!("DATE_TRUNC is of a date or time, not of a {other}"), span)),
+    };
+    let constant = value.constant().is_some();
+    let typed = Typed { expr: value.expr.clone().dt().truncate(lit(every)), ..value };
+    Ok(if constant { evaluate(typed.expr, span)?.named(&typed.name) } else { typed })
+}
+
 /// The fields of `EXTRACT` that most texts use; others are Polars SQL's.
 pub(super) fn extract(field: &DateTimeField, value: &Typed) -> Option<Typed> {
     if !matches!(value.dtype, DataType::Date | DataType::Datetime(..)) {

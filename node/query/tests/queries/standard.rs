@@ -200,3 +200,46 @@ fn the_same_key_twice_is_one() {
         ),
     ]);
 }
+
+#[test]
+fn functions_that_polars_sql_lacks() {
+    check(&[
+        (
+            "select date_trunc('month', timestamp '2024-03-31 12:00'), date_trunc('year', date '2024-03-31')",
+            "2024-03-01 00:00:00 2024-01-01",
+        ),
+        (
+            "select date_trunc('hour', s) from (values (timestamp '2024-03-31 12:34')) as x(s)",
+            "2024-03-31 12:00:00",
+        ),
+        (
+            "select date_trunc('week', date '2024-03-31'), date_trunc('quarter', date '2024-03-31')",
+            "2024-03-25 2024-01-01",
+        ),
+        (
+            "select now() = current_timestamp, current_date > date '2024-01-01', cast(now() as date) = current_date",
+            "true true true",
+        ),
+        (
+            "select bool_and(a > 0), bool_or(a > 4), every(id > 1), bool_and(a > 9 and null) from t",
+            "true true false false",
+        ),
+        (
+            "select g, bool_or(a is null), count_if(id > 1), var_pop(id), stddev_pop(id) from t group by g order by g",
+            "u false 1 1.0 1.0; v true 1 0.0 0.0",
+        ),
+        ("select bool_and(a > 0), var_pop(a), count_if(true) from t where id > 9", "null null 0"),
+    ]);
+}
+
+/// What stands in `FROM` is planned once, however deep.
+#[test]
+fn tables_within_tables() {
+    let text =
+        (0..60).fold("select id from t".to_owned(), |text, n| format!("select * from ({text}) as t{n}"));
+    assert_eq!(rows(&text), "1; 2; 3");
+    let text = (0..30).fold("t.id".to_owned(), |text, n| {
+        format!("(select max(u{n}.k) from (values (1)) u{n}(k) where u{n}.k <= {text})")
+    });
+    assert!(rows(&format!("select {text} from t")).contains("within more than"));
+}
