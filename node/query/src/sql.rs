@@ -18,6 +18,7 @@
 //!     scalar.rs       expressions of a row
 //!       value.rs        their types: decimals, dates beside texts
 //!       temporal.rs     dates and intervals
+//!       like.rs         patterns
 //!       delegate.rs     what Polars SQL translates by itself: most functions
 //!   relation.rs     rows with named columns while planning
 //!   statistics.rs   what is known of tables
@@ -32,6 +33,7 @@ mod conjuncts;
 mod delegate;
 mod from;
 mod joins;
+mod like;
 mod place;
 mod planner;
 mod query;

@@ -16,7 +16,7 @@ use super::place::{unsupported, wrong};
 use super::planner::Planner;
 use super::relation::{Column, Relation, find};
 use super::value::{Typed, arithmetic, cast, compare, dtype_of, meet, negate, number, unify};
-use super::{aggregate, delegate, temporal};
+use super::{aggregate, delegate, like, temporal};
 
 /// The queries around a subquery, as it sees them.
 pub(super) struct Outer {
@@ -174,6 +174,15 @@ impl Planner<'_> {
                     Some(to) => value.cast(&to, span),
                     None => delegate::scalar(self, expr, scope),
                 }
+            }
+            Sql::Like { negated, any: false, expr: value, pattern, escape_char }
+            | Sql::ILike { negated, any: false, expr: value, pattern, escape_char }
+                if escape_char.is_some() || !matches!(&**pattern, Sql::Value(_)) =>
+            {
+                let both = (self.scalar(value, scope)?, self.scalar(pattern, scope)?);
+                let any_case = matches!(expr, Sql::ILike { .. });
+                let found = like::like(both, escape_char.as_ref(), any_case, span)?;
+                Ok(if *negated { Typed { expr: found.expr.not(), ..found } } else { found })
             }
             Sql::Extract { field, expr: inner, .. } => {
                 let value = self.scalar(inner, scope)?;

@@ -243,3 +243,25 @@ fn tables_within_tables() {
     });
     assert!(rows(&format!("select {text} from t")).contains("within more than"));
 }
+
+#[test]
+fn patterns() {
+    check(&[
+        (
+            "select 'a%b' like 'a!%b' escape '!', 'axb' like 'a!%b' escape '!', 'a.b' like 'a_b', 'axb' like 'a.b'",
+            "true false true false",
+        ),
+        (
+            "select s like p, s not like p, s ilike upper(p) from (values ('abc', 'a%'), ('a.c', 'a_c'), ('abc', 'a.c'), ('a+c', 'a+%'), (null, '%')) as x(s, p)",
+            "true false true; true false true; false true false; true false true; null null null",
+        ),
+        (
+            "select s like p || '%' from (values ('50%', '50!%'), ('line\nbreak', 'line')) as x(s, p)",
+            "false; true",
+        ),
+        ("select g from t where g not like 'u!%' escape '!' order by id", "u; v; u"),
+    ]);
+    assert!(rows("select 'a' like 'a!' escape '!'").contains("ends with its escape"));
+    assert!(rows("select 'a' like 'a' escape 'ab'").contains("one character"));
+    assert!(rows("select id like g from t").contains("LIKE is of texts"));
+}
