@@ -1,5 +1,6 @@
 //! What later versions of Polars compute otherwise, where only the types in a plan tell it.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use floe_protocol::Failure;
@@ -46,46 +47,47 @@ fn rows(operator: &IR, inputs: &[Node], plans: &Arena<IR>) -> Schema {
 
 /// What is in an expression that came out otherwise with py-polars 2.0.
 fn changed(node: Node, schema: &Schema, exprs: &Arena<AExpr>) -> Option<&'static str> {
+    use IRFunctionExpr::{ArgMax, ArgMin, MaxHorizontal, MinHorizontal};
+    use Operator::{FloorDivide, Modulus};
     let context = ToFieldContext::new(exprs, schema);
     let dtype = |node: Node| exprs.get(node).to_dtype(&context).unwrap_or(DataType::Null);
     // Both are compared as floats here, which large numbers do not fit.
-    let as_float = |node: Node| match exprs.get(node) {
-        AExpr::Cast { expr, dtype: DataType::Float64, .. } => Some(dtype(*expr)),
+    let before = |node: Node| match exprs.get(node) {
+        AExpr::Cast { expr, dtype: DataType::Float64, .. } => dtype(*expr),
+        _ => DataType::Null,
+    };
+    let large = |a: DataType, b: DataType| (a, b) == (DataType::Int64, DataType::UInt64);
+    let kind = |expr: &AExpr| match expr {
+        AExpr::Cast { expr, dtype: to, .. } if to.is_integer() && dtype(*expr).is_decimal() => {
+            Some("a cast of decimals to whole numbers")
+        }
+        AExpr::BinaryExpr { left, op: Modulus | FloorDivide, right }
+            if dtype(*left).is_decimal() || dtype(*right).is_decimal() =>
+        {
+            Some("a remainder or whole quotient of decimals")
+        }
+        AExpr::BinaryExpr { left, op, right }
+            if op.is_comparison()
+                && (large(before(*left), before(*right)) || large(before(*right), before(*left))) =>
+        {
+            Some("a comparison of Int64 with UInt64")
+        }
+        AExpr::Function { input, function: MaxHorizontal | MinHorizontal, .. }
+            if input.iter().any(|input| dtype(input.node()).is_float()) =>
+        {
+            Some("max_horizontal or min_horizontal of floats")
+        }
+        AExpr::Function { input, function: ArgMax | ArgMin, .. }
+            if input.iter().any(|input| dtype(input.node()).is_bool()) =>
+        {
+            Some("arg_max or arg_min of Booleans")
+        }
         _ => None,
     };
-    let kinds: [(&str, &dyn Fn(&AExpr) -> bool); 5] = [
-        ("a remainder or whole quotient of decimals", &|expr| match expr {
-            AExpr::BinaryExpr { left, op: Operator::Modulus | Operator::FloorDivide, right } => {
-                dtype(*left).is_decimal() || dtype(*right).is_decimal()
-            }
-            _ => false,
-        }),
-        ("a cast of decimals to whole numbers", &|expr| match expr {
-            AExpr::Cast { expr, dtype: to, .. } => to.is_integer() && dtype(*expr).is_decimal(),
-            _ => false,
-        }),
-        ("a comparison of Int64 with UInt64", &|expr| match expr {
-            AExpr::BinaryExpr { left, op, right } if op.is_comparison() => matches!(
-                (as_float(*left), as_float(*right)),
-                (Some(DataType::Int64), Some(DataType::UInt64))
-                    | (Some(DataType::UInt64), Some(DataType::Int64))
-            ),
-            _ => false,
-        }),
-        ("max_horizontal or min_horizontal of floats", &|expr| match expr {
-            AExpr::Function {
-                input,
-                function: IRFunctionExpr::MaxHorizontal | IRFunctionExpr::MinHorizontal,
-                ..
-            } => input.iter().any(|input| dtype(input.node()).is_float()),
-            _ => false,
-        }),
-        ("arg_max or arg_min of Booleans", &|expr| match expr {
-            AExpr::Function { input, function: IRFunctionExpr::ArgMax | IRFunctionExpr::ArgMin, .. } => {
-                input.iter().any(|input| dtype(input.node()).is_bool())
-            }
-            _ => false,
-        }),
-    ];
-    kinds.iter().find(|(_, is)| any(node, exprs, is)).map(|(what, _)| *what)
+    let found = Cell::new(None);
+    any(node, exprs, &|expr| {
+        found.set(kind(expr));
+        found.get().is_some()
+    });
+    found.get()
 }
