@@ -399,6 +399,35 @@ def test_processes_end_with_their_call(one):
     assert one.apply_sync(abs, -1) == 1
 
 
+def test_processes_end_with_a_process_that_ends_by_itself(one, tmp_path):
+    def starts_and_ends(path, end):
+        import subprocess
+
+        bare = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+        with open(path, "a") as file:
+            file.write(f"{bare.pid}\n")
+        end()
+
+    def exits():
+        os._exit(0)
+
+    def is_killed():
+        os.kill(os.getpid(), 9)
+
+    def accesses_what_is_not_there():
+        import ctypes
+
+        ctypes.string_at(0)
+
+    for end in (exits, is_killed, accesses_what_is_not_there):
+        written = tmp_path / end.__name__
+        with pytest.raises(floe.Crashed):
+            one.apply_sync(starts_and_ends, str(written), end)
+        processes = [int(number) for number in written.read_text().split()]
+        assert processes
+        wait_until("the end of what was started", lambda seen=processes: not any(map(_lives, seen)))
+
+
 def test_processes_end_with_their_node(mortal):
     def starts_and_stays(path):
         with open(path, "w") as file:

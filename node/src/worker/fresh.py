@@ -46,6 +46,8 @@ THREAD_NS = 20_000_000
 # Descriptors without a name (of event loops, timers) that libraries may leave open; each is of no use to others.
 MAX_NAMELESS = 256
 
+PR_GET_CHILD_SUBREAPER = 37
+
 # What leaves a note, by the module and what the note says. Some have a twin of the same name in another module.
 NOTED = {
     "os": (
@@ -84,6 +86,9 @@ LASTING = {
 
 _HOOKS = ("stdout", "stderr", "stdin", "excepthook", "displayhook", "unraisablehook", "breakpointhook", "argv")
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+if sys.platform == "linux":
+    # RLIMIT_LOCKS, by which the node knows what was started here.
+    _LIMITS.append(10)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LOGGER = (0, (), (), True, False)
 
@@ -217,6 +222,22 @@ def _set_loggers(wanted):
 
 def _signals():
     return {number: signal.getsignal(number) for number in range(1, signal.NSIG)}
+
+
+@functools.cache
+def _prctl(ctypes):
+    return ctypes.CDLL(None).prctl
+
+
+def _adopts_orphans():
+    """Whether processes whose parent has ended become this one's children still, as far as it is told."""
+    ctypes = sys.modules.get("ctypes")
+    # Nothing else of Python's own changes it.
+    if ctypes is None or sys.platform != "linux":
+        return True
+    adopts = ctypes.c_int(1)
+    _prctl(ctypes)(PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
+    return adopts.value != 0
 
 
 def _limits():
@@ -519,7 +540,8 @@ class Fresh:
                 pass
             self.spoilt = "a process that runs on"
         except ChildProcessError:
-            pass
+            if not _adopts_orphans():
+                self.spoilt = "orphans that it does not adopt"
 
     def _know_descriptors(self):
         self.descriptors = _descriptors()

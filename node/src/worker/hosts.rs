@@ -15,6 +15,7 @@ mod frames;
 pub mod guard;
 mod host;
 mod limits;
+mod mark;
 mod pool;
 mod process;
 mod processes;

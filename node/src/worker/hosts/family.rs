@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::watch;
 
 use super::guard::Guard;
+use super::mark::Mark;
 use super::processes;
 
 /// A node's children. Cheap to clone; clones are one.
@@ -29,8 +30,8 @@ impl Family {
     }
 
     /// A mark for the next child: what it starts is known by it.
-    pub(super) fn mark(&self) -> String {
-        format!("{}{}.", self.0.guard.mark(), self.0.started.fetch_add(1, Ordering::Relaxed))
+    pub(super) fn mark(&self) -> Mark {
+        self.0.guard.mark().child(self.0.started.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Takes a child in, unless the node is stopping.

@@ -17,12 +17,12 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::setsid;
 
+use super::mark::Mark;
 use super::processes;
 
 /// What tells this executable to be a guard, of those who have a mark that begins with its value.
@@ -43,13 +43,13 @@ pub fn main_if_asked() -> bool {
 pub(super) fn guard_if_asked() -> bool {
     let mark = std::env::var_os(ENV);
     if let Some(mark) = &mark {
-        guard(io::stdin().lock(), &mark.to_string_lossy());
+        guard(io::stdin().lock(), mark.to_string_lossy().into_owned());
     }
     mark.is_some()
 }
 
 /// Keeps the list that comes in, and at its end kills what is on it.
-fn guard(list: impl BufRead, mark: &str) {
+fn guard(list: impl BufRead, mark: String) {
     // It must go on when its terminal or its service manager ends the node. Where it cannot be the first of a
     // session it is one already.
     let _ = setsid();
@@ -74,7 +74,7 @@ fn guard(list: impl BufRead, mark: &str) {
         processes::end(group);
     }
     if !mark.is_empty() {
-        processes::end_marked(mark);
+        processes::end_marked(&Mark::begins(mark));
     }
 }
 
@@ -83,8 +83,8 @@ fn guard(list: impl BufRead, mark: &str) {
 pub(super) struct Guard {
     /// The executable and its arguments; none where the current one knows no guard.
     command: Option<(PathBuf, Vec<String>)>,
-    /// How the marks of this node's children begin.
-    mark: String,
+    /// The mark of this node's children.
+    mark: Mark,
     state: Mutex<State>,
 }
 
@@ -99,16 +99,17 @@ impl Guard {
     pub(super) fn new() -> Self {
         let known = KNOWN.load(Ordering::Relaxed);
         let executable = known.then(std::env::current_exe).and_then(Result::ok);
-        Self { command: executable.map(|path| (path, Vec::new())), mark: mark(), state: Mutex::default() }
+        let command = executable.map(|path| (path, Vec::new()));
+        Self { command, mark: Mark::of_node(), state: Mutex::default() }
     }
 
     /// A guard by another executable.
     #[cfg(test)]
     pub(super) fn with_command(executable: PathBuf, arguments: Vec<String>) -> Self {
-        Self { command: Some((executable, arguments)), mark: mark(), state: Mutex::default() }
+        Self { command: Some((executable, arguments)), mark: Mark::of_node(), state: Mutex::default() }
     }
 
-    pub(super) fn mark(&self) -> &str {
+    pub(super) fn mark(&self) -> &Mark {
         &self.mark
     }
 
@@ -162,7 +163,7 @@ impl Guard {
             return;
         }
         let mut command = Command::new(executable);
-        command.args(arguments).env(ENV, &self.mark).current_dir("/");
+        command.args(arguments).env(ENV, self.mark.text()).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let started = command.spawn().and_then(|mut child| {
             let list = child.stdin.take().ok_or_else(|| io::Error::other("it has no stdin"))?;
@@ -177,13 +178,6 @@ impl Guard {
             tracing::warn!(%error, "the guard cannot start: functions would go on should this node be killed");
         }
     }
-}
-
-/// What no other node of this machine has.
-fn mark() -> String {
-    static MADE: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    format!("{}-{now:x}-{}.", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Drop for Guard {

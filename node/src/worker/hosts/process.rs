@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use super::family::Family;
 use super::limits::Exceeded;
+use super::mark::{self, Mark};
 use super::processes;
 use super::wire::WireError;
 use crate::worker::task_logs::TaskLog;
@@ -163,7 +164,7 @@ impl Process {
         }
         command.envs(start.env.iter().map(|(name, value)| (name, value)));
         let mark = family.mark();
-        command.env(processes::MARK, &mark);
+        command.env(mark::VARIABLE, mark.text());
         if start.adopts {
             processes::adopt_orphans(&mut command);
         }
@@ -173,6 +174,8 @@ impl Process {
         let (Some(group), (Some(stdin), Some(stdout), Some(stderr))) = (id, pipes) else {
             return Err(io::Error::other("it ended before it began"));
         };
+        // First of all: what it starts before that has only the variable.
+        restrain(group, &mark);
         if !family.enter(group) {
             processes::end(group);
             drop(child.wait().await);
@@ -181,7 +184,6 @@ impl Process {
         let (exited, exit) = watch::channel(None);
         let look_after = look_after(child, (group, mark), start.scratch, exited, family.clone());
         tokio::spawn(look_after);
-        restrain(group);
         widen(&stdin);
         widen(&stdout);
         // From here on, dropping it ends the child.
@@ -285,7 +287,7 @@ async fn spawn(command: &mut Command) -> io::Result<Child> {
 /// Waits for a child's end, and cleans up after it.
 async fn look_after(
     mut child: Child,
-    (group, mark): (i32, String),
+    (group, mark): (i32, Mark),
     scratch: TempDir,
     exited: watch::Sender<Option<ExitStatus>>,
     family: Family,
@@ -305,8 +307,9 @@ async fn look_after(
     family.leave(group);
 }
 
-/// Makes a child take second place, behind the node.
-fn restrain(group: i32) {
+/// Marks a child, and makes it take second place, behind the node.
+fn restrain(group: i32, mark: &Mark) {
+    processes::mark(group, mark);
     // SAFETY: it takes and returns plain numbers.
     let done = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, group as nix::libc::id_t, NICE) };
     if done != 0 {

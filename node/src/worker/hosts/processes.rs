@@ -2,8 +2,8 @@
 //!
 //! A process that a child starts may leave its group (`setsid`), lose its parent (a daemon), or both. Three things
 //! lead to it: its group; its ancestors, which on Linux go up to the child itself whatever ended between them, since
-//! the child adopts orphans (`PR_SET_CHILD_SUBREAPER`); and a mark in its environment, which also tells of those whose
-//! child has ended before.
+//! the child adopts orphans (`PR_SET_CHILD_SUBREAPER`); and its [mark](super::mark), which also tells of those whose
+//! child has ended before, or adopts none any more.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::process::Command;
+
+use super::mark::Mark;
 
 #[cfg(target_os = "linux")]
 use self::linux as system;
@@ -23,9 +25,6 @@ const CENSUS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// At most this part of the time is spent on it, on one core.
 const CENSUS_SHARE: u32 = 50;
-
-/// The variable by which the processes of a child are known.
-pub(super) const MARK: &str = "FLOE_HOST_ID";
 
 /// How often those that are to end are looked for: they may be starting others meanwhile.
 const ROUNDS: usize = 50;
@@ -65,6 +64,23 @@ pub(super) fn adopt_orphans(command: &mut Command) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = command;
+}
+
+/// Gives a child, and all that it starts from now on, the part of its mark that is no variable.
+pub(super) fn mark(leader: i32, mark: &Mark) {
+    #[cfg(target_os = "linux")]
+    if let Some(number) = mark.number() {
+        let limit = nix::libc::rlimit { rlim_cur: number, rlim_max: number };
+        // SAFETY: `limit` is read during the call only, and nothing is written.
+        let done =
+            unsafe { nix::libc::prlimit(leader, nix::libc::RLIMIT_LOCKS, &limit, std::ptr::null_mut()) };
+        if done != 0 {
+            // It has the variable still.
+            tracing::debug!(error = %nix::errno::Errno::last(), "a child cannot be given its mark");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (leader, mark);
 }
 
 /// Stops a child, so that it does nothing more until it is killed.
@@ -107,12 +123,11 @@ pub(super) fn end_group(group: i32) {
     }
 }
 
-/// Kills all whose mark begins like this, whatever became of the child that they come from.
-pub(super) fn end_marked(mark: &str) {
-    let begins = format!("{MARK}={mark}");
+/// Kills all that have this mark, whatever became of the child that they come from.
+pub(super) fn end_marked(mark: &Mark) {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     for _ in 0..ROUNDS {
-        let mut marked = system::marked(begins.as_bytes());
+        let mut marked = system::marked(mark);
         marked.retain(|process| *process > 1 && *process != own);
         if marked.is_empty() {
             return;
@@ -201,19 +216,35 @@ impl Meter {
 mod linux {
     use std::fs;
 
-    use super::{Doing, Seen};
+    use super::{Doing, Mark, Seen};
 
     pub(super) fn all() -> Vec<Seen> {
         numbers().filter_map(see).collect()
     }
 
-    /// Those that were started with this beginning of a variable, as far as this user may know.
-    pub(super) fn marked(variable: &[u8]) -> Vec<i32> {
+    /// Those that have a mark and have not ended, as far as this user may know.
+    pub(super) fn marked(mark: &Mark) -> Vec<i32> {
+        let variable = mark.variable();
         let is_marked = |process: &i32| {
-            let started_with = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-            started_with.split(|byte| *byte == 0).any(|one| one.starts_with(variable))
+            limit(*process).is_some_and(|number| mark.has_number(number))
+                || was_started_with(*process, variable.as_bytes())
         };
-        numbers().filter(is_marked).collect()
+        let runs = |process: &i32| see(*process).is_some_and(|seen| seen.doing != Doing::Ended);
+        numbers().filter(is_marked).filter(runs).collect()
+    }
+
+    /// Whether a process was started with this beginning of a variable.
+    fn was_started_with(process: i32, variable: &[u8]) -> bool {
+        let started_with = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        started_with.split(|byte| *byte == 0).any(|one| one.starts_with(variable))
+    }
+
+    /// The limit that a mark's number is in.
+    fn limit(process: i32) -> Option<u64> {
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).ok()?;
+        let values = limits.lines().find_map(|line| line.strip_prefix("Max file locks"))?;
+        // What it may raise its limit to by itself comes second.
+        values.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 
     fn numbers() -> impl Iterator<Item = i32> {
@@ -225,13 +256,16 @@ mod linux {
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         // The name may hold anything, but the last bracket is its end.
         let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
-        let doing = match fields.next()? {
-            "T" | "t" => Doing::Stopped,
-            "Z" | "X" => Doing::Ended,
-            _ => Doing::Something,
-        };
+        let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
+        let threads: u64 = fields.nth(14)?.parse().ok()?;
+        let doing = match state {
+            "T" | "t" => Doing::Stopped,
+            // Otherwise only the first of its threads has.
+            "Z" | "X" if threads <= 1 => Doing::Ended,
+            _ => Doing::Something,
+        };
         Some(Seen { process, parent, group, doing })
     }
 
@@ -270,7 +304,7 @@ mod portable {
     use nix::unistd::{Pid, getpgid};
     use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
-    use super::{Doing, Seen};
+    use super::{Doing, Mark, Seen};
 
     pub(super) fn all() -> Vec<Seen> {
         let mut system = System::new();
@@ -289,12 +323,14 @@ mod portable {
         system.processes().iter().filter_map(see).collect()
     }
 
-    pub(super) fn marked(variable: &[u8]) -> Vec<i32> {
+    pub(super) fn marked(mark: &Mark) -> Vec<i32> {
+        let variable = mark.variable();
         let mut system = System::new();
         let with_environment = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);
         system.refresh_processes_specifics(ProcessesToUpdate::All, true, with_environment);
-        let is_marked =
-            |seen: &sysinfo::Process| seen.environ().iter().any(|one| one.as_bytes().starts_with(variable));
+        let is_marked = |seen: &sysinfo::Process| {
+            seen.environ().iter().any(|one| one.as_bytes().starts_with(variable.as_bytes()))
+        };
         let marked = system.processes().iter().filter(|(_, seen)| is_marked(seen));
         marked.map(|(process, _)| process.as_u32() as i32).collect()
     }
@@ -317,6 +353,12 @@ mod portable {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
+    use std::io::{BufRead, BufReader, Write};
+    #[cfg(target_os = "linux")]
+    use std::process::Stdio;
+
+    use super::super::mark::VARIABLE;
     use super::*;
 
     #[test]
@@ -350,25 +392,51 @@ mod tests {
 
     #[test]
     fn what_is_marked_is_found_and_ended() {
-        let mark = format!("test-{}.", std::process::id());
-        let start = |mark: &str| {
+        let (node, other_node) = (Mark::of_node(), Mark::of_node());
+        let start = |mark: &Mark| {
             let mut command = std::process::Command::new("sleep");
-            command.arg("600").env(MARK, mark).spawn().unwrap()
+            command.arg("600").env(VARIABLE, mark.text()).spawn().unwrap()
         };
-        let (mut its, mut other) = (start(&format!("{mark}1.")), start("another."));
-        let variable = format!("{MARK}={mark}");
+        let (mut its, mut other) = (start(&node.child(1)), start(&other_node.child(1)));
         for marked in [system::marked, portable::marked] {
             // Until it has become what it was started as, it is this process still.
             let id = its.id() as i32;
-            while !marked(variable.as_bytes()).contains(&id) {
+            while !marked(&node).contains(&id) {
                 std::thread::sleep(PAUSE);
             }
-            assert!(!marked(variable.as_bytes()).contains(&(other.id() as i32)));
+            assert!(!marked(&node).contains(&(other.id() as i32)));
         }
-        end_marked(&mark);
+        end_marked(&node);
         assert!(!its.wait().unwrap().success());
         assert_eq!(other.try_wait().unwrap(), None);
         other.kill().unwrap();
         other.wait().unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_mark_is_handed_on_without_any_environment_and_ends_with_its_process() {
+        let node = Mark::of_node();
+        // It starts another one when it is told to.
+        let script = "read line; env -i sleep 600 & echo $!; read line";
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut first = command.spawn().unwrap();
+        let id = first.id() as i32;
+        mark(id, &node.child(1));
+        let mut stdin = first.stdin.take().unwrap();
+        stdin.write_all(b"go\n").unwrap();
+        let mut second = String::new();
+        BufReader::new(first.stdout.take().unwrap()).read_line(&mut second).unwrap();
+        let second = second.trim().parse().unwrap();
+        let both = BTreeSet::from([id, second]);
+        for mark in [&node, &node.child(1)] {
+            assert_eq!(BTreeSet::from_iter(system::marked(mark)), both);
+        }
+        assert_eq!(system::marked(&node.child(2)), [0; 0]);
+        end_marked(&node);
+        // The first has ended and was not waited for.
+        assert_eq!(system::marked(&node), [0; 0]);
+        assert!(!first.wait().unwrap().success());
     }
 }

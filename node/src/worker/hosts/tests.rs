@@ -432,12 +432,14 @@ async fn what_a_function_started_does_not_outlive_its_host() {
     until(|| !lives(child)).await;
 }
 
-/// Starts a process that has lost its parent, left its group and its session; prints its number.
-const DAEMON: &str = "import os, subprocess, sys, threading, time\n\
-    def daemon():\n    \
+/// Starts a process that has lost its parent, left its group and its session, with another environment if one is given;
+/// returns its number.
+const DAEMON: &str = "import ctypes, os, signal, subprocess, sys, threading, time\n\
+    def daemon(env=None):\n    \
         start = 'import os, time\\nif os.fork(): os._exit(0)\\nos.setsid()\\n'\n    \
         start += 'if os.fork(): os._exit(0)\\nprint(os.getpid(), flush=True)\\nos.close(1); os.close(2)\\ntime.sleep(600)'\n    \
-        made = subprocess.run([sys.executable, '-c', start], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)\n    \
+        command = [sys.executable, '-c', start]\n    \
+        made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)\n    \
         return made.stdout\n";
 
 #[tokio::test]
@@ -474,6 +476,49 @@ async fn daemons_end_with_the_run_that_started_them() {
     );
     it.run_with(10, &program, Argument::None, Vec::new()).await.unwrap();
     let daemon = it.log(10).trim().parse().unwrap();
+    until(|| !lives(daemon)).await;
+}
+
+/// Makes a host one that adopts no orphans.
+#[cfg(target_os = "linux")]
+const ADOPTS_NONE: &str = "ctypes.CDLL(None).prctl(36, 0)";
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_shed_its_environment_ends_with_a_host_that_ended_by_itself() {
+    let Some(it) = Fixture::new() else { return };
+    let ends = ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), signal.SIGSEGV)"];
+    let cases = ends.iter().flat_map(|end| ["pass", ADOPTS_NONE].map(|first| (first, end)));
+    for (number, (first, end)) in cases.enumerate() {
+        let source = format!(
+            "{DAEMON}def f(*_):\n    \
+                {first}\n    \
+                print(subprocess.Popen(['sleep', '600'], start_new_session=True, env={{}}).pid)\n    \
+                print(daemon({{}}).decode(), flush=True)\n    \
+                {end}"
+        );
+        let number = number as u64;
+        let ended = it.run_with(number, &it.function(&source), Argument::None, Vec::new()).await;
+        assert!(matches!(ended, Err(Failure::Crashed { .. })), "{ended:?}");
+        let said = it.log(number);
+        let processes: Vec<i32> = said.split_whitespace().map_while(|process| process.parse().ok()).collect();
+        assert_eq!(processes.len(), 2, "{said}");
+        until(|| !processes.iter().any(|process| lives(*process))).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_shed_its_environment_and_is_adopted_by_none_ends_with_its_run() {
+    let Some(it) = Fixture::new() else { return };
+    let source = format!("{DAEMON}def f(*_):\n    {ADOPTS_NONE}\n    return ('object', daemon({{}}))");
+    let daemon = it.object(&source).await.trim().parse().unwrap();
+    until(|| !lives(daemon)).await;
+    let script = "#!/bin/sh\ncat >/dev/null\nenv -i setsid sleep 600 >/dev/null 2>&1 &\necho $! >&2\n";
+    it.run_with(1, &program(&it, script, Format::Csv, Format::Csv), Argument::None, Vec::new())
+        .await
+        .unwrap();
+    let daemon = it.log(1).trim().parse().unwrap();
     until(|| !lives(daemon)).await;
 }
 
@@ -712,18 +757,29 @@ async fn the_guard_ends_what_a_killed_node_leaves() {
     until(|| it.is_alone()).await;
     let second: i32 = it.object(pid).await.parse().unwrap();
     assert_ne!(first, second);
+    // Where nothing else tells of it, a process must have kept its environment.
+    #[cfg(target_os = "linux")]
+    let (first, bare) = (ADOPTS_NONE, "{}");
+    #[cfg(not(target_os = "linux"))]
+    let (first, bare) = ("pass", "None");
     let function = it.function(&format!(
-        "{DAEMON}def f(*_):\n    print(daemon().decode(), flush=True)\n    time.sleep(600)"
+        "{DAEMON}def f(*_):\n    \
+            kept = daemon()\n    \
+            {first}\n    \
+            print((kept + daemon({bare}) + b'.').decode(), flush=True)\n    \
+            time.sleep(600)"
     ));
     let run = it.hosts.run_task(attempt(7), &function, Argument::None, Vec::new());
     let node_is_killed = async {
-        until(|| it.log(7).trim().parse::<i32>().is_ok()).await;
-        let daemon = it.log(7).trim().parse().unwrap();
+        until(|| it.log(7).trim().ends_with('.')).await;
+        let log = it.log(7);
+        let daemons: Vec<i32> = log.split_whitespace().map_while(|daemon| daemon.parse().ok()).collect();
+        assert_eq!(daemons.len(), 2, "{log}");
         let guard = it.hosts.0.family.guard();
         let others = guard.process().unwrap();
-        assert!(lives(second) && lives(others) && lives(daemon));
+        assert!(lives(second) && lives(others) && daemons.iter().all(|daemon| lives(*daemon)));
         guard.abandon();
-        until(|| !lives(second) && !lives(daemon)).await;
+        until(|| !lives(second) && !daemons.iter().any(|daemon| lives(*daemon))).await;
     };
     let (ended, ()) = tokio::join!(run, node_is_killed);
     ended.unwrap_err();
