@@ -255,7 +255,9 @@ fn check(number: usize, found: &DataFrame, answer: &str, within: f64) {
     for (found, wanted) in found.iter().zip(&wanted) {
         assert_eq!(found.len(), wanted.len(), "Q{number}");
         for (a, b) in found.iter().zip(wanted) {
-            assert!(alike(a, b, within), "Q{number}: {found:?} instead of {wanted:?}");
+            // The published answer of Q11 has its keys cut to four digits.
+            let cut = number == 11 && within > 0.0 && b.len() == 4 && a.starts_with(b.as_str());
+            assert!(cut || alike(a, b, within), "Q{number}: {found:?} instead of {wanted:?}");
         }
     }
 }
