@@ -74,7 +74,23 @@ impl Database {
                     };
                     let source = insert.source.ok_or("INSERT without VALUES")?;
                     let SetExpr::Values(values) = &*source.body else {
-                        return Err("INSERT of a query".to_owned());
+                        let rows = self.query(&source.to_string()).map_err(|failure| failure.to_string())?;
+                        if rows.width() != names.len() {
+                            return Err("INSERT of a query with other columns".to_owned());
+                        }
+                        let frame = self.tables.get_mut(&table).ok_or("no such table")?;
+                        let column = |(name, dtype): (&PlSmallStr, &DataType)| {
+                            let at = names.iter().position(|own| own == name.as_str());
+                            let values = match at {
+                                Some(at) => rows.columns()[at].clone(),
+                                None => Column::full_null(name.clone(), rows.height(), dtype),
+                            };
+                            values.with_name(name.clone()).cast(dtype).map_err(|error| error.to_string())
+                        };
+                        let columns = frame.schema().iter().map(column).collect::<Result<_, _>>()?;
+                        let rows = DataFrame::new(rows.height(), columns).map_err(|error| error.to_string())?;
+                        frame.vstack_mut(&rows).map_err(|error| error.to_string())?;
+                        continue;
                     };
                     let at: Vec<Option<usize>> = known
                         .get_column_names()
