@@ -88,7 +88,8 @@ impl Database {
                             values.with_name(name.clone()).cast(dtype).map_err(|error| error.to_string())
                         };
                         let columns = frame.schema().iter().map(column).collect::<Result<_, _>>()?;
-                        let rows = DataFrame::new(rows.height(), columns).map_err(|error| error.to_string())?;
+                        let rows =
+                            DataFrame::new(rows.height(), columns).map_err(|error| error.to_string())?;
                         frame.vstack_mut(&rows).map_err(|error| error.to_string())?;
                         continue;
                     };
