@@ -45,6 +45,9 @@ fn rows(operator: &IR, inputs: &[Node], plans: &Arena<IR>) -> Schema {
     schema
 }
 
+/// Beyond it not every whole number is a float.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// What is in an expression that came out otherwise with py-polars 2.0.
 fn changed(node: Node, schema: &Schema, exprs: &Arena<AExpr>) -> Option<&'static str> {
     use IRFunctionExpr::{ArgMax, ArgMin, MaxHorizontal, MinHorizontal};
@@ -56,7 +59,17 @@ fn changed(node: Node, schema: &Schema, exprs: &Arena<AExpr>) -> Option<&'static
         AExpr::Cast { expr, dtype: DataType::Float64, .. } => dtype(*expr),
         _ => DataType::Null,
     };
-    let large = |a: DataType, b: DataType| (a, b) == (DataType::Int64, DataType::UInt64);
+    let inexact = |node: Node| match exprs.get(node) {
+        AExpr::Literal(LiteralValue::Scalar(scalar)) => {
+            scalar.value().extract::<f64>().is_some_and(|value| value.abs() >= MAX_EXACT)
+        }
+        _ => false,
+    };
+    let large = |a: Node, b: Node| match before(a) {
+        DataType::Int64 => before(b) == DataType::UInt64 || inexact(b),
+        DataType::UInt64 => inexact(b),
+        _ => false,
+    };
     let kind = |expr: &AExpr| match expr {
         AExpr::Cast { expr, dtype: to, .. } if to.is_integer() && dtype(*expr).is_decimal() => {
             Some("a cast of decimals to whole numbers")
@@ -67,10 +80,9 @@ fn changed(node: Node, schema: &Schema, exprs: &Arena<AExpr>) -> Option<&'static
             Some("a remainder or whole quotient of decimals")
         }
         AExpr::BinaryExpr { left, op, right }
-            if op.is_comparison()
-                && (large(before(*left), before(*right)) || large(before(*right), before(*left))) =>
+            if op.is_comparison() && (large(*left, *right) || large(*right, *left)) =>
         {
-            Some("a comparison of Int64 with UInt64")
+            Some("a comparison of large Int64 and UInt64")
         }
         AExpr::Function { input, function: MaxHorizontal | MinHorizontal, .. }
             if input.iter().any(|input| dtype(input.node()).is_float()) =>
