@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use floe_client::{Error, JobPhase, LogStream, json};
+use floe_client::{Error, JobId, JobPhase, LogStream, json};
 use futures::StreamExt;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::bytes::Buffer;
+use crate::closing::Closing;
 use crate::error::raised;
 use crate::mesh::seconds;
-use crate::runtime::{Own, runtime, wait};
+use crate::runtime::{Own, runtime};
 
 /// How many partitions are fetched ahead of the one that Python works on.
 const READ_AHEAD: usize = 1;
@@ -21,11 +22,16 @@ const READ_AHEAD: usize = 1;
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Job {
     job: Own<floe_client::Job>,
+    closing: Own<Closing>,
 }
 
 impl Job {
-    pub(crate) fn new(job: floe_client::Job) -> Self {
-        Self { job: Own::new(job) }
+    pub(crate) fn new(job: floe_client::Job, closing: Closing) -> Self {
+        Self { job: Own::new(job), closing: Own::new(closing) }
+    }
+
+    fn ask<T: Send>(&self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
+        self.closing.get()?.ask(py, future)
     }
 }
 
@@ -38,17 +44,17 @@ impl Job {
 
     /// Where it stands now, as JSON.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let status = wait(py, self.job.get()?.status())?.map_err(|error| raised(py, error))?;
+        let status = self.ask(py, self.job.get()?.status())?.map_err(|error| raised(py, error))?;
         Ok(json::job(&status).to_string())
     }
 
     /// Waits until it has ended, however it did: its last status as JSON, or nothing if it takes longer.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<String>> {
-        let job = self.job.get()?;
+        let (job, closing) = (self.job.get()?, self.closing.get()?);
         let ended = match timeout.map(seconds).transpose()? {
-            None => Ok(wait(py, job.wait())?),
-            Some(timeout) => wait(py, within(timeout, job.wait()))?,
+            None => Ok(closing.wait_for_job(py, job.id(), job.wait())?),
+            Some(timeout) => closing.wait_for_job(py, job.id(), within(timeout, job.wait()))?,
         };
         match ended {
             Ok(status) => {
@@ -63,7 +69,7 @@ impl Job {
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         let asked = self.job.get()?;
         let job = asked.id();
-        let checked = wait(py, async {
+        let checked = self.ask(py, async {
             match asked.status().await?.phase {
                 JobPhase::Failed(failure) => Err(Error::JobFailed { job, failure }),
                 JobPhase::Cancelled => Err(Error::JobCancelled { job }),
@@ -75,27 +81,34 @@ impl Job {
 
     /// Gives its partitions one by one as they are made, each an Arrow IPC stream.
     fn partitions(&self) -> PyResult<Partitions> {
-        let mut partitions = self.job.get()?.partitions();
+        let (job, closing) = (self.job.get()?, self.closing.get()?.clone());
+        let mut partitions = job.partitions();
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         runtime()?.spawn(async move {
-            while let Some(partition) = partitions.next().await {
-                // Nobody may be reading any more.
+            loop {
+                let next = tokio::select! {
+                    next = partitions.next() => next,
+                    // Nobody reads any more, and the job may go on for long.
+                    () = sender.closed() => return,
+                };
+                let Some(partition) = next else { return };
                 if partition.is_err() | sender.send(partition).await.is_err() {
                     return;
                 }
             }
         });
-        Ok(Partitions { receiver: Own::new(Mutex::new(receiver)) })
+        let receiver = Own::new(Mutex::new(receiver));
+        Ok(Partitions { receiver, job: job.id(), closing: Own::new(closing) })
     }
 
     /// Stops it.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
-        wait(py, self.job.get()?.cancel())?.map_err(|error| raised(py, error))
+        self.ask(py, self.job.get()?.cancel())?.map_err(|error| raised(py, error))
     }
 
     /// Says that its result is no longer needed.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
-        wait(py, self.job.get()?.release())?.map_err(|error| raised(py, error))
+        self.ask(py, self.job.get()?.release())?.map_err(|error| raised(py, error))
     }
 
     /// The same in the background: for when nobody is left who could wait.
@@ -113,8 +126,9 @@ impl Job {
     /// one partition; with `follow` until it has ended.
     #[pyo3(signature = (partition=None, follow=false))]
     fn logs(&self, partition: Option<u32>, follow: bool) -> PyResult<Logs> {
-        let logs = self.job.get()?.logs(None, follow);
-        Ok(Logs { logs: Own::new(Mutex::new(logs)), partition })
+        let (job, closing) = (self.job.get()?, self.closing.get()?.clone());
+        let logs = Own::new(Mutex::new(job.logs(None, follow)));
+        Ok(Logs { logs, partition, job: job.id(), closing: Own::new(closing) })
     }
 }
 
@@ -122,6 +136,8 @@ impl Job {
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Partitions {
     receiver: Own<Mutex<mpsc::Receiver<Result<Bytes, Error>>>>,
+    job: JobId,
+    closing: Own<Closing>,
 }
 
 #[pymethods]
@@ -132,7 +148,8 @@ impl Partitions {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Buffer>> {
         let receiver = self.receiver.get()?;
-        let next = wait(py, async { receiver.lock().await.recv().await })?;
+        let received = async { receiver.lock().await.recv().await };
+        let next = self.closing.get()?.wait_for_job(py, self.job, received)?;
         match next {
             Some(Ok(partition)) => Ok(Some(Buffer::new(partition))),
             Some(Err(error)) => Err(raised(py, error)),
@@ -146,6 +163,8 @@ impl Partitions {
 pub(crate) struct Logs {
     logs: Own<Mutex<LogStream>>,
     partition: Option<u32>,
+    job: JobId,
+    closing: Own<Closing>,
 }
 
 /// Node, stage, partition, attempt, bytes.
@@ -160,7 +179,8 @@ impl Logs {
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<LogLine<'py>>> {
         let logs = self.logs.get()?;
         loop {
-            let next = wait(py, async { logs.lock().await.next().await })?;
+            let printed = async { logs.lock().await.next().await };
+            let next = self.closing.get()?.wait_for_job(py, self.job, printed)?;
             let Some(chunk) = next.transpose().map_err(|error| raised(py, error))? else {
                 return Ok(None);
             };

@@ -4,6 +4,7 @@
 //! All knowledge of pickling, pandas and the like is in Python; here are bytes.
 
 mod bytes;
+mod closing;
 mod error;
 mod function;
 mod job;

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::bytes::{blob_of, parsed, taken};
+use crate::closing::Closing;
 use crate::error::{Parts, raised};
 use crate::function::{Function, payload};
 use crate::job::Job;
@@ -25,6 +26,7 @@ const PLAN_LABEL: &str = "a Polars plan";
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Mesh {
     mesh: Own<floe_client::Mesh>,
+    closing: Own<Closing>,
 }
 
 #[pymethods]
@@ -61,18 +63,18 @@ impl Mesh {
             Error::Unreachable { .. } if here => Parts::new("no_mesh", error.to_string()).into_error(py),
             error => raised(py, error),
         })?;
-        Ok(Self { mesh: Own::new(mesh) })
+        Ok(Self { mesh: Own::new(mesh), closing: Own::new(Closing::new()) })
     }
 
     /// The mesh and its nodes, as JSON.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let status = wait(py, self.mesh.get()?.status())?.map_err(|error| raised(py, error))?;
+        let status = self.wait(py, self.mesh.get()?.status())?.map_err(|error| raised(py, error))?;
         Ok(json::mesh(&status).to_string())
     }
 
     /// Every job that the mesh knows, as JSON.
     fn jobs(&self, py: Python<'_>) -> PyResult<String> {
-        let jobs = wait(py, self.mesh.get()?.jobs())?.map_err(|error| raised(py, error))?;
+        let jobs = self.wait(py, self.mesh.get()?.jobs())?.map_err(|error| raised(py, error))?;
         let jobs: Vec<_> = jobs.iter().map(json::job).collect();
         Ok(serde_json::Value::from(jobs).to_string())
     }
@@ -176,30 +178,44 @@ impl Mesh {
 
     /// Puts bytes into the mesh, unless it has them: their digest and size.
     fn put(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(String, u64)> {
-        let blob = wait(py, self.mesh.get()?.put(taken(data)?))?.map_err(|error| raised(py, error))?;
+        let blob = self.wait(py, self.mesh.get()?.put(taken(data)?))?.map_err(|error| raised(py, error))?;
         Ok((blob.id.to_string(), blob.bytes))
     }
 
     /// Gets bytes that were put into the mesh.
     fn get<'py>(&self, py: Python<'py>, id: &str, bytes: u64) -> PyResult<Bound<'py, PyBytes>> {
         let blob = blob_of((id, bytes))?;
-        let bytes = wait(py, self.mesh.get()?.get(blob))?.map_err(|error| raised(py, error))?;
+        let bytes = self.wait(py, self.mesh.get()?.get(blob))?.map_err(|error| raised(py, error))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
     /// A job submitted before. Whether it exists shows with the first question.
     fn job(&self, id: &str) -> PyResult<Job> {
-        Ok(Job::new(self.mesh.get()?.job(parsed(id)?)))
+        self.handle(self.mesh.get()?.job(parsed(id)?))
     }
 
     /// Opens a session.
     fn session(&self, py: Python<'_>, label: String) -> PyResult<Session> {
-        let session = wait(py, self.mesh.get()?.session(label))?.map_err(|error| raised(py, error))?;
-        Ok(Session::new(session))
+        let session = self.wait(py, self.mesh.get()?.session(label))?.map_err(|error| raised(py, error))?;
+        Ok(Session::new(session, self.closing.get()?.clone()))
+    }
+
+    /// Ends all that waits for something of this, and says whether the jobs end too.
+    fn close(&self, jobs_end: bool) -> PyResult<()> {
+        self.closing.get()?.close(jobs_end);
+        Ok(())
     }
 }
 
 impl Mesh {
+    fn wait<T: Send>(&self, py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
+        self.closing.get()?.wait(py, future)
+    }
+
+    fn handle(&self, job: floe_client::Job) -> PyResult<Job> {
+        Ok(Job::new(job, self.closing.get()?.clone()))
+    }
+
     fn sql_spec(
         &self,
         py: Python<'_>,
@@ -238,7 +254,8 @@ impl Mesh {
         self.submit(py, async { Ok(Submission { spec: spec.await?, files }) })
     }
 
-    /// Submits a job. One that Ctrl-C interrupts on its way is cancelled, whether or not it was accepted.
+    /// Submits a job. One that Ctrl-C or closing interrupts on its way is cancelled, whether or not it was accepted:
+    /// nobody has its id.
     fn submit(
         &self,
         py: Python<'_>,
@@ -246,9 +263,9 @@ impl Mesh {
     ) -> PyResult<Job> {
         let id = floe_client::new_job_id().map_err(|error| raised(py, error))?;
         let mesh = self.mesh.get()?;
-        let submitted = wait(py, async { mesh.submit_as(id, submission.await?).await });
+        let submitted = self.wait(py, async { mesh.submit_as(id, submission.await?).await });
         match submitted {
-            Ok(job) => job.map(Job::new).map_err(|error| raised(py, error)),
+            Ok(job) => self.handle(job.map_err(|error| raised(py, error))?),
             Err(interrupted) => {
                 let job = mesh.job(id);
                 runtime()?.spawn(async move { job.cancel().await });

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::bytes::{parsed, taken};
+use crate::closing::Closing;
 use crate::error::{parts_of, raised};
 use crate::function::Function;
 use crate::mesh::seconds;
@@ -16,11 +17,12 @@ use crate::runtime::{Own, SIGNAL_INTERVAL, wait};
 #[pyclass(frozen, module = "floe._core")]
 pub(crate) struct Session {
     session: Own<floe_client::Session>,
+    closing: Own<Closing>,
 }
 
 impl Session {
-    pub(crate) fn new(session: floe_client::Session) -> Self {
-        Self { session: Own::new(session) }
+    pub(crate) fn new(session: floe_client::Session, closing: Closing) -> Self {
+        Self { session: Own::new(session), closing: Own::new(closing) }
     }
 }
 
@@ -44,7 +46,8 @@ impl Session {
     /// Makes a function known: the number that calls name it by.
     fn define(&self, py: Python<'_>, function: &Function) -> PyResult<u32> {
         let function = function.protocol();
-        wait(py, self.session.get()?.define(function))?.map_err(|error| raised(py, error))
+        let session = self.session.get()?;
+        self.closing.get()?.wait(py, session.define(function))?.map_err(|error| raised(py, error))
     }
 
     /// Calls a function, on any node or on the one of this id. Does not wait.

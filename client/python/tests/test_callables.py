@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 
 import floe
@@ -448,12 +449,149 @@ def test_many_functions(mesh):
 
 
 def test_functions_that_are_large(mesh):
-    """Each holds a megabyte: neither driver nor host keeps them all."""
-    with mesh.executor(memory="400MB") as executor:
-        for n in range(200):
+    """Each holds a megabyte: neither driver nor host keeps them all, nor has room for them."""
+    count, limit = 66, 120
+    with mesh.executor(memory=f"{limit}MB") as executor:
+        for n in range(count):
             held = bytes([n]) * (1 << 20)
             assert executor.submit(lambda held=held: (len(held), held[0])).result(60) == (1 << 20, n)
-        assert executor._calls._functions_bytes <= calls.MAX_DEFINED_BYTES + (2 << 20)
+        most = calls.MAX_DEFINED_BYTES + (2 << 20)
+        assert executor._calls._functions_bytes <= most < count << 20
+        # With what they hold, loaded, they would be too much.
+        assert 2 * count > limit
+
+
+class Conf:
+    """Answers for every attribute, as classes for settings do, and raises what it likes."""
+
+    def __init__(self, values):
+        self.__dict__["d"] = values
+
+    def __getattr__(self, name):
+        return self.__dict__["d"][name]
+
+    def __reduce__(self):
+        return Conf, (self.__dict__["d"],)
+
+
+class Asked(Exception):
+    """An object was asked for something that nobody needs to know."""
+
+
+class Wary(Conf):
+    """Bears only what pickling asks for."""
+
+    def __getattribute__(self, name):
+        if name in ("__module__", "func", "__name__", "__doc__", "keys", "read", "nbytes"):
+            raise Asked(name)
+        return object.__getattribute__(self, name)
+
+    def __reduce__(self):
+        return Wary, (object.__getattribute__(self, "__dict__")["d"],)
+
+
+class WaryMeta(type):
+    def __getattr__(cls, name):
+        # Python asks for these itself, when it makes objects and pickles them.
+        raise (AttributeError if name in ("__slots__", "__getstate__") else Asked)(name)
+
+
+class OfWaryMeta(metaclass=WaryMeta):
+    def __init__(self, a):
+        self.a = a
+
+
+class Called(Conf):
+    def __call__(self, n):
+        return self.a + n
+
+    def __reduce__(self):
+        return Called, (self.__dict__["d"],)
+
+
+class Answers(Exception):
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+def raises(n):
+    error = Answers("told", n)
+    error.extra = n
+    raise error
+
+
+#: Objects of such classes, whose attribute `a` is 1.
+WARY = {
+    "KeyError": Conf({"a": 1}),
+    "any attribute": Wary({"a": 1}),
+    "metaclass": OfWaryMeta(1),
+    "callable": Called({"a": 1}),
+}
+
+
+@pytest.mark.parametrize("name", WARY)
+@pytest.mark.parametrize("way", WAYS)
+def test_objects_that_answer_for_attributes(mesh, way, name):
+    """They are sent without being asked: as variables of a function, and as arguments."""
+    held = WARY[name]
+    assert WAYS[way](mesh, lambda n: (held.a, n), 3) == (1, 3)
+    back = WAYS[way](mesh, lambda n: (held, [held], n), 3)
+    assert type(back[0]) is type(held) and back[0].a == back[1][0].a == 1
+    assert mesh.parallel(lambda x: x.a)(held).result(60) == 1
+    assert mesh.map(lambda x: x.a, [held] * 2).collect() == [1, 1]
+    assert mesh.get(mesh.put(held)).a == 1
+
+
+def test_callables_that_answer_for_attributes(mesh):
+    for function in (Called({"a": 1}), functools.partial(Called({"a": 1})), Called({"a": 1}).__call__):
+        for way, call in WAYS.items():
+            if way != "joblib":  # It asks them itself, for their names.
+                assert call(mesh, function, 3) == 4, way
+    assert mesh.apply(pd.Series([1, 2, 3]), Called({"a": 1}), 2, quiet=True).tolist() == [2, 3, 4]
+    assert mesh.parallelize([1, 2], Called({"a": [1]}), 1).collect(60) == [1, 1, 2]
+
+
+class OwnSource(Conf):
+    def __len__(self):
+        return 4
+
+    def read(self, offset, limit):
+        return list(range(offset, offset + limit))
+
+    def __reduce__(self):
+        return OwnSource, (self.__dict__["d"],)
+
+
+class OwnSequence(OwnSource):
+    def __getitem__(self, position):
+        return list(range(4))[position]
+
+    def __reduce__(self):
+        return OwnSequence, (self.__dict__["d"],)
+
+
+def test_data_that_answer_for_attributes(mesh):
+    for source in (OwnSource({}), functools.partial(OwnSource, {})):
+        assert mesh.map_reduce(source, sum, lambda a, b: a + b, 2).collect(60) == 6
+    assert mesh.parallelize(OwnSequence({}), sum, 2, merge=None).collect(60) == [1, 5]
+    with pytest.raises(floe.NotAFrame, match="returned .*Conf.*, where a list"):
+        mesh.parallelize([1], lambda part: Conf({}), 1).collect(60)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_exceptions_that_answer_for_attributes(mesh, way):
+    with pytest.raises(Answers) as caught:
+        WAYS[way](mesh, raises, 3)
+    assert caught.value.args == ("told", 3) and vars(caught.value)["extra"] == 3
+    held = Answers("held")
+    assert WAYS[way](mesh, lambda n: (held.args, n), 3) == (("held",), 3)
+    assert mesh.parallel(lambda error: error)(held).result(60).args == ("held",)
+
+
+def test_what_cannot_be_sent_of_objects_that_answer_for_attributes(mesh):
+    for held in (Conf({"lock": LOCK}), Wary({"lock": LOCK})):
+        with pytest.raises(floe.Unpicklable, match="cannot send the arguments: .*a _thread.lock.* cannot be"):
+            mesh.parallel(len)(held)
 
 
 class Holder:

@@ -91,15 +91,19 @@ def wrong(got):
 
 
 def test_arguments_of_calls(mesh):
-    call, got = mesh.parallel(use), {}
+    values, call = list(each_value()), mesh.parallel(use)
+    # One way after the other: between two sessions that take turns processes are replaced each time.
+    got = {}
+    for name, value, _ in values:
+        got[name] = [result.result(60) for result in [call(value) for _ in range(3)]]
     with mesh.executor() as executor:
-        for name, value, wanted in each_value():
-            found = [result.result(60) for result in [call(value) for _ in range(3)]]
-            found += [future.result(60) for future in [executor.submit(use, value) for _ in range(3)]]
-            found += executor.map(use, [value] * CALLS, chunksize=3)
-            got[name] = found, wanted
-            assert use(value) == wanted
-    assert not wrong(got)
+        for name, value, _ in values:
+            futures = [executor.submit(use, value) for _ in range(3)]
+            got[name] += [future.result(60) for future in futures]
+            got[name] += executor.map(use, [value] * CALLS, chunksize=3)
+    assert not wrong({name: (got[name], wanted) for name, _, wanted in values})
+    for name, value, wanted in values:
+        assert use(value) == wanted, name
 
 
 def test_arguments_of_maps(mesh):

@@ -1,5 +1,8 @@
 """Functions over partitions, on real nodes."""
 
+import array
+import collections
+import collections.abc
 import warnings
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 import floe
 
+import loopback
 from conftest import DATA, wait_until
 
 
@@ -295,3 +299,97 @@ def test_progress_while_running(mesh, tmp_path):
     assert float(job.progress) == 0.5 and not job.completed
     (tmp_path / "gate").touch()
     assert job.wait_interactive().collect() == [0, 1]
+
+
+class Numbers(collections.abc.Sequence):
+    """A sequence that gives its items and nothing but them."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, position):
+        if not isinstance(position, int):
+            raise KeyError(position)
+        return self.numbers[position]
+
+
+#: Things that are no frames.
+KINDS = {
+    "a deque": collections.deque([1, "a", None], maxlen=5),
+    "an array of Python's": array.array("d", [1.0, 2.0, 3.0]),
+    "bytes that change": bytearray(b"abc"),
+    "an Arrow array": pa.array([1, None, 3]),
+    "an Arrow array of texts": pa.array(["a", None, "ccc"])[1:],
+    "an Arrow array of categories": pa.array(["a", "b", "a"]).dictionary_encode(),
+    "an Arrow array in chunks": pa.chunked_array([[1, 2], [3], []]),
+    "nested Arrow": pa.array([{"a": [1, 2]}, None, {"a": []}]),
+    "an index": pd.Index(["a", "b", "c"], name="letters"),
+    "a range": pd.RangeIndex(2, 20, 3),
+    "times": pd.date_range("2020", periods=5, tz="Europe/Berlin"),
+    "several indexes": pd.MultiIndex.from_tuples([(1, "a"), (2, "b")], names=["n", None]),
+    "categories": pd.Categorical(["a", None, "b"], categories=["b", "a", "c"], ordered=True),
+    "an array of pandas": pd.array([1, None, 3], dtype="Int64"),
+    "texts of pandas": pd.array(["a", None, "b"], dtype="string"),
+    "a period": pd.period_range("2020", periods=3, freq="M").array,
+}
+
+
+def same(one, other):
+    if isinstance(one, pd.Index):
+        pd.testing.assert_index_equal(one, other)
+    elif isinstance(one, pd.api.extensions.ExtensionArray):
+        pd.testing.assert_extension_array_equal(one, other)
+    else:
+        assert one == other and type(one) is type(other)
+
+
+def test_what_is_no_frame_comes_back_as_its_kind(mesh):
+    jobs = [mesh.parallelize(value, lambda part: part, 2) for value in KINDS.values()]
+    for value, job in zip(KINDS.values(), jobs, strict=True):
+        same(job.collect(60), value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_in_any_number_of_partitions(name):
+    mesh, value = loopback.Loopback(), KINDS[name]
+    for n in range(1, len(value) + 1):
+        same(mesh.parallelize(value, lambda part: part, n).collect(), value)
+    empty = collections.deque() if name == "a deque" else value[:0]
+    same(mesh.parallelize(empty, lambda part: part).collect(), empty)
+    # Each function gets a partition of the kind; what it makes of that is its own.
+    kinds = mesh.parallelize(value, lambda part: [type(part), len(part)], 2, merge=None).collect()
+    assert all(kind is type(value) for kind, _ in kinds) and sum(size for _, size in kinds) == len(value)
+    assert repr(mesh.parallelize(value, list, 2).collect()) == repr(list(value))
+
+
+def test_sequences_that_cannot_be_sliced():
+    numbers = Numbers([1, 2, 3])
+    assert loopback.Loopback().parallelize(numbers, lambda part: part, 2).collect() == [1, 2, 3]
+
+
+def test_parts_of_an_arrow_array_travel_without_the_rest():
+    for value in (pa.array(np.arange(100_000)), pa.chunked_array([np.arange(100_000)])):
+        parts = floe.data.Partitioned(value, 100, 1)
+        sizes = [len(part[1]) for part in parts.encoded()]
+        assert len(sizes) == 100 and max(sizes) < 10_000
+
+
+def test_what_does_not_go_together():
+    for value, function, expected in [
+        (pa.array([0, 1]), lambda part: part.cast("int8") if part[0].as_py() else part, "of int64 from"),
+        (array.array("i", [0, 1]), lambda part: array.array("d", part) if part[0] else part, "of i from"),
+        (pd.array([0, 1]), lambda part: part.astype("Int8") if part[0] else part, "of Int64 from"),
+        (collections.deque([0, 1]), lambda part: list(part) if part[0] else part, "a collections.deque from"),
+        (pd.Index([0, 1]), lambda part: list(part) if part[0] else part, "pandas.*Index from partition 0"),
+    ]:
+        with pytest.raises(floe.SchemaMismatch, match=expected):
+            loopback.Loopback().parallelize(value, function, 2).collect()
+
+
+def test_what_has_no_parts(mesh):
+    for value in (np.array(3), iter([1]), {1, 2}, {"a": 1}, memoryview(b"ab"), "ab", None):
+        with pytest.raises(TypeError, match="a length, which this numpy.ndarray has not|, not an? "):
+            mesh.parallelize(value, len)

@@ -203,7 +203,9 @@ def changed_plans():
         "sql": frame.sql("SELECT i, SUM(f) AS s FROM self GROUP BY ROLLUP(i) ORDER BY i, s"),
     }
     if pl.__version__ >= "2.1":
-        plans["join_where"] = frame.select("i").join_where(other, pl.col("i") >= pl.col("j"), how="left").sort("i")
+        plans["join_where"] = (
+            frame.select("i").join_where(other, pl.col("i") >= pl.col("j"), how="left").sort("i")
+        )
     return plans
 
 

@@ -14,6 +14,8 @@ import pickle
 import types
 from typing import Any, Iterator, Mapping
 
+from ._looking import is_a, name_of
+
 # As in `_remote`.
 __floe_hidden__ = True
 
@@ -81,22 +83,22 @@ def sentence(
     thing = f"{where} ({a(culprit)})" if where else a(culprit)
     if isinstance(reason, RecursionError):
         return f"{thing} cannot be pickled: it is nested too deeply, within itself or too many others"
-    advice = next((_ADVICE[name] for name in map(_name, type(culprit).__mro__) if name in _ADVICE), None)
+    advice = next((_ADVICE[name] for name in map(name_of, type(culprit).__mro__) if name in _ADVICE), None)
+    return f"{thing} cannot be pickled: {text_of(reason)}" + (f" ({advice})" if advice else "")
+
+
+def text_of(reason: BaseException) -> str:
+    """What an exception says, or what it is if it says nothing."""
     try:
-        why = str(reason)[:_MAX_REASON] or type(reason).__name__
+        return str(reason)[:_MAX_REASON] or type(reason).__name__
     except Exception:
-        why = type(reason).__name__
-    return f"{thing} cannot be pickled: {why}" + (f" ({advice})" if advice else "")
+        return type(reason).__name__
 
 
 def a(value: Any) -> str:
     """What a value is, with its article: ``a _thread.lock``, ``an int``."""
-    name = _name(type(value))
+    name = name_of(type(value))
     return f"{'an' if name.lstrip('_')[:1].lower() in 'aeiou' else 'a'} {name}"
-
-
-def _name(cls: type) -> str:
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _trail(value: Any, pickler_class: Any, protocol: int) -> tuple[list[Any], BaseException | None]:
@@ -132,7 +134,7 @@ def _past_classes(
     Classes come first in a pickle, but an attribute is nearer to the user.
     """
     for at, (value, below) in enumerate(zip(trail, [*trail[1:], None])):
-        own = isinstance(value, (type, types.FunctionType, types.MethodType))
+        own = is_a(value, type, types.FunctionType, types.MethodType)
         if own or not any(item is type(value) for item in (below, *trail[at + 1 : at + 4])):
             continue
         for part in list(_attributes(value).values())[:_MAX_ATTRIBUTES]:
@@ -168,55 +170,55 @@ def _told(trail: list[Any], names: list[tuple[str, Any]] | None) -> tuple[list[s
 
 
 def _is_whole(value: Any) -> bool:
-    return any(_name(cls).startswith(_WHOLE) for cls in type(value).__mro__)
+    return any(name_of(cls).startswith(_WHOLE) for cls in type(value).__mro__)
 
 
 def _is_known(value: Any) -> bool:
     """Whether a value is something that a user would recognize, rather than a container made for pickling."""
     return type(value) not in (tuple, dict, list, str, bytes, int, type, types.BuiltinFunctionType) and not (
-        isinstance(value, (types.CodeType, types.FunctionType))
+        is_a(value, types.CodeType, types.FunctionType)
     )
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What pickling a value would pickle besides, by the name under which the user knows it."""
-    if isinstance(value, types.MethodType):
+    if is_a(value, types.MethodType):
         yield "the object that it is a method of", value.__self__
         yield "the function", value.__func__
         value = value.__func__
-    if isinstance(value, types.FunctionType):
+    if is_a(value, types.FunctionType):
         yield from _parts_of_function(value)
-    elif isinstance(value, types.BuiltinMethodType):
+    elif is_a(value, types.BuiltinMethodType):
         yield "the object that it is a method of", value.__self__
-    if isinstance(value, collections.defaultdict):
+    if is_a(value, collections.defaultdict):
         yield "the default factory", value.default_factory
-    if isinstance(value, (dict, types.MappingProxyType)):
+    if is_a(value, dict, types.MappingProxyType):
         for key, part in value.items():
             yield f"the item {_short(key)}", part
             yield f"the key {_short(key)}", key
-    elif isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+    elif is_a(value, list, tuple, set, frozenset, collections.deque):
         for index, part in enumerate(value):
             yield f"the item {index}", part
-    elif isinstance(value, (functools.partial, functools.partialmethod)):
+    elif is_a(value, functools.partial, functools.partialmethod):
         yield "the function", value.func
         for index, part in enumerate(value.args):
             yield f"the argument {index}", part
         for name, part in value.keywords.items():
             yield f"the argument {name!r}", part
-    elif isinstance(value, BaseException):
+    elif is_a(value, BaseException):
         for index, part in enumerate(value.args):
             yield f"the argument {index}", part
-    elif isinstance(value, (classmethod, staticmethod)):
+    elif is_a(value, classmethod, staticmethod):
         yield "the function", value.__func__
-    elif isinstance(value, property):
+    elif is_a(value, property):
         for accessor in (value.fget, value.fset, value.fdel):
             yield "the accessor", accessor
-    if isinstance(value, type):
+    if is_a(value, type):
         for name, part in vars(value).items():
             yield f"the attribute {name!r}", part
         for base in value.__bases__:
             yield "the base class", base
-    elif not isinstance(value, types.ModuleType):
+    elif not is_a(value, types.ModuleType):
         for name, part in _attributes(value).items():
             yield f"the attribute {name!r}", part
         yield "the class", type(value)

@@ -18,6 +18,8 @@ import sys
 import types
 from typing import Any, Callable
 
+from ._looking import is_a, module_of, name_of
+
 # As in `_remote`.
 __floe_hidden__ = True
 
@@ -175,7 +177,7 @@ class _Encoder:
         if custom is not None:
             return self.packed({**described, "custom": custom})
         parts = _taken_apart(error)
-        members = len(getattr(error, "exceptions", ())) if _is_group(type(error)) else 0
+        members = len(_of_group(error)[1]) if _is_group(type(error)) else 0
         if members > _MAX_MEMBERS:
             self.missing.append(f"{members - _MAX_MEMBERS} of its {members} exceptions, which are too many")
         # First as it is; if that is too much, what is long is cut; at last only what it is remains.
@@ -270,7 +272,7 @@ def _numbering(pickler: type) -> Any:
         encoder: _Encoder
 
         def persistent_id(self, obj: Any) -> Any:
-            if not isinstance(obj, BaseException):
+            if not is_a(obj, BaseException):
                 return None
             number = self.encoder.number(obj)
             return ("left out", _line(obj)) if number is None else number
@@ -370,7 +372,10 @@ class _Decoder:
             return pickle.loads(data)
         found: Any = sys.modules.get(module)
         for part in name.split("."):
-            found = getattr(found, part, None)
+            try:
+                found = getattr(found, part, None)
+            except Exception:  # A module may answer for what it does not have, and so may a metaclass.
+                found = None
         if not isinstance(found, type) or not issubclass(found, BaseException):
             raise TypeError(f"the class {module}.{name} cannot be sent, and there is none of this name")
         return found
@@ -423,8 +428,8 @@ def _taken_apart(error: BaseException) -> dict[str, Any]:
     parts: dict[str, Any] = {"args": arguments}
     if _is_group(cls):
         # What its own constructor was called with may be something else.
-        members = list(error.exceptions)  # type: ignore[attr-defined]
-        made = (error.message, *members[:_MAX_MEMBERS])  # type: ignore[attr-defined]
+        message, members = _of_group(error)
+        made = (message, *members[:_MAX_MEMBERS])
         if len(members) > len(made) - 1 or len(arguments) == 2 and arguments[0] is made[0]:
             del parts["args"]
     if made is not arguments:
@@ -462,6 +467,12 @@ def _is_group(cls: type) -> bool:
     return group is not None and issubclass(cls, group)
 
 
+def _of_group(error: BaseException) -> tuple[str, tuple[BaseException, ...]]:
+    """The message and the members of a group, whatever its class makes of getting attributes."""
+    own = vars(getattr(__import__("builtins"), "BaseExceptionGroup"))  # noqa: B009
+    return own["message"].__get__(error), own["exceptions"].__get__(error)
+
+
 def _native(cls: type) -> Any:
     """The class of Python's own that decides what an object of a class is in memory."""
     while cls.__flags__ & _HEAPTYPE or cls.__module__ != "builtins":
@@ -473,7 +484,7 @@ def _has_own_pickling(cls: type) -> bool:
     """Whether a class says how its objects are pickled, rather than Python."""
     for name in _OWN_PICKLING:
         owner = next((base for base in cls.__mro__ if name in vars(base)), object)
-        if owner.__module__ != "builtins":
+        if module_of(owner) != "builtins":
             return True
     return False
 
@@ -527,8 +538,7 @@ def _line(error: BaseException) -> str:
 
 
 def _kind(value: Any) -> str:
-    cls = type(value)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return name_of(type(value))
 
 
 def _text(value: Any) -> str:

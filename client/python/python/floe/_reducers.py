@@ -21,6 +21,7 @@ import weakref
 from typing import Any, Callable, Mapping
 
 from . import _exceptions
+from ._looking import attribute, is_a, module_of
 
 # As in `_remote`.
 __floe_hidden__ = True
@@ -56,16 +57,16 @@ def reduced(obj: Any, by_value: Callable[[Any], bool]) -> Any:
         return reducer(obj, by_value)
     if type(obj) is types.FunctionType and obj.__code__ is _DISPATCH_CODE:
         return NotImplemented if importable(obj, by_value) else _dispatch(obj)
-    if isinstance(obj, BaseException):
+    if is_a(obj, BaseException):
         return _exceptions.reduced(obj)
     if id(obj) in _SENTINELS:
         return getattr, (dataclasses, _SENTINELS[id(obj)])
     cls = type(obj)
-    if isinstance(obj, type):
+    if is_a(obj, type):
         return NotImplemented
     # Looking at what a class says of pickling costs more than most pickling, and only one whose objects go by
     # their names needs it.
-    if by_value(getattr(cls, "__module__", None)) and not isinstance(obj, enum.Enum):
+    if by_value(module_of(cls)) and not is_a(obj, enum.Enum):
         return _singleton(obj, cls)
     return NotImplemented
 
@@ -83,7 +84,10 @@ def found(module: str, name: str) -> Any:
     """What a loaded module has under a name, which may have dots; None if nothing."""
     place: Any = sys.modules.get(module)
     for part in name.split("."):
-        place = getattr(place, part, None)
+        try:
+            place = getattr(place, part, None)
+        except Exception:  # A module may answer for what it does not have, and so may a metaclass.
+            return None
     return place
 
 
@@ -235,7 +239,7 @@ def _singleton(obj: Any, cls: type) -> Any:
     name = obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     if not isinstance(name, str):
         return name
-    return _named_object, (cls.__module__, name, cls), getattr(obj, "__dict__", None) or None
+    return _named_object, (module_of(cls), name, cls), attribute(obj, "__dict__") or None
 
 
 def _says_how(cls: type) -> bool:
@@ -243,7 +247,7 @@ def _says_how(cls: type) -> bool:
     return any(
         "__reduce__" in vars(base) or "__reduce_ex__" in vars(base)
         for base in cls.__mro__
-        if base.__module__ != "builtins"
+        if module_of(base) != "builtins"
     )
 
 
@@ -295,7 +299,7 @@ def reduced_class(obj: type, plain: Any) -> Any:
         )
         members = {name: _attributes(member) for name, member in names.items() if member.name == name}
         state = ({name: value for name, value in state[0].items() if name not in names}, state[1])
-    elif "__slots__" in vars(obj) and not (issubclass(obj, tuple) and hasattr(obj, "_fields")):
+    elif "__slots__" in vars(obj) and not _is_named_tuple(obj):
         # Slots are made with the class or not at all, and cloudpickle sets them afterwards.
         slots = vars(obj)["__slots__"]
         slots = slots if isinstance(slots, (str, dict)) else tuple(slots)
@@ -304,6 +308,10 @@ def reduced_class(obj: type, plain: Any) -> Any:
         kept = {name: value for name, value in state[0].items() if not _is_slot(name, value, obj)}
         state = (kept, state[1])
     return _make_class, (make, arguments), (state, members), None, None, _fill_class
+
+
+def _is_named_tuple(cls: type) -> bool:
+    return issubclass(cls, tuple) and any("_fields" in vars(base) for base in cls.__mro__)
 
 
 def _is_slot(name: str, value: Any, cls: type) -> bool:

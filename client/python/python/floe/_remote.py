@@ -10,6 +10,8 @@ node.
 
 from __future__ import annotations
 
+import array
+import collections
 import functools
 import importlib
 import io
@@ -19,7 +21,7 @@ import re
 import sys
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
-from . import _exceptions, frames, fresh, pickling
+from . import _exceptions, _looking, frames, fresh, pickling
 from .errors import NotAFrame, VersionError
 from .refs import Ref
 
@@ -293,7 +295,8 @@ class Length(_Holder):
 
 def make_source(source: Any) -> Any:
     """A source, of itself or of what makes one."""
-    return source if hasattr(source, "read") and not isinstance(source, type) else source()
+    made = not _looking.is_a(source, type) and _looking.answers(source, "read")
+    return source if made else source()
 
 
 #: What the default merge can join, by what went in: the types' names, and what they are called together.
@@ -305,23 +308,30 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 _ARRAYS = (("numpy.ndarray",), "an array")
 
+#: What can be joined besides, though nobody needs it.
+_COLUMNS = ("pandas.Index", "pandas.api.extensions.ExtensionArray", "pyarrow.Array", "pyarrow.ChunkedArray")
+_ITEMS = (list, tuple, range, collections.deque, array.array, bytearray)
+
 _SEQUENCES = "a list, a tuple, an array or a frame"
 
 
 def check(value: Any, needed: str, name: str) -> None:
     """Refuses what cannot be joined with the other partitions."""
-    everything = {kind: types for kind, (types, _) in _NEEDED.items()} | {"numpy": _ARRAYS[0]}
-    if any(isinstance(value, cls) for types in everything.values() for cls in _loaded(types)):
+    everything = [*(types for types, _ in _NEEDED.values()), _ARRAYS[0], _COLUMNS]
+    if _looking.is_a(value, *(cls for types in everything for cls in _loaded(types))):
         return
-    if needed == "items" and isinstance(value, (list, tuple, range)):
+    if needed == "items" and _looking.is_a(value, *_ITEMS):
         return
     wanted = {"items": _SEQUENCES, "numpy": _ARRAYS[1]}.get(needed) or _NEEDED[needed][1]
     if value is None:
         returned = "None"
     else:
-        text = repr(value)
-        text = text if len(text) <= 60 else text[:57] + "..."
-        returned = f"{text} ({pickling.a(value)})"
+        try:
+            text = repr(value)
+            text = text if len(text) <= 60 else text[:57] + "..."
+            returned = f"{text} ({pickling.a(value)})"
+        except Exception:  # It is the user's code, and may do anything.
+            returned = pickling.a(value)
     raise NotAFrame(
         f"{name} returned {returned}, where {wanted} is needed, since the partitions are joined; with "
         "merge=None they come as a list, and merge=FUNCTION says how to make one value of such a list"
@@ -332,10 +342,12 @@ def _loaded(names: Iterable[str]) -> list[type]:
     """Of these types, those whose library is in use: values of the others there cannot be."""
     found = []
     for name in names:
-        module, _, cls = name.partition(".")
-        library = sys.modules.get(module)
-        if library is not None and hasattr(library, cls):
-            found.append(getattr(library, cls))
+        library, *path = name.split(".")
+        value: Any = sys.modules.get(library)
+        for part in path:
+            value = getattr(value, part, None)
+        if value is not None:
+            found.append(value)
     return found
 
 
@@ -403,7 +415,7 @@ class OnRows(_Sends):
         self.__name__ = pickling.name_of(function)
 
     def __call__(self, part: Any) -> Outcome:
-        if isinstance(self.function, Required):
+        if type(self.function) is Required:
             # What this changes of its variables is no row's doing.
             self.function.prepare()
         watched = fresh.Watched(self.function)
@@ -426,7 +438,7 @@ class OnRows(_Sends):
         def record(row: Any) -> None:
             value = function(row)
             # pandas uses one object for all rows.
-            values.append(value.copy() if isinstance(value, Series) else value)
+            values.append(value.copy() if _looking.is_a(value, Series) else value)
 
         part.apply(record, axis=1)
 

@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterable, Protocol, TypeVar
 
-from . import _remote, pickling, ship
+from . import _looking, _remote, pickling, ship
 from .environment import Needs
 from .errors import Cancelled, Error, Forked, as_iterator, from_core, from_parts
 
@@ -422,7 +422,7 @@ class Parallel(Generic[T]):
     def __init__(self, mesh: Callable[[], Mesh], function: Callable[..., T], needs: Needs) -> None:
         self.__wrapped__ = function
         self.__name__ = pickling.name_of(function)
-        self.__doc__ = getattr(function, "__doc__", None)
+        self.__doc__ = _looking.attribute(function, "__doc__")
         self._mesh = mesh
         self._needs = needs
         self._pickled: ship.Pickled | None = None

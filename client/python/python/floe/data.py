@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import copy
+import itertools
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, Iterator
 
 from . import _ipc, _remote, frames, pickling
+from ._looking import answers, is_a, name_of
 from .errors import PartitionWarning, SchemaMismatch
 
 
@@ -27,14 +32,13 @@ class Partitioned:
             )
         if self.kind == "arrow":
             data = frames._table(data)
+        self._column = _column_kind(data)
+        needed = (self._column,) if self._column is not None else frames.MODULES.get(self.needed, ())
+        #: The libraries that a node needs to read the partitions.
+        self.modules: tuple[str, ...] = needed
         self._data = data
-        self.rows = len(data)
+        self.rows = _length(data)
         self.bounds = bounds(self.rows, n, default)
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The libraries that a node needs to read the partitions."""
-        return frames.MODULES.get(self.needed, ())
 
     def part(self, start: int, end: int) -> Any:
         """The rows from `start` to before `end`, as the function gets them."""
@@ -42,7 +46,15 @@ class Partitioned:
             return self._data.iloc[start:end]
         if self.needed in ("polars", "arrow"):
             return self._data.slice(start, end - start)
-        return self._data[start:end]
+        if self._column == "pyarrow":
+            return _cut_out(self._data[start:end])
+        if is_a(self._data, collections.deque):
+            return collections.deque(itertools.islice(self._data, start, end))
+        try:
+            return self._data[start:end]
+        except Exception:
+            # Many sequences give their items and nothing but them.
+            return [self._data[row] for row in range(start, end)]
 
     def encoded(self) -> Iterator[frames.Encoded]:
         """The partitions as they are sent."""
@@ -52,22 +64,58 @@ class Partitioned:
 
 def _is_array(data: Any) -> bool:
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(data, numpy.ndarray) and data.ndim > 0
+    return numpy is not None and is_a(data, numpy.ndarray) and data.ndim > 0
 
 
 def _series_kind(data: Any) -> str | None:
     """The kind of a series, None if it is none."""
     for kind in ("pandas", "polars"):
         library = sys.modules.get(kind)
-        if library is not None and isinstance(data, library.Series):
+        if library is not None and is_a(data, library.Series):
             return kind
     return None
 
 
+def _column_kind(data: Any) -> str | None:
+    """The library of a column's values without a frame: an index, an array of Arrow's; None if it is none."""
+    pandas, pyarrow = sys.modules.get("pandas"), sys.modules.get("pyarrow")
+    if pandas is not None and is_a(data, pandas.Index, pandas.api.extensions.ExtensionArray):
+        return "pandas"
+    if pyarrow is not None and is_a(data, pyarrow.Array, pyarrow.ChunkedArray):
+        return "pyarrow"
+    return None
+
+
 def _is_sequence(data: Any) -> bool:
-    if _is_array(data) or isinstance(data, Sequence):
-        return not isinstance(data, (str, bytes))
-    return hasattr(data, "__len__") and hasattr(data, "__getitem__") and not hasattr(data, "keys")
+    cls = type(data)
+    if _is_array(data) or issubclass(cls, Sequence):
+        # The memory behind a view is the driver's.
+        return not issubclass(cls, (str, bytes, memoryview))
+    return hasattr(cls, "__len__") and hasattr(cls, "__getitem__") and not answers(data, "keys")
+
+
+def _cut_out(part: Any) -> Any:
+    """A part of an Arrow array without the rest of it, which its pickle would have too."""
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"": part})
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    column = pyarrow.ipc.open_stream(sink.getvalue()).read_all().column(0)
+    return column if is_a(part, pyarrow.ChunkedArray) else pyarrow.concat_arrays(column.chunks or [part])
+
+
+def _length(data: Any) -> int:
+    """How many rows there are to cut."""
+    try:
+        return len(data)
+    except TypeError as error:
+        # An array of no dimensions has none.
+        raise TypeError(
+            f"data that is cut into partitions has a length, which this {name_of(type(data))} has not "
+            f"({error}): give an array of at least one dimension, or a list"
+        ) from None
 
 
 def bounds(rows: int, n: int | None, default: int) -> list[tuple[int, int]]:
@@ -108,10 +156,59 @@ def concat(values: list[Any], name: str) -> Any:
         return _concat_arrow(values, name)
     if _is_array(first):
         return _concat_arrays(values, name)
+    column = _column_kind(first)
+    if column is not None:
+        return (_concat_columns if column == "pandas" else _concat_arrow_columns)(values, name)
+    for cls in (collections.deque, array.array, bytearray):
+        if is_a(first, cls):
+            _alike(values, cls, name)
+            return _concat_items(values, name)
     _alike(values, (list, tuple, range), name)
     if all(isinstance(value, tuple) for value in values):
         return tuple(item for value in values for item in value)
     return [item for value in values for item in value]
+
+
+def _concat_items(values: list[Any], name: str) -> Any:
+    """Containers of items that can be extended."""
+    _same_types(values, [getattr(value, "typecode", "") for value in values], name)
+    joined = copy.copy(values[0])
+    for value in values[1:]:
+        joined.extend(value)
+    return joined
+
+
+def _concat_columns(values: list[Any], name: str) -> Any:
+    """Indexes of pandas, or arrays."""
+    import pandas
+
+    if is_a(values[0], pandas.Index):
+        _alike(values, pandas.Index, name)
+        return values[0].append(values[1:])
+    _alike(values, type(values[0]), name)
+    _same_types(values, [value.dtype for value in values], name)
+    return pandas.concat([pandas.Series(value) for value in values]).array
+
+
+def _concat_arrow_columns(values: list[Any], name: str) -> Any:
+    import pyarrow
+
+    _alike(values, (pyarrow.Array, pyarrow.ChunkedArray), name)
+    _same_types(values, [value.type for value in values], name)
+    if all(is_a(value, pyarrow.Array) for value in values):
+        return pyarrow.concat_arrays(values)
+    chunks = [value.chunks if is_a(value, pyarrow.ChunkedArray) else [value] for value in values]
+    return pyarrow.chunked_array(itertools.chain.from_iterable(chunks), values[0].type)
+
+
+def _same_types(values: list[Any], types: list[Any], name: str) -> None:
+    """Refuses values whose items are of other types than the first one's."""
+    for position, dtype in enumerate(types):
+        if dtype != types[0]:
+            raise SchemaMismatch(
+                f"{name} returned values of different types: {pickling.a(values[0])} of {types[0]} from "
+                f"partition 0, but of {dtype} from partition {position}"
+            )
 
 
 def _alike(values: list[Any], types: Any, name: str) -> None:

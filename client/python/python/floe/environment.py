@@ -152,11 +152,11 @@ def function(function: F, **needs: Unpack[NeedsArguments]) -> F:
 
 def attached(function: Any) -> Needs:
     """What was attached to a function."""
-    while isinstance(function, functools.partial):
+    while issubclass(type(function), functools.partial):
         function = function.func
     try:
         return _attached.get(function, Needs())
-    except TypeError:  # Neither hashable nor weakly referable: nothing can have been attached.
+    except Exception:  # Not hashable or not weakly referable: nothing can have been attached.
         return Needs()
 
 

@@ -126,7 +126,7 @@ def _constant(
     while True:
         if type(function) is functools.partial and not _has_gaps(function):
             args, kwargs, function = function.args + args, {**function.keywords, **kwargs}, function.func
-        elif isinstance(function, types.MethodType):
+        elif issubclass(type(function), types.MethodType):
             args, function = (function.__self__, *args), function.__func__
         elif isinstance(vars(type(function)).get("__call__"), types.FunctionType):
             args, function = (function, *args), type(function).__call__

@@ -13,6 +13,7 @@ import sys
 from typing import Any, Union
 
 from . import _ipc, pickling
+from ._looking import is_a
 
 # As in `_remote`.
 __floe_hidden__ = True
@@ -29,13 +30,13 @@ Encoded = Union["tuple[str, Any, int]", "tuple[str, Any]"]
 def kind_of(value: Any) -> str | None:
     """The kind of a frame, None if it is none. Imports nothing."""
     pandas = sys.modules.get("pandas")
-    if pandas is not None and isinstance(value, pandas.DataFrame):
+    if pandas is not None and is_a(value, pandas.DataFrame):
         return "pandas"
     polars = sys.modules.get("polars")
-    if polars is not None and isinstance(value, (polars.DataFrame, polars.LazyFrame)):
+    if polars is not None and is_a(value, polars.DataFrame, polars.LazyFrame):
         return "polars"
     pyarrow = sys.modules.get("pyarrow")
-    if pyarrow is not None and isinstance(value, (pyarrow.Table, pyarrow.RecordBatch)):
+    if pyarrow is not None and is_a(value, pyarrow.Table, pyarrow.RecordBatch):
         return "arrow"
     return None
 
@@ -78,7 +79,7 @@ def _is_only_polars(dtype: Any) -> bool:
 def _collected(value: Any) -> Any:
     """A lazy frame's result, anything else as it is."""
     polars = sys.modules.get("polars")
-    return value.collect() if polars is not None and isinstance(value, polars.LazyFrame) else value
+    return value.collect() if polars is not None and is_a(value, polars.LazyFrame) else value
 
 
 def decode(data: Any, kind: str | None) -> Any:

@@ -21,7 +21,8 @@ import types
 import uuid
 from typing import Any, Callable
 
-from . import pickling
+from . import _reducers, pickling
+from ._looking import attribute, is_a, module_of
 from .refs import Ref
 
 # As in `_remote`.
@@ -206,22 +207,18 @@ def _of_a_module(function: types.FunctionType) -> bool:
 
 def _is_constant(value: Any) -> bool:
     """Whether a value cannot be changed, or is one that unpickling finds in a module again."""
-    if isinstance(value, types.ModuleType):
-        return sys.modules.get(value.__name__) is value
-    if isinstance(value, types.BuiltinFunctionType):
-        return value.__self__ is None or isinstance(value.__self__, types.ModuleType)
-    if isinstance(value, type):
+    if is_a(value, types.ModuleType):
+        return sys.modules.get(attribute(value, "__name__")) is value
+    if is_a(value, types.BuiltinFunctionType):
+        return value.__self__ is None or is_a(value.__self__, types.ModuleType)
+    if is_a(value, type):
         return _found(value) is value
     numpy = sys.modules.get("numpy")
     return numpy is not None and (
-        isinstance(value, (numpy.ufunc, numpy.dtype))
-        or (isinstance(value, numpy.generic) and not isinstance(value, numpy.void))
+        is_a(value, numpy.ufunc, numpy.dtype) or (is_a(value, numpy.generic) and not is_a(value, numpy.void))
     )
 
 
 def _found(value: type) -> Any:
     """What a module has under a class's name."""
-    found: Any = sys.modules.get(value.__module__)
-    for name in value.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found
+    return _reducers.found(module_of(value), type.__getattribute__(value, "__qualname__"))

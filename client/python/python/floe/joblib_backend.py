@@ -14,6 +14,7 @@ from joblib._parallel_backends import ParallelBackendBase, SequentialBackend
 
 from . import _remote, environment, pickling, ship
 from ._connect import default_mesh
+from ._looking import attribute, is_a
 from .call import Calls, Defined, Result
 from .environment import Needs
 from .errors import Cancelled
@@ -152,15 +153,17 @@ def _checksum(value: Any) -> int | None:
 
 def _size(value: Any) -> int:
     """About how large a value is, if it is of a kind that gets large."""
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
+    if is_a(value, bytes, str, list, tuple, dict):
+        return sys.getsizeof(value)
+    size = attribute(value, "nbytes")
+    if type(size) is int:
         return size
-    if hasattr(value, "memory_usage"):
+    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
+    if pandas is not None and is_a(value, pandas.DataFrame, pandas.Series, pandas.Index):
         usage = value.memory_usage()
-        return int(usage.sum()) if hasattr(usage, "sum") else int(usage)
-    if hasattr(value, "estimated_size"):
+        return int(usage.sum()) if is_a(usage, pandas.Series) else int(usage)
+    if polars is not None and is_a(value, polars.DataFrame, polars.Series):
         return int(value.estimated_size())
-    if hasattr(value, "data") and hasattr(value.data, "nbytes"):
-        # SciPy's sparse matrices.
-        return int(value.data.nbytes)
-    return sys.getsizeof(value) if isinstance(value, (bytes, str, list, tuple, dict)) else 0
+    # SciPy's sparse matrices.
+    size = attribute(attribute(value, "data"), "nbytes")
+    return size if type(size) is int else 0

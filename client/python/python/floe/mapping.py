@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generator, Generic, Iterable, Iterator, S
 
 from . import _remote
 from .call import Calls, Defined
-from .errors import Cancelled, Stopped, as_iterator, from_parts
+from .errors import Cancelled, Forked, Stopped, as_iterator, from_parts
 from .progress import Bar, Progress
 
 if TYPE_CHECKING:
@@ -130,6 +130,17 @@ class _State:
             self.changed.notify_all()
         self.calls.cancel(numbers)
 
+    def here(self) -> None:
+        """To be called before waiting: in a forked child nothing comes, for the threads are the parent's."""
+        if os.getpid() == self.process:
+            return
+        self.process = os.getpid()
+        # Another thread of the parent may have held it.
+        self.changed = threading.Condition()
+        if not self.ended():
+            self.error, self.exhausted = Forked(), True
+            self.flying.clear()
+
     def ended(self) -> bool:
         """Whether every chunk that was sent has arrived, and no more will be sent."""
         return self.exhausted and not self.flying
@@ -225,6 +236,7 @@ class Map(Generic[T]):
         return list(self)
 
     def _hurry(self) -> None:
+        self._state.here()
         with self._state.changed:
             self._state.eager = True
             self._state.changed.notify_all()
@@ -258,6 +270,7 @@ def _read(state: _State, ordered: bool, name: str) -> Iterator[Any]:
     while True:
         arrival = early.pop(position, None) if ordered else None
         while arrival is None:
+            state.here()
             with state.changed:
                 while not state.arrivals:
                     if state.ended():
@@ -337,14 +350,19 @@ def _feed(state: _State, mesh: Mesh, fixed: int | None, nodes: Sequence[str] | N
             try:
                 chunk.number = state.calls.call(state.function, argument, chunk, node)
             except BaseException as error:
-                chunk._break(error)
+                chunk._break(_unless_closed(error, mesh))
                 break
     except BaseException as error:
-        state.error = error
+        state.error = _unless_closed(error, mesh)
     finally:
         with state.changed:
             state.exhausted = True
             state.changed.notify_all()
+
+
+def _unless_closed(error: BaseException, mesh: Mesh) -> BaseException:
+    """What whoever waits for a map is told of an error: that the mesh was closed, if that is behind it."""
+    return Cancelled("the mesh was closed before the map ended") if mesh._closed else error
 
 
 def _next_size(state: _State, size: int, slots: int) -> int:

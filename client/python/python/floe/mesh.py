@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence, TypeVar, Union, overload
 
-from . import _paths, _remote, applying, data, frames, objects, pickling, query, ship
+from . import _looking, _paths, _remote, applying, data, frames, objects, pickling, query, ship
 from .call import Calls, Parallel, arguments, submit
 from .environment import Needs, NeedsArguments
 from .errors import Error, ForeignPlan, Forked, Unavailable
@@ -129,8 +129,9 @@ class Mesh:
         """Calls a function with each of `n` partitions of some data, on all nodes.
 
         `data` is a pandas, Polars or Arrow frame, a Polars LazyFrame (whose partitions the mesh makes, so
-        that `n` has no say), a NumPy array, or a sequence. The function gets a partition of the same kind;
-        what it returns is joined in order: frames to a frame, arrays to an array, lists to a list. With
+        that `n` has no say), a NumPy array, an index or array of pandas or Arrow, or a sequence. The function
+        gets a partition of the same kind (a list, of a sequence that cannot be sliced); what it returns is
+        joined in order: frames to a frame, arrays to an array, lists to a list. With
         ``merge=None`` the result is the list of what it returned, whatever that is. With a function, that
         makes one value of a list of them; it is called on the nodes with up to `fan_in` neighbours at once,
         then with what it returned, until one is left.
@@ -527,8 +528,9 @@ class Mesh:
     def close(self) -> None:
         """Ends the calls that are under way, and the node, if one was started for this. Jobs go on.
 
-        Whoever waits for a call gets :class:`floe.errors.Cancelled`. A forked child closes nothing of its
-        parent's.
+        Whoever waits for a call or a job gets :class:`floe.errors.Cancelled`. A job that goes on is found
+        again by its id, through another connection: ``floe.connect().job(id)``. A forked child closes nothing
+        of its parent's.
         """
         self._close(told=True)
 
@@ -539,6 +541,9 @@ class Mesh:
                 return
             self._closed = True
             sessions = [self._session, *self._executors]
+        if told:
+            # A node that was started for this ends with it, and takes its jobs along.
+            self._core.close(self._on_close is not None)
         for calls in sessions:
             if calls is not None:
                 try:
@@ -628,7 +633,7 @@ def _partitioned(values: Any, n: int | None, default: Callable[[], int]) -> data
 
 def _pickled_source(source: Any, needs: Needs) -> ship.Pickled:
     """A source, or what makes one, as it is sent."""
-    if not callable(source) and not (hasattr(source, "read") and hasattr(source, "__len__")):
+    if not callable(source) and not all(_looking.answers(source, name) for name in ("read", "__len__")):
         raise TypeError(
             "a source has __len__() and read(offset, limit), or is a function that makes one, "
             f"not {pickling.a(source)}"

@@ -97,6 +97,6 @@ def guarded(value: Any) -> Any:
     others see it, and should hear that they do not. Arrow's tables cannot be written to in any case.
     """
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray):
+    if numpy is not None and issubclass(type(value), numpy.ndarray):
         value.flags.writeable = False
     return value

@@ -12,7 +12,7 @@ import sys
 import types
 from typing import Any, Callable, Iterator, Union
 
-from . import _culprit, _reducers
+from . import _culprit, _looking, _reducers
 from ._culprit import a as a
 from .errors import Unpicklable
 
@@ -130,29 +130,27 @@ def pickler_class() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             _note(obj, self.used)
-            if isinstance(obj, types.CodeType):
+            if type(obj) is types.CodeType:
                 return _code(obj, self.dispatch_table[types.CodeType])
             reduced = _reducers.reduced(obj, _travels)
             if reduced is not NotImplemented:
                 return reduced
             plain = super().reducer_override(obj)
-            return _reducers.reduced_class(obj, plain) if isinstance(obj, type) else plain
+            return _reducers.reduced_class(obj, plain) if _looking.is_a(obj, type) else plain
 
     return Pickler
 
 
 def _note(obj: Any, used: set[str]) -> None:
-    if isinstance(obj, types.ModuleType):
-        used.add(obj.__name__)
-    elif isinstance(obj, types.CodeType):
+    if type(obj) is types.CodeType:
         used.update(_imports(obj))
-    else:
-        module = getattr(obj, "__module__", None)
-        if isinstance(module, str):
-            used.add(module)
-        names = getattr(obj, "__floe_imports__", None)
-        if isinstance(names, tuple):
-            used.update(names)
+        return
+    module = _looking.attribute(obj, "__name__" if _looking.is_a(obj, types.ModuleType) else "__module__")
+    if type(module) is str:
+        used.add(module)
+    names = _looking.attribute(obj, "__floe_imports__")
+    if type(names) is tuple:
+        used.update(names)
 
 
 def _code(code: types.CodeType, reduce: Callable[[Any], Any]) -> Any:
@@ -176,7 +174,11 @@ def unpicklable(value: Any, error: BaseException, what: str) -> Unpicklable:
         return error
     verb = "cannot send" if not what.startswith("what ") else "cannot send back"
     names = _arguments(*value) if what == ARGUMENTS else None
-    reason = _culprit.sentence(value, error, pickler_class(), PROTOCOL, names)
+    try:
+        reason = _culprit.sentence(value, error, pickler_class(), PROTOCOL, names)
+    except Exception:
+        # To find it some objects have to be asked, of which one did not bear it.
+        reason = f"{a(value)} cannot be pickled: {_culprit.text_of(error)}"
     return Unpicklable(f"{verb} {what}: {reason}")
 
 
@@ -188,7 +190,9 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str,
 
 def name_of(function: Any) -> str:
     """What people call a function."""
-    while hasattr(function, "func") and not hasattr(function, "__name__"):
-        function = function.func
-    name = getattr(function, "__name__", None) or type(function).__name__
+    while not (name := _looking.attribute(function, "__name__")):
+        inner = _looking.attribute(function, "func")
+        if inner is None:
+            return str(type.__getattribute__(type(function), "__name__"))
+        function = inner
     return str(name)

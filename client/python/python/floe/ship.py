@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import io
@@ -13,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 
-from . import environment, pickling
+from . import _looking, environment, pickling
 from .environment import Module, Needs
 from .errors import EnvironmentMismatch, Error, from_core
 
@@ -66,8 +67,12 @@ class Pickled:
 
 
 def _is_coroutine(function: Any) -> bool:
-    call = getattr(type(function), "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    # Python asks whatever it is for a mark, which of these only functions have.
+    while _looking.is_a(function, functools.partial, types.MethodType):
+        function = function.func if _looking.is_a(function, functools.partial) else function.__func__
+    if not _looking.is_a(function, types.FunctionType):
+        function = type.__getattribute__(type(function), "__call__")
+    return _looking.is_a(function, types.FunctionType) and inspect.iscoroutinefunction(function)
 
 
 class Shipper:
