@@ -13,6 +13,7 @@ import pandas as pd
 import polars as pl
 import polars.testing
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import floe
@@ -143,12 +144,12 @@ def test_the_types_of_a_result_are_those_of_the_drivers_polars(mesh):
     narrow = pl.DataFrame(schema={"x": pl.Int8})
     wide = query.serialized(frame.select(pl.col("x") * 1000))
     sent = query.Plan(wide.dsl, query.serialized(narrow).schema)
-    job = mesh._query_job(mesh._open().plan(*sent, os.getcwd(), None), "polars", "narrow")
+    job = mesh._query_job(mesh._open().plan(sent.dsl, sent.schema, os.getcwd(), None), "polars", "narrow")
     with pytest.raises(floe.QueryError, match="2000"):
         job.collect()
     other = query.Plan(wide.dsl, query.serialized(pl.DataFrame(schema={"x": pl.Float64})).schema)
     with pytest.raises(floe.Error, match="the column x of the result has the type i64"):
-        core = _translated(mesh._open().plan, *other, os.getcwd(), None)
+        core = _translated(mesh._open().plan, other.dsl, other.schema, os.getcwd(), None)
         mesh._query_job(core, "polars", "floats").collect()
 
 
@@ -213,6 +214,14 @@ def changed_plans():
 def test_no_plan_has_other_values_than_the_drivers_polars_gives(mesh, name):
     plan = changed_plans()[name]
     polars.testing.assert_frame_equal(mesh.collect(plan), plan.collect())
+
+
+def test_maps_stay_maps(mesh, tmp_path):
+    maps = pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"m": maps, "x": [1, 2, 3]}), tmp_path / "maps.parquet")
+    for plan in (pl.scan_parquet(tmp_path / "maps.parquet"), pl.from_arrow(pa.table({"m": maps})).lazy()):
+        polars.testing.assert_frame_equal(mesh.collect(plan), plan.collect())
+    assert mesh.collect(pl.scan_parquet(tmp_path / "maps.parquet").select("x"))["x"].to_list() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", foreign_plans())

@@ -172,6 +172,8 @@ class Mesh:
     ) -> Job[Any]:
         modules = frames.MODULES["polars"]
         sent = query.serialized(plan)
+        if sent.foreign is not None:
+            raise ForeignPlan(sent.foreign)
         task = _remote.Part(function.code, function.name, "polars", "polars" if merge == CONCAT else None)
         core = _translated(
             self._open().map_plan,
@@ -443,6 +445,8 @@ class Mesh:
         plan = query.serialized(lazyframe)
         asked = Needs.of(needs)
         try:
+            if plan.foreign is not None:
+                raise ForeignPlan(plan.foreign)
             core = _translated(self._open().plan, plan.dsl, plan.schema, _paths.here(), label)
         except ForeignPlan as foreign:
             core = self._foreign_plan(lazyframe, foreign, asked, label)

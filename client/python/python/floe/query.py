@@ -29,6 +29,8 @@ class Plan(NamedTuple):
     dsl: bytes
     #: The schema that this Polars gives its result, or nothing where it cannot tell.
     schema: bytes
+    #: What of that the nodes' Polars would take for something else, in a sentence.
+    foreign: str | None = None
 
 
 def serialized(lazyframe: Any) -> Plan:
@@ -56,7 +58,9 @@ def serialized(lazyframe: Any) -> Plan:
     except Exception:
         # A function in it cannot be pickled by Polars; if not here either, it is said which and why.
         dsl, _ = by_value(lazyframe)
-    return Plan(dsl, _schema(polars, lazyframe) if all(map(_is_told, _sources(dsl))) else b"")
+    if not all(map(_is_told, _sources(dsl))):
+        return Plan(dsl, b"")
+    return _with_schema(polars, lazyframe, dsl)
 
 
 def by_value(lazyframe: Any) -> tuple[bytes, set[str]]:
@@ -123,19 +127,24 @@ def _is_told(path: bytes) -> bool:
     return not _OBJECT_STORE.match(path) and b"[" not in path
 
 
-def _schema(polars: Any, lazyframe: Any) -> bytes:
-    """The schema of a LazyFrame's result, as an Arrow IPC stream without rows.
+def _with_schema(polars: Any, lazyframe: Any, dsl: bytes) -> Plan:
+    """A plan with the schema of its result, as an Arrow IPC stream without rows.
 
-    Nothing if it cannot be told here: the files that are read may be where the nodes are and not here, and
-    what is wrong with a plan is told by the node that plans it.
+    There is none if it cannot be told here: the files that are read may be where the nodes are and not here,
+    and what is wrong with a plan is told by the node that plans it.
     """
     stream = io.BytesIO()
     try:
         empty = polars.DataFrame(schema=lazyframe.collect_schema())
         empty.write_ipc_stream(stream, compat_level=polars.CompatLevel.newest())
     except (Exception, polars.exceptions.PanicException):
-        return b""
-    return stream.getvalue()
+        return Plan(dsl, b"")
+    # Arrow's maps are lists of structs to a Polars before 2.0.
+    foreign = None
+    for name, dtype in empty.schema.items():
+        if "Map(" in repr(dtype):
+            foreign = f"the column {name} of the result is a Map, a type that came with py-polars 2.0"
+    return Plan(dsl, stream.getvalue(), foreign)
 
 
 def check_version(version: str) -> None:
