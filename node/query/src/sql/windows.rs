@@ -12,8 +12,8 @@
 use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
-    Expr as Sql, Function, FunctionArguments, OrderByExpr, Spanned, WindowFrame, WindowFrameBound,
-    WindowFrameUnits, WindowSpec, WindowType,
+    Expr as Sql, Function, FunctionArg, FunctionArgExpr, FunctionArguments, OrderByExpr, Spanned,
+    WindowFrame, WindowFrameBound, WindowFrameUnits, WindowSpec, WindowType,
 };
 use sqlparser::tokenizer::Span;
 
@@ -145,7 +145,8 @@ impl Planner<'_> {
         if function.filter.is_some() || function.null_treatment.is_some() || distinct {
             return Err(unsupported("FILTER, DISTINCT or IGNORE NULLS in a window with ORDER BY", span));
         }
-        let every = function.to_string().contains("(*)");
+        let every = matches!(&function.args, FunctionArguments::List(list)
+            if matches!(list.args.as_slice(), [FunctionArg::Unnamed(FunctionArgExpr::Wildcard)]));
         let arguments = match every {
             true => Vec::new(),
             false => delegate::arguments(function)
