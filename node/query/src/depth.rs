@@ -22,6 +22,10 @@ pub(crate) const MAX_PLAN_OPERATORS: usize = 50_000;
 /// once for each of its operators.
 pub(crate) const MAX_SQL_DEPTH: usize = 2_500;
 
+/// How deep parentheses, calls and sub-queries of a statement may be within each other, which is where its parser
+/// recurses.
+pub(crate) const MAX_SQL_BRACKETS: usize = 1_000;
+
 /// The longest statement.
 pub(crate) const MAX_SQL_BYTES: usize = 8 << 20;
 

@@ -65,7 +65,27 @@ pub fn log_polars_warnings() {
 fn query_failure(error: PolarsError) -> Failure {
     let text = error.to_string();
     let end = text.find("\n\nResolved plan until failure").unwrap_or(text.len());
-    Failure::Query { message: text[..end].trim().to_owned() }
+    Failure::Query { message: readable(text[..end].trim()) }
+}
+
+/// A message without names that Polars makes up.
+fn readable(message: &str) -> String {
+    /// What an expression is called that occurs in a query more than once.
+    const COMMON: &str = "__POLARS_CSER_";
+    /// What a subquery in the place of a value becomes.
+    const SINGLE: &str = "aggregation 'item' expected no or a single value, got ";
+    if let Some(values) = message.strip_prefix(SINGLE) {
+        return format!("one value was expected, of a subquery or of item(), and there were {values}");
+    }
+    // A constant has no column.
+    let message = message.replace(" in column 'scalar'", "").replace(" in column 'literal'", "");
+    let mut pieces = message.split(COMMON);
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        text.push_str("a common expression");
+        text.push_str(piece.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
+    }
+    text
 }
 
 /// What a caught panic said.

@@ -17,7 +17,7 @@ use super::{End, timeline};
 /// The longest statement that is read from stdin.
 const MAX_STATEMENT_BYTES: u64 = 1 << 20;
 
-/// Run a Polars SQL query on the mesh
+/// Run a SQL query on the mesh
 ///
 /// Where no mesh runs, this process answers by itself. A table is a path in quotes, or a name given with
 /// --table: floe sql "SELECT carrier, COUNT(*) FROM 'flights/*.parquet' GROUP BY carrier"

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
-    DuplicateTreatment, Expr as Sql, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Query,
-    Spanned, Visit, Visitor,
+    DuplicateTreatment, Expr as Sql, Function, FunctionArg, FunctionArgExpr, FunctionArguments, OrderByExpr,
+    Query, Spanned, Visit, Visitor,
 };
 use sqlparser::tokenizer::Span;
 
@@ -24,7 +24,7 @@ pub(super) fn name(function: &Function) -> String {
 
 /// Functions of all rows of a group.
 pub(super) fn is_aggregate(name: &str) -> bool {
-    const AGGREGATES: [&str; 34] = [
+    const AGGREGATES: [&str; 36] = [
         "bool_and",
         "bool_or",
         "count_if",
@@ -46,6 +46,8 @@ pub(super) fn is_aggregate(name: &str) -> bool {
         "mean",
         "median",
         "min",
+        "percentile_cont",
+        "percentile_disc",
         "quantile_cont",
         "quantile_disc",
         "stddev",
@@ -219,6 +221,13 @@ impl Planner<'_> {
     ) -> Result<Typed, Failure> {
         let span = call.span();
         let name = name(function);
+        if let [by] = function.within_group.as_slice() {
+            let within = self.scalar(&by.expr, &mut Scope::over(relation, outer))?.settled(span)?;
+            let label = within.name.clone();
+            let typed = within_group(&name, function, by, within, span)?;
+            let expr = self.aggregate(aggregates, typed.expr.clone(), Scalar::null(typed.dtype.clone()));
+            return Ok(Typed { expr, ..typed }.named(&label));
+        }
         let list = match &function.args {
             FunctionArguments::List(list) => list,
             _ => return Err(unsupported(&format!("{name} without a list of arguments"), span)),
@@ -371,19 +380,47 @@ impl Planner<'_> {
         outer: Option<&Outer>,
         aggregates: &mut Aggregates,
     ) -> Result<Typed, Failure> {
-        let span = call.span();
-        let (translated, operands) = delegate::translate(call, |operand, index| {
-            let mut scope = Scope::over(relation, outer);
-            Ok((format!("__operand_{index}"), self.scalar(operand, &mut scope)?.settled(operand.span())?))
+        let typed = delegate::translate(call, |operand| {
+            self.scalar(operand, &mut Scope::over(relation, outer))?.settled(operand.span())
         })?;
-        let columns: Vec<(&str, &DataType)> =
-            operands.iter().map(|(name, operand)| (name.as_str(), &operand.dtype)).collect();
-        let dtype = dtype_of(&translated, &columns, span)?;
-        let label = operands.first().map_or("literal", |(_, operand)| operand.name.as_str()).to_owned();
-        let expr = delegate::put_in(translated, &operands);
-        let expr = self.aggregate(aggregates, expr, Scalar::null(dtype.clone()));
-        Ok(Typed::new(expr, dtype).named(&label))
+        let expr = self.aggregate(aggregates, typed.expr.clone(), Scalar::null(typed.dtype.clone()));
+        Ok(Typed { expr, ..typed })
     }
+}
+
+/// `PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY x)` and its like, over the values that are sorted.
+fn within_group(
+    name: &str,
+    function: &Function,
+    by: &OrderByExpr,
+    value: Typed,
+    span: Span,
+) -> Result<Typed, Failure> {
+    let falling = by.options.asc == Some(false);
+    let share = match delegate::arguments(function).as_deref() {
+        Some([Sql::Value(share)]) => share.value.to_string().parse::<f64>().ok(),
+        _ => None,
+    };
+    let (expr, dtype) = match (name, share.filter(|share| (0.0..=1.0).contains(share))) {
+        ("percentile_cont", Some(share)) => {
+            let numbers = value.cast(&DataType::Float64, span)?.expr;
+            let share = if falling { 1.0 - share } else { share };
+            (numbers.quantile(lit(share), QuantileMethod::Linear), DataType::Float64)
+        }
+        // The first value that no smaller share of them comes up to.
+        ("percentile_disc", Some(share)) => {
+            let before = (value.expr.clone().count().cast(DataType::Float64) * lit(share)).ceil() - lit(1.0);
+            let place = when(before.clone().gt(lit(0.0))).then(before).otherwise(lit(0.0));
+            let order = SortOptions::default().with_order_descending(falling);
+            let sorted = value.expr.drop_nulls().sort(order);
+            (sorted.get(place.cast(DataType::Int64), true), value.dtype)
+        }
+        ("percentile_cont" | "percentile_disc", None) => {
+            return Err(wrong(&format!("{name} has one number from 0 to 1"), span));
+        }
+        _ => return Err(unsupported(&format!("{name} WITHIN GROUP"), span)),
+    };
+    Ok(Typed::new(expr, dtype))
 }
 
 /// `TOTAL` of nothing is zero.

@@ -10,37 +10,44 @@ use sqlparser::ast::{
     VisitorMut,
 };
 
-use super::place::rejected;
+use super::place::{rejected, unsupported};
 use super::planner::Planner;
 use super::scalar::Scope;
 use super::value::{Typed, dtype_of};
 
-/// Plans operands and puts names in their places.
-struct Operands<F> {
-    plan: F,
+/// How much of an expression an error shows.
+const MAX_SHOWN_CHARS: usize = 60;
+
+/// Takes operands out and puts names in their places.
+#[derive(Default)]
+struct Operands {
     depth: u32,
-    planned: Vec<(String, Typed)>,
+    taken: Vec<(String, Sql)>,
 }
 
-impl<F: FnMut(&Sql, usize) -> Result<(String, Typed), Failure>> VisitorMut for Operands<F> {
-    type Break = Failure;
+impl Operands {
+    /// A text with the operands as they are written.
+    fn put_back(&self, text: String) -> String {
+        self.taken
+            .iter()
+            .fold(text, |text, (name, operand)| text.replace(&format!("\"{name}\""), &operand.to_string()))
+    }
+}
 
-    fn pre_visit_expr(&mut self, expr: &mut Sql) -> ControlFlow<Failure> {
+impl VisitorMut for Operands {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &mut Sql) -> ControlFlow<()> {
         self.depth += 1;
-        if self.depth != 2 || literal(expr) {
-            return ControlFlow::Continue(());
+        if self.depth == 2 && !literal(expr) {
+            let name = format!("__operand_{}", self.taken.len());
+            let operand = std::mem::replace(expr, Sql::Identifier(Ident::with_quote('"', name.clone())));
+            self.taken.push((name, operand));
         }
-        match (self.plan)(expr, self.planned.len()) {
-            Ok((name, typed)) => {
-                *expr = Sql::Identifier(Ident::with_quote('"', name.clone()));
-                self.planned.push((name, typed));
-                ControlFlow::Continue(())
-            }
-            Err(failure) => ControlFlow::Break(failure),
-        }
+        ControlFlow::Continue(())
     }
 
-    fn post_visit_expr(&mut self, _: &mut Sql) -> ControlFlow<Failure> {
+    fn post_visit_expr(&mut self, _: &mut Sql) -> ControlFlow<()> {
         self.depth -= 1;
         ControlFlow::Continue(())
     }
@@ -49,7 +56,7 @@ impl<F: FnMut(&Sql, usize) -> Result<(String, Typed), Failure>> VisitorMut for O
 /// Operands whose value Polars SQL wants to see in the text: how many digits, which pattern.
 fn literal(expr: &Sql) -> bool {
     match expr {
-        Sql::Value(_) | Sql::TypedString(_) | Sql::Interval(_) | Sql::Array(_) => true,
+        Sql::Value(_) | Sql::TypedString(_) | Sql::Array(_) => true,
         Sql::UnaryOp { expr, .. } => {
             matches!(&**expr, Sql::Value(value) if matches!(value.value, Value::Number(..)))
         }
@@ -57,39 +64,62 @@ fn literal(expr: &Sql) -> bool {
     }
 }
 
-/// The node as Polars SQL translates it, and its operands by the names they have in it. `plan` gives an operand
-/// and its name.
+/// The node as Polars SQL translates it, over operands as `plan` plans them: an operand that is wrong too is of no
+/// account where there is no such function.
 pub(super) fn translate(
     expr: &Sql,
-    plan: impl FnMut(&Sql, usize) -> Result<(String, Typed), Failure>,
-) -> Result<(Expr, Vec<(String, Typed)>), Failure> {
+    mut plan: impl FnMut(&Sql) -> Result<Typed, Failure>,
+) -> Result<Typed, Failure> {
     let span = expr.span();
     let mut node = expr.clone();
-    let mut operands = Operands { plan, depth: 0, planned: Vec::new() };
-    if let ControlFlow::Break(failure) = VisitMut::visit(&mut node, &mut operands) {
-        return Err(failure);
+    let mut operands = Operands::default();
+    let _ = VisitMut::visit(&mut node, &mut operands);
+    let translated =
+        polars::sql::sql_expr(node.to_string()).map_err(|error| match rejected(error, span) {
+            // Such a text shows a syntax tree.
+            Failure::Query { message } if message.contains("is not currently supported") => {
+                unsupported(&construct(expr), span)
+            }
+            Failure::Query { message } => Failure::Query { message: operands.put_back(message) },
+            other => other,
+        })?;
+    let mut planned = Vec::new();
+    for (name, operand) in operands.taken {
+        planned.push((name, plan(&operand)?));
     }
-    let translated = polars::sql::sql_expr(node.to_string()).map_err(|error| rejected(error, span))?;
-    Ok((translated, operands.planned))
+    let columns: Vec<(&str, &DataType)> =
+        planned.iter().map(|(name, operand)| (name.as_str(), &operand.dtype)).collect();
+    let dtype = dtype_of(&translated, &columns, span)?;
+    let label = planned.first().map_or("literal", |(_, operand)| &operand.name).to_owned();
+    Ok(Typed::new(put_in(translated, &planned), dtype).named(&label))
 }
 
 /// An expression of a row.
 pub(super) fn scalar(planner: &mut Planner<'_>, expr: &Sql, scope: &mut Scope<'_>) -> Result<Typed, Failure> {
-    let (translated, operands) = translate(expr, |operand, index| {
-        Ok((format!("__operand_{index}"), planner.scalar(operand, scope)?.settled(operand.span())?))
-    })?;
-    let columns: Vec<(&str, &DataType)> =
-        operands.iter().map(|(name, operand)| (name.as_str(), &operand.dtype)).collect();
-    let dtype = dtype_of(&translated, &columns, expr.span())?;
-    let name = operands.first().map_or("literal", |(_, operand)| &operand.name);
-    Ok(Typed::new(put_in(translated, &operands), dtype).named(name))
+    translate(expr, |operand| planner.scalar(operand, scope)?.settled(operand.span()))
 }
 
-/// The operands in the places of their names.
-pub(super) fn put_in(expr: Expr, operands: &[(String, Typed)]) -> Expr {
+/// What to call an expression that there is not.
+fn construct(expr: &Sql) -> String {
+    match expr {
+        Sql::BinaryOp { op, .. } => format!("the operator {op}"),
+        Sql::UnaryOp { op, .. } => format!("the operator {op}"),
+        Sql::Collate { .. } => "COLLATE".to_owned(),
+        _ => {
+            let text = expr.to_string();
+            match text.char_indices().nth(MAX_SHOWN_CHARS) {
+                Some((end, _)) => format!("{}...", &text[..end]),
+                None => text,
+            }
+        }
+    }
+}
+
+/// Values in the places of their names.
+pub(super) fn put_in(expr: Expr, named: &[(String, Typed)]) -> Expr {
     expr.map_expr(|node| match &node {
-        Expr::Column(name) => match operands.iter().find(|(own, _)| own == name.as_str()) {
-            Some((_, operand)) => operand.expr.clone(),
+        Expr::Column(name) => match named.iter().find(|(own, _)| own == name.as_str()) {
+            Some((_, value)) => value.expr.clone(),
             None => node,
         },
         _ => node,

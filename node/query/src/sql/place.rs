@@ -19,7 +19,11 @@ pub(super) fn wrong(message: &str, span: Span) -> Failure {
 /// What Polars says of an expression, and its place.
 pub(super) fn rejected(error: PolarsError, span: Span) -> Failure {
     match query_failure(error) {
-        Failure::Query { message } => Failure::Query { message: format!("{message}{}", at(span)) },
+        Failure::Query { message } => {
+            // What may be done about it in Python is of no use here.
+            let message = message.split("\n\nYou might want to try:").next().unwrap_or_default();
+            Failure::Query { message: format!("{message}{}", at(span)) }
+        }
         other => other,
     }
 }

@@ -9,6 +9,7 @@ use sqlparser::ast::Query;
 
 use super::relation::{Column, Relation};
 use super::statistics::Statistics;
+use crate::stack::on_deep_stack;
 
 /// Queries within queries: each level that uses columns of the one around may be planned twice.
 pub(super) const MAX_NESTING: usize = 12;
@@ -40,7 +41,7 @@ pub(super) struct Planner<'t> {
 
 /// A query over tables.
 pub(super) fn plan(query: &Query, tables: &BTreeMap<String, Table>) -> Result<LazyFrame, Failure> {
-    super::statement::deep(|| plan_query(query, tables))
+    on_deep_stack(|| plan_query(query, tables))
 }
 
 fn plan_query(query: &Query, tables: &BTreeMap<String, Table>) -> Result<LazyFrame, Failure> {

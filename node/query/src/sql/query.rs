@@ -12,8 +12,9 @@ use super::place::{rejected, unsupported, wrong};
 use super::planner::{MAX_NESTING, Planner};
 use super::relation::{Column, Relation, Size};
 use super::scalar::{Outer, Scope};
-use super::select::{Block, common_types, limited, sorted};
+use super::select::{Block, common_types, limited, position, sorted};
 use super::value::{Typed, unify};
+use super::windows::windowed;
 
 /// Which rows of a result are wanted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,7 +101,8 @@ impl Planner<'_> {
                 self.order_and_limit(block, order_by, limit)
             }
             SetExpr::SetOperation { left, op, set_quantifier, right } => {
-                let span = left.span();
+                // The operator itself has no place in the tree: it stands before its right side.
+                let span = right.span();
                 let first = self.body(left, None, Limit::default(), outer, false)?;
                 let second = self.body(right, None, Limit::default(), outer, false)?;
                 let block = self.set_operation(first, second, *op, *set_quantifier, outer, span)?;
@@ -156,21 +158,8 @@ impl Planner<'_> {
             }
             OrderByKind::Expressions(list) => {
                 for item in list {
-                    let position = match &item.expr {
-                        Sql::Value(value) => match &value.value {
-                            Value::Number(text, _) => text.parse::<usize>().ok(),
-                            _ => None,
-                        },
-                        _ => None,
-                    };
-                    let id = match position {
-                        Some(position) => {
-                            let column = position.checked_sub(1).and_then(|position| columns.get(position));
-                            let column = column.ok_or_else(|| {
-                                wrong(&format!("ORDER BY {position}: the list is shorter"), item.expr.span())
-                            })?;
-                            column.id.clone()
-                        }
+                    let id = match position("ORDER BY", &item.expr, columns.len())? {
+                        Some(position) => columns[position].id.clone(),
                         None => {
                             let typed =
                                 self.scalar(&item.expr, &mut Scope::over(&mut block.relation, None))?;
@@ -303,19 +292,28 @@ impl Planner<'_> {
                 let both = if all { both } else { both.unique(None, UniqueKeepStrategy::Any) };
                 (both, rows + right.relation.size.rows)
             }
-            SetOperator::Except | SetOperator::Minus | SetOperator::Intersect if all => {
-                return Err(unsupported(&format!("{op} ALL"), span));
-            }
             SetOperator::Except | SetOperator::Minus | SetOperator::Intersect => {
                 let how = if op == SetOperator::Intersect { JoinType::Semi } else { JoinType::Anti };
-                let on: Vec<Expr> = columns
+                let mut on: Vec<Expr> = columns
                     .iter()
                     .map(|column| column.id.clone())
                     .chain(carried.iter().cloned())
                     .map(Expr::Column)
                     .collect();
-                let builder = first.unique(None, UniqueKeepStrategy::Any).join_builder().with(second);
-                (builder.on(on).how(how).join_nulls(true).finish(), rows)
+                let (first, second) = match all {
+                    // The first of several equal rows meets the first, the second the second.
+                    true => {
+                        let id = self.fresh("copy");
+                        let copy = int_range(lit(0), len().cast(DataType::Int64), 1, DataType::Int64);
+                        let copy = windowed(copy, on.clone(), None).alias(id.clone());
+                        on.push(Expr::Column(id));
+                        (first.with_columns([copy.clone()]), second.with_columns([copy]))
+                    }
+                    false => (first.unique(None, UniqueKeepStrategy::Any), second),
+                };
+                let kept = on[..columns.len() + carried.len()].to_vec();
+                let joined = first.join_builder().with(second).on(on).how(how).join_nulls(true).finish();
+                (if all { joined.select(kept) } else { joined }, rows)
             }
         };
         let relation = Relation::new(frame, columns, Size::of(rows));
@@ -378,9 +376,8 @@ fn limit(query: &Query) -> Result<Limit, Failure> {
             },
             _ => None,
         };
-        text.and_then(|text| text.parse().ok()).ok_or_else(|| {
-            unsupported(&format!("LIMIT or OFFSET {expr}: a number is expected, which"), expr.span())
-        })
+        text.and_then(|text| text.parse().ok())
+            .ok_or_else(|| wrong(&format!("LIMIT or OFFSET {expr}: a whole number is expected"), expr.span()))
     };
     let mut found = Limit::default();
     match &query.limit_clause {

@@ -205,7 +205,7 @@ impl Planner<'_> {
                 Sql::Subquery(query) => self.all(left, compare_op, query, span, scope),
                 _ => delegate::scalar(self, expr, scope),
             },
-            Sql::Interval(_) | Sql::Array(_) => delegate::scalar(self, expr, scope),
+            Sql::Interval(interval) => temporal::duration(&temporal::interval(interval, span)?, span),
             Sql::GroupingSets(_) | Sql::Cube(_) | Sql::Rollup(_) => {
                 Err(unsupported("GROUP BY with GROUPING SETS, CUBE or ROLLUP", span))
             }
@@ -268,9 +268,7 @@ impl Planner<'_> {
             | BinaryOperator::LtEq
             | BinaryOperator::Gt
             | BinaryOperator::GtEq
-            | BinaryOperator::Spaceship
-                if !matches!((left, right), (Sql::Interval(_), Sql::Interval(_))) =>
-            {
+            | BinaryOperator::Spaceship => {
                 let (left, right) = (self.scalar(left, scope)?, self.scalar(right, scope)?);
                 compare(op, left, right, span)
             }

@@ -217,7 +217,7 @@ impl Planner<'_> {
         }
         let mut typed_keys = Vec::new();
         for key in keys {
-            let meant = position_or_alias(&key, items, &relation);
+            let meant = position_or_alias(&key, items, &relation)?;
             let typed = match meant {
                 Some(SqlItem::Column(column)) => {
                     typed_keys.push((written(&column), column.typed()));
@@ -343,10 +343,7 @@ impl Planner<'_> {
         let mut sort = Vec::new();
         for (expr, options) in order_keys(order_by, planned.len())? {
             let key = match expr {
-                Key::Position(position) => planned
-                    .get(position)
-                    .map(|item| item.typed.clone())
-                    .ok_or_else(|| wrong(&format!("ORDER BY {}: the list is shorter", position + 1), span))?,
+                Key::Position(position) => planned[position].typed.clone(),
                 Key::Expr(Sql::Identifier(name)) if unique_alias(&aliases, &name).is_some() => {
                     unique_alias(&aliases, &name).unwrap_or_else(Typed::null)
                 }
@@ -619,26 +616,40 @@ fn written(column: &Column) -> Sql {
 }
 
 /// `GROUP BY 2`, or the alias of an item where no column has the name.
-fn position_or_alias(key: &Sql, items: &[(Option<String>, SqlItem)], relation: &Relation) -> Option<SqlItem> {
-    match key {
+fn position_or_alias(
+    key: &Sql,
+    items: &[(Option<String>, SqlItem)],
+    relation: &Relation,
+) -> Result<Option<SqlItem>, Failure> {
+    if let Some(position) = position("GROUP BY", key, items.len())? {
+        return Ok(Some(items[position].1.clone()));
+    }
+    let Sql::Identifier(name) = key else { return Ok(None) };
+    if relation.visible().any(|column| column.name.eq_ignore_ascii_case(&name.value)) {
+        return Ok(None);
+    }
+    let found = items
+        .iter()
+        .find(|(alias, _)| alias.as_deref().is_some_and(|alias| alias.eq_ignore_ascii_case(&name.value)));
+    Ok(found.map(|(_, item)| item.clone()))
+}
+
+/// The place in the list, from 0, that a whole number means in a clause.
+pub(super) fn position(clause: &str, expr: &Sql, width: usize) -> Result<Option<usize>, Failure> {
+    let number = match expr {
         Sql::Value(value) => match &value.value {
-            Value::Number(text, _) => {
-                let position: usize = text.parse().ok()?;
-                items.get(position.checked_sub(1)?).map(|(_, item)| item.clone())
-            }
+            Value::Number(text, _) => text.parse::<usize>().ok(),
             _ => None,
         },
-        Sql::Identifier(name) => {
-            let known = relation.visible().any(|column| column.name.eq_ignore_ascii_case(&name.value));
-            if known {
-                return None;
-            }
-            let found = items.iter().find(|(alias, _)| {
-                alias.as_deref().is_some_and(|alias| alias.eq_ignore_ascii_case(&name.value))
-            });
-            found.map(|(_, item)| item.clone())
-        }
         _ => None,
+    };
+    let Some(number) = number else { return Ok(None) };
+    match number.checked_sub(1).filter(|position| *position < width) {
+        Some(position) => Ok(Some(position)),
+        None => {
+            let columns = if width == 1 { "one column".to_owned() } else { format!("{width} columns") };
+            Err(wrong(&format!("{clause} {number}: the result has {columns}"), expr.span()))
+        }
     }
 }
 
@@ -669,15 +680,7 @@ fn order_keys(order_by: Option<&OrderBy>, width: usize) -> Result<Vec<(Key, Orde
         if item.with_fill.is_some() {
             return Err(unsupported("WITH FILL", item.expr.span()));
         }
-        let position = match &item.expr {
-            Sql::Value(value) => match &value.value {
-                Value::Number(text, _) => {
-                    text.parse::<usize>().ok().and_then(|position| position.checked_sub(1))
-                }
-                _ => None,
-            },
-            _ => None,
-        };
+        let position = position("ORDER BY", &item.expr, width)?;
         let key = position.map_or_else(|| Key::Expr(item.expr.clone()), Key::Position);
         Ok((key, item.options))
     };

@@ -16,25 +16,13 @@ use sqlparser::parser::{Parser, ParserError, ParserOptions};
 
 use super::conjuncts::Balance;
 use super::place::{unsupported, wrong};
-use crate::depth;
-
-/// How deep expressions and queries of a text may be within each other: parentheses, calls, subqueries. Chains of
-/// `AND` and `OR` may be of any length.
-const MAX_DEPTH: usize = 1_000;
-
-/// The stack for parsing and planning a text: what is copied, compared and dropped goes as deep as the text, at up to a
-/// few thousand bytes a level without optimization. Only pages that are touched take memory.
-const STACK_BYTES: usize = 64 << 20;
-
-/// Runs something that goes as deep as a text.
-pub(super) fn deep<T>(run: impl FnOnce() -> T) -> T {
-    stacker::maybe_grow(STACK_BYTES / 2, STACK_BYTES, run)
-}
+use crate::depth::{self, MAX_SQL_BRACKETS};
+use crate::stack::on_deep_stack;
 
 /// The query of a text.
 pub(super) fn query(text: &str) -> Result<Query, Failure> {
     depth::check_sql(text)?;
-    deep(|| {
+    on_deep_stack(|| {
         let mut query = parse(text)?;
         let _ = VisitMut::visit(&mut query, &mut Distinct);
         let _ = VisitMut::visit(&mut query, &mut Balance);
@@ -105,12 +93,14 @@ fn parse(text: &str) -> Result<Query, Failure> {
     let options = ParserOptions { trailing_commas: true, ..Default::default() };
     let statements = Parser::new(&GenericDialect)
         .with_options(options)
-        .with_recursion_limit(MAX_DEPTH)
+        .with_recursion_limit(MAX_SQL_BRACKETS)
         .try_with_sql(text)
         .and_then(|mut parser| parser.parse_statements())
         .map_err(|error| match error {
             ParserError::RecursionLimitExceeded => Failure::Refused {
-                message: format!("a text whose parts are within each other more than {MAX_DEPTH} deep is not supported in SQL"),
+                message: format!(
+                    "a text whose parts are within each other more than {MAX_SQL_BRACKETS} deep is not supported in SQL"
+                ),
             },
             error => Failure::Query { message: error.to_string() },
         })?;

@@ -121,6 +121,27 @@ pub(super) fn interval(interval: &Interval, span: Span) -> Result<Steps, Failure
     Ok(sum)
 }
 
+/// An interval that stands by itself.
+pub(super) fn duration(steps: &[(i64, &'static str)], span: Span) -> Result<Typed, Failure> {
+    let mut total_us: i64 = 0;
+    for (count, unit) in steps {
+        let unit_us = match *unit {
+            "d" => 86_400_000_000,
+            "h" => 3_600_000_000,
+            "m" => 60_000_000,
+            "s" => 1_000_000,
+            "ms" => 1_000,
+            "us" => 1,
+            // Those have no length.
+            _ => return Err(unsupported("an interval of months or years by itself", span)),
+        };
+        let sum = count.checked_mul(unit_us).and_then(|us| total_us.checked_add(us));
+        total_us = sum.ok_or_else(|| wrong("an interval that is too long", span))?;
+    }
+    let dtype = DataType::Duration(TimeUnit::Microseconds);
+    Ok(Typed::scalar(Scalar::new(dtype, AnyValue::Duration(total_us, TimeUnit::Microseconds))))
+}
+
 fn times(count: i64, (factor, unit): (i64, &'static str)) -> Option<(i64, &'static str)> {
     Some((count.checked_mul(factor)?, unit))
 }

@@ -21,7 +21,7 @@ use super::place::{unsupported, wrong};
 use super::planner::Planner;
 use super::relation::{Column, Relation};
 use super::scalar::{Outer, Scope};
-use super::value::{Typed, dtype_of, unify};
+use super::value::{Typed, unify};
 use super::{aggregate, delegate};
 
 /// Where the operands of a window function are looked up.
@@ -32,15 +32,58 @@ pub(super) struct Rows<'r> {
     pub(super) outer: Option<&'r Outer>,
 }
 
-/// How far the frame of a row goes.
+/// Which rows of its partition are in a row's frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Frame {
-    /// To the row.
-    Row,
-    /// To the last of its peers.
+    /// From one that stands so many after it to another, negative before it; without a number to the partition's end.
+    Rows(Option<i64>, Option<i64>),
+    /// From the first to the last of its peers.
     Peers,
-    /// Over the whole partition.
+    /// All.
     All,
+}
+
+/// How the values of a frame become one.
+enum Rolled {
+    /// Their sum; of no values it is this zero, which stands for nulls too.
+    Sum(Expr),
+    /// The same of floats, of which none can be taken away from a sum again.
+    FloatSum(Expr),
+    /// The least that is not null.
+    Min,
+    /// The greatest that is not null.
+    Max,
+}
+
+impl Rolled {
+    /// Over so many rows up to each, or over all up to it.
+    fn along(&self, values: Expr, width: Option<usize>) -> Expr {
+        let options = |window_size| RollingOptionsFixedWindow { window_size, ..Default::default() };
+        let forward = |values: Expr| values.fill_null_with_strategy(FillNullStrategy::Forward(None));
+        match (self, width) {
+            (Self::Sum(zero), Some(width)) => {
+                let sum = values.cum_sum(false);
+                sum.clone() - sum.shift(lit(width as u64)).fill_null(zero.clone())
+            }
+            (Self::FloatSum(_), Some(width)) => values.rolling_sum(options(width)),
+            (Self::Min, Some(width)) => values.rolling_min(options(width)),
+            (Self::Max, Some(width)) => values.rolling_max(options(width)),
+            (Self::Sum(_) | Self::FloatSum(_), None) => values.cum_sum(false),
+            // A null of the rows is no value of the frame.
+            (Self::Min, None) => forward(values.cum_min(false)),
+            (Self::Max, None) => forward(values.cum_max(false)),
+        }
+    }
+
+    /// Of two parts of a frame.
+    fn both(&self, one: Expr, other: Expr) -> Result<Expr, Failure> {
+        let both = match self {
+            Self::Sum(_) | Self::FloatSum(_) => return Ok(one + other),
+            Self::Min => polars::lazy::dsl::min_horizontal([one, other]),
+            Self::Max => polars::lazy::dsl::max_horizontal([one, other]),
+        };
+        both.map_err(|error| Failure::internal(error.to_string()))
+    }
 }
 
 /// Partitions with an order, as columns of a relation.
@@ -69,7 +112,7 @@ impl Ordered {
     }
 }
 
-fn windowed(expr: Expr, partition_by: Vec<Expr>, order_by: Option<Expr>) -> Expr {
+pub(super) fn windowed(expr: Expr, partition_by: Vec<Expr>, order_by: Option<Expr>) -> Expr {
     Expr::Over {
         function: Arc::new(expr),
         partition_by,
@@ -98,19 +141,8 @@ impl Planner<'_> {
     }
 
     fn delegated_window(&mut self, window: &Sql, rows: &mut Rows<'_>) -> Result<Typed, Failure> {
-        let span = window.span();
-        let (translated, operands) = delegate::translate(window, |operand, _| {
-            let typed = self.operand(operand, rows)?;
-            let Expr::Column(id) = &typed.expr else {
-                return Err(Failure::internal("an operand of a window that is no column"));
-            };
-            Ok((id.to_string(), typed))
-        })?;
-        let columns: Vec<(&str, &DataType)> =
-            operands.iter().map(|(name, typed)| (name.as_str(), &typed.dtype)).collect();
-        let dtype = dtype_of(&translated, &columns, span)?;
-        let label = operands.first().map_or("literal", |(_, typed)| typed.name.as_str());
-        Ok(Typed::new(self.column(translated, rows), dtype).named(label))
+        let typed = delegate::translate(window, |operand| self.operand(operand, rows))?;
+        Ok(Typed { expr: self.column(typed.expr.clone(), rows), ..typed })
     }
 
     /// An operand as a column.
@@ -222,27 +254,30 @@ impl Planner<'_> {
                 }
             }
             ("first_value", [value], 1) => {
-                let first = by_number(value.expr.clone(), &order).first();
-                Typed::new(order.over(first), value.dtype.clone())
+                let first = match frame {
+                    Frame::Rows(from, to) => at_end(value, (from, to), true, &order),
+                    _ => order.over(by_number(value.expr.clone(), &order).first()),
+                };
+                Typed::new(first, value.dtype.clone())
             }
             ("last_value", [value], 1) => {
                 let last = by_number(value.expr.clone(), &order).last();
                 let last = match frame {
-                    Frame::Row => value.expr.clone(),
+                    Frame::Rows(from, to) => at_end(value, (from, to), false, &order),
                     Frame::Peers => order.over_peers(last),
                     Frame::All => order.over(last),
                 };
                 Typed::new(last, value.dtype.clone())
             }
             ("count", operands, _) if operands.len() <= 1 => {
-                let running = match operands.first() {
-                    Some(value) => self.running_count(value, &order, rows),
-                    None => order.number.clone(),
+                let counted_rows = match operands.first() {
+                    Some(value) => value.expr.clone().is_not_null(),
+                    None => order.number.clone().is_not_null(),
                 };
-                counted(self.until(running, frame, &order, rows))
+                counted(self.count(counted_rows, frame, &order, rows)?)
             }
             ("sum" | "avg", [value], 1) => {
-                let count = self.running_count(value, &order, rows);
+                let count = self.count(value.expr.clone().is_not_null(), frame, &order, rows)?;
                 let value = match &value.dtype {
                     _ if name == "avg" => value.clone().cast(&DataType::Float64, span)?,
                     dtype if dtype.is_integer() && !matches!(dtype, DataType::Int128 | DataType::UInt64) => {
@@ -251,26 +286,31 @@ impl Planner<'_> {
                     _ => value.clone(),
                 };
                 let zero = Typed::integer(0).cast(&value.dtype, span)?.expr;
-                let sum = order.along(value.expr.fill_null(zero).cum_sum(false));
-                let sum = self.column(sum, rows);
-                let there = count.clone().gt(lit(0u32));
+                let there = value.expr.fill_null(zero.clone());
+                let rolled = if value.dtype.is_float() { Rolled::FloatSum(zero) } else { Rolled::Sum(zero) };
+                let sum = self.framed(there, frame, &rolled, &order, rows)?;
                 let result = match name {
-                    "avg" => sum.true_div(count.cast(DataType::Float64)),
+                    "avg" => sum.true_div(count.clone().cast(DataType::Float64)),
                     _ => sum,
                 };
                 let null = lit(NULL).cast(value.dtype.clone());
-                let running = self.column(when(there).then(result).otherwise(null), rows);
-                Typed::new(self.until(running, frame, &order, rows), value.dtype)
+                Typed::new(when(count.gt(lit(0u32))).then(result).otherwise(null), value.dtype)
             }
             ("min" | "max", [value], 1) => {
-                let running = match name {
-                    "min" => value.expr.clone().cum_min(false),
-                    _ => value.expr.clone().cum_max(false),
+                let rolled = if name == "min" { Rolled::Min } else { Rolled::Max };
+                let bounded = matches!(frame, Frame::Rows(from, to) if (from, to) != (None, Some(0)));
+                let direct = value.dtype.is_primitive_numeric() || value.dtype.is_temporal();
+                let found = if bounded && !direct {
+                    // Polars rolls over numbers: the places of the values in their order are some.
+                    let ranks = value.expr.clone().rank(dense(false), None).cast(DataType::Int64);
+                    let ranks = self.column(order.over(ranks), rows);
+                    let rank = self.framed(ranks, frame, &rolled, &order, rows)?;
+                    let values = value.expr.clone().drop_nulls().unique().sort(SortOptions::default());
+                    order.over(values.gather(rank - lit(1i64), false))
+                } else {
+                    self.framed(value.expr.clone(), frame, &rolled, &order, rows)?
                 };
-                // A null of the rows is no value of the frame.
-                let running = running.fill_null_with_strategy(FillNullStrategy::Forward(None));
-                let running = self.column(order.along(running), rows);
-                Typed::new(self.until(running, frame, &order, rows), value.dtype.clone())
+                Typed::new(found, value.dtype.clone())
             }
             _ => return Err(unsupported(&format!("{name} with these arguments and ORDER BY in OVER"), span)),
         };
@@ -287,7 +327,6 @@ impl Planner<'_> {
         }
         let nothing = Expr::Literal(LiteralValue::untyped_null());
         let mut order = Ordered { partition, peer: nothing.clone(), number: nothing };
-        let dense = |descending| RankOptions { method: RankMethod::Dense, descending };
         let mut ranks = Vec::new();
         for OrderByExpr { expr, options, .. } in &spec.order_by {
             let falling = options.asc == Some(false);
@@ -311,21 +350,89 @@ impl Planner<'_> {
         Ok(order)
     }
 
-    /// How many rows of the frame up to the row have a value.
-    fn running_count(&mut self, value: &Typed, order: &Ordered, rows: &mut Rows<'_>) -> Expr {
-        let there = value.expr.clone().is_not_null().cast(DataType::UInt32);
-        self.column(order.along(there.cum_sum(false)), rows)
+    /// For how many rows of the frame a condition holds.
+    fn count(
+        &mut self,
+        condition: Expr,
+        frame: Frame,
+        order: &Ordered,
+        rows: &mut Rows<'_>,
+    ) -> Result<Expr, Failure> {
+        let one = condition.cast(DataType::UInt32);
+        self.framed(one, frame, &Rolled::Sum(lit(0u32)), order, rows)
     }
 
-    /// What a column that runs along the order has at the end of a row's frame.
-    fn until(&mut self, running: Expr, frame: Frame, order: &Ordered, rows: &mut Rows<'_>) -> Expr {
+    /// What the values of each row's frame become, in the type of the values.
+    fn framed(
+        &mut self,
+        value: Expr,
+        frame: Frame,
+        rolled: &Rolled,
+        order: &Ordered,
+        rows: &mut Rows<'_>,
+    ) -> Result<Expr, Failure> {
+        let width = |rows: i64| usize::try_from(rows).unwrap_or_default();
+        let back = |width, by: i64| order.along(rolled.along(value.clone(), width).shift(lit(by)));
+        let on = |width, by: i64| {
+            order.along(rolled.along(value.clone().reverse(), width).shift(lit(by)).reverse())
+        };
+        // The rows up to the row itself and those after it: none is in both parts.
+        let parts = match frame {
+            Frame::Peers | Frame::All => vec![back(None, 0)],
+            Frame::Rows(from, Some(to)) if to <= 0 => vec![back(from.map(|from| width(to - from + 1)), -to)],
+            Frame::Rows(Some(from), to) if from >= 0 => vec![on(to.map(|to| width(to - from + 1)), from)],
+            Frame::Rows(from, to) => vec![back(from.map(|from| width(1 - from)), 0), on(to.map(width), 1)],
+        };
+        let mut whole = None;
+        for part in parts {
+            let part = self.column(part, rows);
+            let part = match rolled {
+                Rolled::Sum(zero) | Rolled::FloatSum(zero) => part.fill_null(zero.clone()),
+                Rolled::Min | Rolled::Max => part,
+            };
+            whole = Some(match whole {
+                Some(before) => rolled.both(before, part)?,
+                None => part,
+            });
+        }
+        let running = whole.ok_or_else(|| Failure::internal("a frame of no parts"))?;
+        let running = self.column(running, rows);
         let last = |running: Expr| by_number(running, order).last();
-        match frame {
-            Frame::Row => running,
+        Ok(match frame {
+            Frame::Rows(..) => running,
             Frame::Peers => self.column(order.over_peers(last(running)), rows),
             Frame::All => self.column(order.over(last(running)), rows),
-        }
+        })
     }
+}
+
+/// The value of the first or of the last row of a frame of rows.
+fn at_end(value: &Typed, (from, to): (Option<i64>, Option<i64>), first: bool, order: &Ordered) -> Expr {
+    let number = || order.number.clone().cast(DataType::Int64);
+    let before = |end: Option<i64>| end.map(|end| (number() + lit(end)).lt(lit(1i64)));
+    let beyond =
+        |end: Option<i64>| end.map(|end| (number() + lit(end)).gt(order.over(len()).cast(DataType::Int64)));
+    let sorted = by_number(value.expr.clone(), order);
+    // Where the frame begins before the partition, its first row is the partition's; where it is all outside, none is.
+    let (end, outmost, clipped, empty) = match first {
+        true => (from, order.over(sorted.first()), before(from), before(to)),
+        false => (to, order.over(sorted.last()), beyond(to), beyond(from)),
+    };
+    let found = match (end, clipped) {
+        (Some(end), Some(clipped)) => {
+            let there = order.along(value.expr.clone().shift(lit(-end)));
+            when(clipped).then(outmost).otherwise(there)
+        }
+        _ => outmost,
+    };
+    match empty {
+        Some(empty) => when(empty).then(lit(NULL).cast(value.dtype.clone())).otherwise(found),
+        None => found,
+    }
+}
+
+fn dense(descending: bool) -> RankOptions {
+    RankOptions { method: RankMethod::Dense, descending }
 }
 
 fn by_number(expr: Expr, order: &Ordered) -> Expr {
@@ -351,15 +458,42 @@ fn is_of_position(name: &str) -> bool {
 
 fn frame(frame: Option<&WindowFrame>, span: Span) -> Result<Frame, Failure> {
     let Some(frame) = frame else { return Ok(Frame::Peers) };
-    match (&frame.start_bound, &frame.end_bound) {
-        (WindowFrameBound::Preceding(None), None | Some(WindowFrameBound::CurrentRow)) => {
-            Ok(if frame.units == WindowFrameUnits::Rows { Frame::Row } else { Frame::Peers })
+    // Without an end it is the current row.
+    let end = frame.end_bound.as_ref().unwrap_or(&WindowFrameBound::CurrentRow);
+    match (frame.units, &frame.start_bound, end) {
+        (_, WindowFrameBound::Preceding(None), WindowFrameBound::Following(None)) => Ok(Frame::All),
+        (WindowFrameUnits::Rows, start, end) => {
+            let (from, to) = (bound(start, span)?, bound(end, span)?);
+            let backwards = matches!(start, WindowFrameBound::Following(None))
+                || matches!(end, WindowFrameBound::Preceding(None))
+                || matches!((from, to), (Some(from), Some(to)) if from > to);
+            match backwards {
+                true => Err(wrong("a frame that ends before it begins", span)),
+                false => Ok(Frame::Rows(from, to)),
+            }
         }
-        (WindowFrameBound::Preceding(None), Some(WindowFrameBound::Following(None))) => Ok(Frame::All),
+        (_, WindowFrameBound::Preceding(None), WindowFrameBound::CurrentRow) => Ok(Frame::Peers),
         _ => Err(unsupported(
-            "a frame that does not begin at UNBOUNDED PRECEDING and end at CURRENT ROW or UNBOUNDED FOLLOWING",
+            "a frame of RANGE or GROUPS that does not go from UNBOUNDED PRECEDING to CURRENT ROW or UNBOUNDED \
+             FOLLOWING",
             span,
         )),
+    }
+}
+
+/// How many rows after the current one a frame begins or ends, negative before it.
+fn bound(bound: &WindowFrameBound, span: Span) -> Result<Option<i64>, Failure> {
+    let (distance, sign) = match bound {
+        WindowFrameBound::CurrentRow => return Ok(Some(0)),
+        WindowFrameBound::Preceding(None) | WindowFrameBound::Following(None) => return Ok(None),
+        WindowFrameBound::Preceding(Some(distance)) => (distance, -1),
+        WindowFrameBound::Following(Some(distance)) => (distance, 1),
+    };
+    match whole(distance) {
+        // As far as that no partition goes.
+        Some(rows) if rows > i64::from(u32::MAX) => Ok(Some(sign * i64::from(u32::MAX))),
+        Some(rows) if rows >= 0 => Ok(Some(sign * rows)),
+        _ => Err(wrong(&format!("{distance} as a distance in ROWS: a whole number is expected"), span)),
     }
 }
 

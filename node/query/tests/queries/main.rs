@@ -6,6 +6,7 @@ mod corpus;
 mod data;
 mod deep;
 mod explained;
+mod front_end;
 mod mesh;
 mod paths;
 mod process;

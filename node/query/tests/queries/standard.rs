@@ -53,6 +53,129 @@ fn is_distinct_from_binds_closer_than_and_and_or() {
 }
 
 #[test]
+fn frames_of_rows_end_where_they_say() {
+    let over = |call: &str, frame: &str| {
+        format!("select {call} over (order by id rows between {frame}) as x from range order by id")
+    };
+    let range = "(VALUES (1, 5), (2, NULL), (3, 1), (4, 7), (5, 2)) AS range(id, a)";
+    for (call, frame, wanted) in [
+        ("sum(a)", "1 preceding and current row", "5; 5; 1; 8; 9"),
+        ("sum(a)", "current row and 1 following", "5; 1; 8; 9; 2"),
+        ("sum(a)", "1 preceding and 1 following", "5; 6; 8; 10; 9"),
+        ("sum(a)", "2 preceding and 1 preceding", "null; 5; 5; 1; 8"),
+        ("sum(a)", "1 following and 2 following", "1; 8; 9; 2; null"),
+        ("sum(a)", "current row and unbounded following", "15; 10; 10; 9; 2"),
+        ("sum(a)", "unbounded preceding and 1 following", "5; 6; 13; 15; 15"),
+        ("sum(a)", "unbounded preceding and 1 preceding", "null; 5; 5; 6; 13"),
+        ("sum(a)", "99999999999 preceding and 99999999999 following", "15; 15; 15; 15; 15"),
+        ("count(a)", "1 preceding and 1 following", "1; 2; 2; 3; 2"),
+        ("count(*)", "1 preceding and 1 following", "2; 3; 3; 3; 2"),
+        ("count(*)", "7 following and 9 following", "0; 0; 0; 0; 0"),
+        ("avg(a)", "1 preceding and current row", "5.0; 5.0; 1.0; 4.0; 4.5"),
+        ("min(a)", "1 preceding and 1 following", "5; 1; 1; 1; 2"),
+        ("max(a)", "1 preceding and current row", "5; 5; 1; 7; 7"),
+        ("max(a)", "2 following and unbounded following", "7; 7; 2; null; null"),
+        ("first_value(a)", "1 preceding and current row", "5; 5; null; 1; 7"),
+        ("first_value(id)", "2 following and 3 following", "3; 4; 5; null; null"),
+        ("last_value(id)", "1 preceding and 2 following", "3; 4; 5; 5; 5"),
+        ("last_value(id)", "3 preceding and 2 preceding", "null; null; 1; 2; 3"),
+        ("row_number()", "1 preceding and current row", "1; 2; 3; 4; 5"),
+    ] {
+        let text = over(call, frame).replace("from range", &format!("from {range}"));
+        assert_eq!(rows(&text), wanted, "{call} {frame}");
+    }
+    check(&[
+        (
+            "select id, sum(id) over (partition by g order by id rows between 1 preceding and current row) from t order by id",
+            "1 1; 2 2; 3 4",
+        ),
+        (
+            "select id, sum(p) over (order by id rows 1 preceding) from t order by id",
+            "1 1.50; 2 -0.75; 3 97.74",
+        ),
+        (
+            "select id, min(date '2024-01-01' + id) over (order by id rows 1 preceding) from t order by id",
+            "1 2024-01-02; 2 2024-01-02; 3 2024-01-03",
+        ),
+        (
+            "select id, max(g) over (order by id rows 1 preceding), min(p) over (order by id rows 1 preceding) from t order by id",
+            "1 u 1.50; 2 v -2.25; 3 v -2.25",
+        ),
+        (
+            "select sum(a) over (order by id rows between 1 following and 1 preceding) from t",
+            "a frame that ends before it begins (line 1, column 8)",
+        ),
+        (
+            "select sum(a) over (order by id range between 1 preceding and current row) from t",
+            "a frame of RANGE or GROUPS that does not go from UNBOUNDED PRECEDING to CURRENT ROW or UNBOUNDED \
+             FOLLOWING is not supported in SQL (line 1, column 8)",
+        ),
+    ]);
+}
+
+#[test]
+fn all_of_except_and_intersect_counts_copies() {
+    let (left, right) =
+        ("(VALUES (1), (1), (1), (2), (NULL), (NULL)) AS l(x)", "(VALUES (1), (1), (NULL), (3)) AS r(x)");
+    let both =
+        |operator: &str| rows(&format!("select x from {left} {operator} select x from {right} order by x"));
+    assert_eq!(both("except all"), "1; 2; null");
+    assert_eq!(both("intersect all"), "1; 1; null");
+    assert_eq!(both("except"), "2");
+    assert_eq!(both("intersect"), "1; null");
+}
+
+#[test]
+fn percentiles_are_of_what_is_sorted() {
+    check(&[
+        ("select percentile_cont(0.5) within group (order by id) from t", "2.0"),
+        ("select percentile_cont(0.25) within group (order by a desc) as x from t", "4.0"),
+        ("select percentile_disc(0.5) within group (order by a) from t", "1"),
+        ("select percentile_disc(0.5) within group (order by a desc) from t", "5"),
+        ("select percentile_disc(0) within group (order by g desc) from t", "v"),
+        (
+            "select g, percentile_cont(0.5) within group (order by p) from t group by g order by g",
+            "u 50.745; v -2.25",
+        ),
+        ("select percentile_cont(0.5) within group (order by id) from t where id > 3", "null"),
+        ("select percentile_disc(0.5) within group (order by id) from t where id > 3", "null"),
+        (
+            "select percentile_cont(1.5) within group (order by id) from t",
+            "percentile_cont has one number from 0 to 1 (line 1, column 8)",
+        ),
+        (
+            "select sum(a) within group (order by id) from t",
+            "sum WITHIN GROUP is not supported in SQL (line 1, column 8)",
+        ),
+    ]);
+}
+
+#[test]
+fn errors_name_what_was_written_and_where() {
+    check(&[
+        ("select g collate nocase from t", "COLLATE is not supported in SQL (line 1, column 8)"),
+        ("select a ^ 2 from t", "the operator ^ is not supported in SQL (line 1, column 8)"),
+        ("select g, foo(a) from t group by g", "unsupported function 'foo' (line 1, column 11)"),
+        ("select foo(nope) from t", "unsupported function 'foo' (line 1, column 8)"),
+        ("select id from t order by 3", "ORDER BY 3: the result has one column (line 1, column 113)"),
+        ("select id, a from t order by 0", "ORDER BY 0: the result has 2 columns (line 1, column 116)"),
+        ("select id from t group by 2", "GROUP BY 2: the result has one column (line 1, column 113)"),
+        (
+            "select id from t union select id, a from t",
+            "UNION of results with 1 and 2 columns (line 1, column 110)",
+        ),
+        (
+            "select id from t union all select id from t order by 2",
+            "ORDER BY 2: the result has one column (line 1, column 226)",
+        ),
+        (
+            "select id from t where id = (select id from t)",
+            "one value was expected, of a subquery or of item(), and there were 3 values",
+        ),
+    ]);
+}
+
+#[test]
 fn windows_with_an_order_take_peers_together_and_nulls_as_order_by_does() {
     check(&[
         ("select avg(id) over (order by id) as m from t order by id", "1.0; 1.5; 2.0"),
@@ -109,10 +232,6 @@ fn windows_with_an_order_take_peers_together_and_nulls_as_order_by_does() {
     ]);
     for (text, word) in [
         ("select stddev(id) over (order by id) from t", "stddev with these arguments and ORDER BY in OVER"),
-        (
-            "select sum(id) over (order by id rows between 1 preceding and current row) from t",
-            "a frame that does not",
-        ),
         ("select sum(id) filter (where id > 1) over (order by id) from t", "FILTER"),
     ] {
         assert!(rows(text).contains(word), "{text}: {}", rows(text));
