@@ -383,6 +383,20 @@ def _lives(process):
         return False
 
 
+def test_a_large_function_leaves_its_process_as_it_found_it(one):
+    """What it is loaded from is a file that the host keeps open, and closes when it is not called any more."""
+    table = os.urandom(200_000)
+    process = one.apply_sync(os.getpid)
+
+    def large(_):
+        return os.getpid() if table else None
+
+    assert one.map(large, range(3), chunk=1).collect() == [process] * 3
+    assert one.apply_sync(large, 0) == process
+    del large
+    assert [one.apply_sync(os.getpid) for _ in range(3)] == [process] * 3
+
+
 def starts_processes():
     import subprocess
 

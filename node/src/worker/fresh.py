@@ -308,6 +308,10 @@ class Fresh:
         self._know_descriptors()
         self._know_names()
 
+    def expect_files(self):
+        """The host itself has opened or closed a file, between calls."""
+        self._know_descriptors()
+
     def expect_thread(self):
         """Another thread of the host's own runs."""
         self.threads += 1

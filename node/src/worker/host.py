@@ -444,12 +444,15 @@ def define(header, sections):
     number = header["function"]
     _functions.pop(number, None)
     _codes[number] = Code(header.get("name", ""), sections.pop())
+    # What is mapped from a file keeps it open.
+    FRESH.expect_files()
 
 
 def forget(header, _):
     for number in header["functions"]:
         _functions.pop(number, None)
         _codes.pop(number, None)
+    FRESH.expect_files()
 
 
 def function(number):
