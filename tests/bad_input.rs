@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use floe_scenarios::harness::{Cluster, DEADLINE, wait_until};
+use futures::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -116,11 +117,13 @@ async fn a_driver_that_may_not_or_cannot_connect_is_told_why() {
         (&["status"], &["floe up"]),
         (&["cancel", "xyz", "--connect", &address, "--key-file", &key], &["xyz"]),
     ];
-    for (args, words) in cases {
-        let run = floe.run(args).await.unwrap();
-        let stderr = run.failure().unwrap_or_else(|error| panic!("{args:?}: {error:#}"));
-        sentence(&stderr, words);
-    }
+    // Together, since one of them waits for as long as a driver tries.
+    let floe = &floe;
+    let told = cases.map(|(args, words)| async move {
+        let stderr = floe.run(args).await.unwrap().failure();
+        sentence(&stderr.unwrap_or_else(|error| panic!("{args:?}: {error:#}")), words);
+    });
+    join_all(told).await;
     let unknown = cluster.run(0, &["cancel", "0123456789abcdef"]).await.unwrap().failure().unwrap();
     sentence(&unknown, &["0123456789abcdef"]);
     answers(&cluster, 0).await;
@@ -205,8 +208,7 @@ async fn garbage_on_the_port_is_dropped_and_logged() {
         // Noise agreed upon, then anything but Noise.
         &[&multistream[..], b"\x07/noise\n", &[0xff; 70_000]].concat(),
     ];
-    let mut first = None;
-    for greeting in greetings {
+    let dropped = greetings.map(|greeting| async move {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let ours = stream.local_addr().unwrap().port();
         // The node may hang up before it has read everything.
@@ -216,9 +218,9 @@ async fn garbage_on_the_port_is_dropped_and_logged() {
             while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
         });
         dropped.await.expect("the node hangs up");
-        first.get_or_insert(ours);
-    }
-    let first = first.unwrap().to_string();
+        ours
+    });
+    let first = join_all(dropped).await[0].to_string();
     wait_until("the node logs whom it dropped", DEADLINE, async || {
         cluster.node(0).log().contains(&first).then_some(())
     })
