@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+// The longest by far, so its name makes it begin early: tests are taken in the order of their names.
+mod bindings;
 mod chaos;
 mod cli;
 mod deadly;
@@ -15,7 +17,6 @@ mod functions;
 mod healing;
 mod mesh;
 mod namespaces;
-mod python;
 mod queries;
 mod readme;
 mod stories;

@@ -53,6 +53,9 @@ class Node:
         ]
         for address in cluster.addresses:
             command += ["--join", address]
+        if not cluster.addresses:
+            # There are no others that it should wait for before it founds a mesh.
+            command += ["--expect", "1"]
         environment = {**os.environ, "FLOE_HOME": str(cluster.directory), "FLOE_PYTHON": sys.executable}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -163,7 +166,8 @@ def mortal(binary: str, tmp_path: Path) -> Iterator[Cluster]:
     """Three nodes that may be killed."""
     cluster = Cluster(binary, tmp_path / "mortal", 3)
     yield cluster
-    cluster.stop()
+    for node in cluster.nodes.values():
+        node.kill()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

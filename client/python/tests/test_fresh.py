@@ -384,7 +384,7 @@ def _lives(process):
 
 
 def test_a_large_function_leaves_its_process_as_it_found_it(one):
-    """What it is loaded from is a file that the host keeps open, and closes when it is not called any more."""
+    """What it is loaded from is a file that the host keeps open, and closes when it is called no more."""
     table = os.urandom(200_000)
     process = one.apply_sync(os.getpid)
 

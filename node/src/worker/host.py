@@ -444,15 +444,12 @@ def define(header, sections):
     number = header["function"]
     _functions.pop(number, None)
     _codes[number] = Code(header.get("name", ""), sections.pop())
-    # What is mapped from a file keeps it open.
-    FRESH.expect_files()
 
 
 def forget(header, _):
     for number in header["functions"]:
         _functions.pop(number, None)
         _codes.pop(number, None)
-    FRESH.expect_files()
 
 
 def function(number):
@@ -738,6 +735,9 @@ def serve():
         del message
         if order(header, sections):
             break
+        if order in (define, forget):
+            # Code that is mapped from a file keeps it open.
+            FRESH.expect_files()
     # No function may come any more. What is on its way is not answered, and the node ends this process.
     while next_message() is not None:
         pass
