@@ -189,7 +189,16 @@ def changed_plans():
         schema={"i": pl.Int64, "f": pl.Float64, "d": pl.Decimal(10, 2), "b": pl.Boolean},
     )
     other = pl.LazyFrame({"j": [2]})
+    whole = pl.LazyFrame({"d": [-3, -2, 99, 100]}, schema={"d": pl.Int64})
+    large = pl.LazyFrame({"i": [2**63 - 1], "u": [2**63]}, schema={"i": pl.Int64, "u": pl.UInt64})
     plans = {
+        "decimal keys": whole.join(frame, left_on="d", right_on=pl.col("d").cast(pl.Int64)).sort("d"),
+        "decimals in lists": frame.select(pl.col("d").implode().cast(pl.List(pl.Int64))),
+        "decimals of lists": frame.select(pl.col("d").implode().list.eval(pl.element().cast(pl.Int64))),
+        "decimals in structs": frame.select(pl.struct("d").cast(pl.Struct({"d": pl.Int64}))),
+        "decimals of structs": frame.select(pl.struct("d").struct.with_fields(pl.field("d").cast(pl.Int64))),
+        "large numbers between": large.select(pl.col("i").is_between("u", "u")),
+        "large numbers twice": large.select((pl.col("i") >= pl.col("u")) & (pl.col("i") <= pl.col("u"))),
         "max_horizontal": frame.select(pl.max_horizontal("i", "f")),
         "decimal to integer": frame.select(pl.col("d").cast(pl.Int64)),
         "large numbers": pl.LazyFrame(

@@ -110,7 +110,7 @@ fn reads_leaf(from: &DataType, to: &DataType) -> bool {
 }
 
 /// Whether something is so of any two types that a cast has to do with, inside of lists and structs.
-fn between(from: &DataType, to: &DataType, is: &impl Fn(&DataType, &DataType) -> bool) -> bool {
+pub(crate) fn between(from: &DataType, to: &DataType, is: &impl Fn(&DataType, &DataType) -> bool) -> bool {
     use DataType::*;
     match (from, to) {
         (List(from) | Array(from, _), List(to) | Array(to, _)) => between(from, to, is),
@@ -125,12 +125,16 @@ fn between(from: &DataType, to: &DataType, is: &impl Fn(&DataType, &DataType) ->
 
 /// Whether a type has categories in it that a process numbers as it meets them.
 fn has_categories(dtype: &DataType) -> bool {
+    within(dtype, &|dtype| matches!(dtype, DataType::Categorical(..)))
+}
+
+/// Whether something is so of a type, or of one inside of it.
+pub(crate) fn within(dtype: &DataType, is: &impl Fn(&DataType) -> bool) -> bool {
     match dtype {
-        DataType::Categorical(..) => true,
         DataType::List(inner) | DataType::Array(inner, _) | DataType::Extension(_, inner) => {
-            has_categories(inner)
+            within(inner, is)
         }
-        DataType::Struct(fields) => fields.iter().any(|field| has_categories(field.dtype())),
-        _ => false,
+        DataType::Struct(fields) => fields.iter().any(|field| within(field.dtype(), is)),
+        dtype => is(dtype),
     }
 }

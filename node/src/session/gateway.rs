@@ -9,7 +9,8 @@
 //!
 //! A seat's room follows from how long calls took lately: short calls are sent ahead, so that its hosts never wait
 //! for the network; long ones one a slot, so that a node that becomes free takes the next. A seat gives back what it was
-//! sent behind a call that takes long after all; it gets nothing more until it has results.
+//! sent behind a call that takes long after all; until it has results it gets a little from time to time, since it says
+//! nothing of slots that become free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ use crate::worker::Worker;
 /// How often the gateway looks for nodes that came, and whether its session was ended by somebody else.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a node that gave no seat, or gave calls back and runs none, is left alone.
+/// How long a node that gave no seat, or gave calls back, is left alone: longer than a seat takes to give back.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// How much work a seat is sent ahead of its results, per slot: some round trips' worth, on a busy machine too.
@@ -68,12 +69,23 @@ struct Seat {
     defined: BTreeSet<u32>,
     /// Functions that it is to forget, once there is room for a frame.
     forgotten: Vec<u32>,
+    /// Calls that it is to stop, likewise.
+    unwanted: Vec<u64>,
     under_way: BTreeMap<u64, Placed>,
-    /// Since it gave calls back and had no result, until when it is left alone if it runs none.
-    stuck_until: Option<Instant>,
+    /// Since it gave calls back and had no result.
+    stuck: Option<Stuck>,
     /// Functions that it cannot run: what each needs, and why it cannot be had.
     unfit: BTreeMap<u32, (String, String)>,
     _pump: AbortOnDropHandle<()>,
+}
+
+/// A seat that gave calls back.
+struct Stuck {
+    /// It is left alone until then.
+    until: Instant,
+    /// How many calls it may have then: twice as many more each time that it keeps them.
+    may_have: usize,
+    more: usize,
 }
 
 /// What a seat says.
@@ -115,18 +127,41 @@ impl Said {
 }
 
 impl Seat {
-    /// Whether it gets no calls, since those that it has take long.
-    fn is_stuck(&self) -> bool {
-        self.stuck_until.is_some_and(|until| !self.under_way.is_empty() || Instant::now() < until)
+    /// How many more calls it may have, where there may be so many for each slot.
+    fn room(&self, ahead: usize) -> usize {
+        let most = match &self.stuck {
+            Some(stuck) if Instant::now() < stuck.until => 0,
+            Some(stuck) => stuck.may_have.min(self.slots * ahead),
+            None => self.slots * ahead,
+        };
+        most.saturating_sub(self.under_way.len())
     }
 
-    /// Has it forget what it is to forget; false if it has no room for that now.
-    fn let_go(&mut self) -> bool {
-        if self.forgotten.is_empty() {
-            return true;
+    /// It gave calls back.
+    fn gave_back(&mut self) {
+        let until = Instant::now() + REFUSED_PAUSE;
+        self.stuck = Some(Stuck { until, may_have: self.under_way.len() + 1, more: 1 });
+    }
+
+    /// It has got calls; if it was stuck, it shows whether it keeps them.
+    fn got(&mut self) {
+        if let Some(stuck) = &mut self.stuck {
+            stuck.until = Instant::now() + REFUSED_PAUSE;
+            stuck.more = stuck.more.saturating_mul(2);
+            stuck.may_have = self.under_way.len().saturating_add(stuck.more);
         }
-        let Ok(place) = self.calls.try_reserve() else { return false };
-        place.send(CallFrame::Forget { functions: std::mem::take(&mut self.forgotten) });
+    }
+
+    /// Has it stop and forget what it is to; false if it has no room for that now.
+    fn let_go(&mut self) -> bool {
+        if !self.unwanted.is_empty() {
+            let Ok(place) = self.calls.try_reserve() else { return false };
+            place.send(CallFrame::Cancel { calls: std::mem::take(&mut self.unwanted) });
+        }
+        if !self.forgotten.is_empty() {
+            let Ok(place) = self.calls.try_reserve() else { return false };
+            place.send(CallFrame::Forget { functions: std::mem::take(&mut self.forgotten) });
+        }
         true
     }
 }
@@ -235,10 +270,8 @@ impl Gateway<'_> {
                 for seat in self.seats.values_mut() {
                     let its: Vec<u64> =
                         calls.iter().copied().filter(|call| seat.under_way.remove(call).is_some()).collect();
-                    if !its.is_empty() {
-                        // A seat that is gone has stopped them; one with no room left finishes them in vain.
-                        let _ = seat.calls.try_send(CallFrame::Cancel { calls: its });
-                    }
+                    seat.unwanted.extend(its);
+                    seat.let_go();
                 }
             }
             CallFrame::Close => {}
@@ -275,7 +308,8 @@ impl Gateway<'_> {
             Said::Results(results) => {
                 let mut told = Vec::with_capacity(results.len());
                 if let Some(seat) = self.seats.get_mut(&node) {
-                    seat.stuck_until = None;
+                    seat.stuck = None;
+                    seat.let_go();
                 }
                 for result in results {
                     let Some(seat) = self.seats.get_mut(&node) else { break };
@@ -299,13 +333,13 @@ impl Gateway<'_> {
             }
             Said::GivenBack(calls) => {
                 let Some(seat) = self.seats.get_mut(&node) else { return Ok(()) };
-                seat.stuck_until = Some(Instant::now() + REFUSED_PAUSE);
                 for call in calls.iter().rev() {
                     // Those that are not there were cancelled.
                     if let Some(placed) = seat.under_way.remove(call) {
                         self.waiting.put_back(placed);
                     }
                 }
+                seat.gave_back();
                 Ok(())
             }
             Said::Gone => self.lost(node).await,
@@ -386,8 +420,9 @@ impl Gateway<'_> {
                 calls,
                 defined: BTreeSet::new(),
                 forgotten: Vec::new(),
+                unwanted: Vec::new(),
                 under_way: BTreeMap::new(),
-                stuck_until: None,
+                stuck: None,
                 unfit: BTreeMap::new(),
                 _pump: pump,
             };
@@ -505,14 +540,13 @@ impl Gateway<'_> {
         let seats = self.seats.iter().filter(|(node, seat)| {
             placed.only.is_none_or(|only| only == **node)
                 && !seat.unfit.contains_key(&placed.function)
-                && !seat.is_stuck()
-                && seat.under_way.len() < seat.slots * ahead
+                && seat.room(ahead) > 0
                 && seat.calls.capacity() > SPARE_FRAMES
         });
         // Among equals this node itself, since that spares a hop.
         let best = seats
             .min_by_key(|(node, seat)| (seat.under_way.len() * 1024 / seat.slots.max(1), **node != here));
-        best.map(|(node, seat)| (*node, seat.slots * ahead - seat.under_way.len()))
+        best.map(|(node, seat)| (*node, seat.room(ahead)))
     }
 
     /// Never waits, since a seat may be waiting for this gateway to take its results.
@@ -531,6 +565,7 @@ impl Gateway<'_> {
         for placed in chosen {
             seat.under_way.insert(placed.call.id, placed);
         }
+        seat.got();
         sound = sound && seat.calls.try_send(CallFrame::Calls { function, node: only, calls }).is_ok();
         if !sound {
             tracing::debug!(%node, "a session's seat is gone; its pump says so too");

@@ -8,12 +8,14 @@
 //! A runner keeps its slot while there are calls, but gives it to whoever waits for it every [`QUANTUM`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use floe_protocol::session::{Call, CallFrame, CallResult, ResultFrame};
 use floe_protocol::{AttemptId, Failure, Function, JobId, NodeId, StageId, TaskId};
+use futures::FutureExt;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -242,13 +244,24 @@ impl Seat {
                 }
                 continue;
             }
-            // Calls are taken with a slot in hand: those that wait for one can be given back.
+            // Calls are taken with a slot in hand: those that wait for one can be given back. Others wait beside this.
+            if self.lock().queue.len() > 1 {
+                self.work.notify_one();
+            }
             if slot.as_ref().is_none_or(|(_, since)| since.elapsed() > QUANTUM) {
                 drop(slot.take());
                 slot = Some((self.worker.slot().await, Instant::now()));
             }
             let Some(batch) = self.next_batch() else { continue };
-            host = self.run_batch(host, batch).await;
+            let (key, ids) = (batch.key, batch.calls.iter().map(|call| call.id).collect::<Vec<_>>());
+            // What a panic leaves of the seat is whole, and calls end one way or another.
+            host = match AssertUnwindSafe(self.run_batch(host, batch)).catch_unwind().await {
+                Ok(host) => host,
+                Err(_) => {
+                    self.abandon(key, ids);
+                    None
+                }
+            };
         }
     }
 
@@ -357,12 +370,23 @@ impl Seat {
         state.moved = Some(Instant::now());
         for result in results {
             state.running.remove(&result.id);
-            state.pace.note(key, result.elapsed_us);
+            if state.functions.contains_key(&key) {
+                state.pace.note(key, result.elapsed_us);
+            }
             if !state.unwanted.remove(&result.id) {
                 state.outbox.push(result);
             }
         }
         self.done.notify_one();
+    }
+
+    /// Ends calls whose runner panicked, as far as they had not ended.
+    fn abandon(&self, key: u32, ids: Vec<u64>) {
+        let failure = Failure::internal("what ran the call panicked; the node's log says where");
+        let running = ids.into_iter().filter(|id| self.lock().running.contains(id));
+        let failed = |id| CallResult { id, outcome: Err(failure.clone()), elapsed_us: 0 };
+        let results = running.map(failed).collect();
+        self.finished(key, results);
     }
 
     /// Calls that were taken and did not run.

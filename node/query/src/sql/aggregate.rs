@@ -222,11 +222,21 @@ impl Planner<'_> {
         let span = call.span();
         let name = name(function);
         if let [by] = function.within_group.as_slice() {
-            let within = self.scalar(&by.expr, &mut Scope::over(relation, outer))?.settled(span)?;
+            if matches!(&function.args, FunctionArguments::List(list) if list.duplicate_treatment.is_some()) {
+                return Err(unsupported(&format!("DISTINCT in {name}"), span));
+            }
+            let mut within = self.scalar(&by.expr, &mut Scope::over(relation, outer))?.settled(span)?;
             let label = within.name.clone();
+            if let Some(filter) = &function.filter {
+                let filter = self.condition(filter, &mut Scope::over(relation, outer))?.expr;
+                within.expr = when(filter).then(within.expr).otherwise(lit(NULL));
+            }
             let typed = within_group(&name, function, by, within, span)?;
             let expr = self.aggregate(aggregates, typed.expr.clone(), Scalar::null(typed.dtype.clone()));
             return Ok(Typed { expr, ..typed }.named(&label));
+        }
+        if matches!(name.as_str(), "percentile_cont" | "percentile_disc") {
+            return Err(wrong(&format!("{name} is written {name}(0.5) WITHIN GROUP (ORDER BY x)"), span));
         }
         let list = match &function.args {
             FunctionArguments::List(list) => list,
@@ -398,22 +408,31 @@ fn within_group(
 ) -> Result<Typed, Failure> {
     let falling = by.options.asc == Some(false);
     let share = match delegate::arguments(function).as_deref() {
-        Some([Sql::Value(share)]) => share.value.to_string().parse::<f64>().ok(),
+        Some([Sql::Value(share)]) => Some(share.value.to_string()),
         _ => None,
     };
-    let (expr, dtype) = match (name, share.filter(|share| (0.0..=1.0).contains(share))) {
+    let number = share.as_ref().and_then(|share| share.parse::<f64>().ok());
+    let (expr, dtype) = match (name, number.filter(|share| (0.0..=1.0).contains(share))) {
         ("percentile_cont", Some(share)) => {
-            let numbers = value.cast(&DataType::Float64, span)?.expr;
+            let (numbers, dtype) = on_a_line(name, value, span)?;
             let share = if falling { 1.0 - share } else { share };
-            (numbers.quantile(lit(share), QuantileMethod::Linear), DataType::Float64)
+            (off_the_line(numbers.quantile(lit(share), QuantileMethod::Linear), &dtype), dtype)
         }
         // The first value that no smaller share of them comes up to.
-        ("percentile_disc", Some(share)) => {
-            let before = (value.expr.clone().count().cast(DataType::Float64) * lit(share)).ceil() - lit(1.0);
-            let place = when(before.clone().gt(lit(0.0))).then(before).otherwise(lit(0.0));
+        ("percentile_disc", Some(number)) => {
+            let count = value.expr.clone().count();
+            let place = match share.as_deref().and_then(fraction) {
+                // In whole numbers: 0.07 of a hundred is seven, which floats miss.
+                Some((share, whole)) => {
+                    (count.cast(DataType::Int64) * lit(share) - lit(1i64)).floor_div(lit(whole))
+                }
+                None => {
+                    ((count.cast(DataType::Float64) * lit(number)).ceil() - lit(1.0)).cast(DataType::Int64)
+                }
+            };
+            let place = when(place.clone().gt(lit(0i64))).then(place).otherwise(lit(0i64));
             let order = SortOptions::default().with_order_descending(falling);
-            let sorted = value.expr.drop_nulls().sort(order);
-            (sorted.get(place.cast(DataType::Int64), true), value.dtype)
+            (value.expr.drop_nulls().sort(order).get(place, true), value.dtype)
         }
         ("percentile_cont" | "percentile_disc", None) => {
             return Err(wrong(&format!("{name} has one number from 0 to 1"), span));
@@ -423,13 +442,42 @@ fn within_group(
     Ok(Typed::new(expr, dtype))
 }
 
+/// The digits of a number below ten, and what it is so many parts of. Nothing if there are more than nine of them, of
+/// which a product with a count of rows might have no room.
+fn fraction(text: &str) -> Option<(i64, i64)> {
+    let (whole, digits) = text.split_once('.').unwrap_or((text, ""));
+    if digits.len() > 9 || whole.len() > 1 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let parts = 10_i64.pow(digits.len() as u32);
+    Some((format!("{whole}{digits}").parse().ok()?, parts))
+}
+
+/// A value as a number on a line, and the type of what lies between two of them.
+pub(super) fn on_a_line(name: &str, value: Typed, span: Span) -> Result<(Expr, DataType), Failure> {
+    let (number, between) = match &value.dtype {
+        DataType::Date => {
+            let dtype = DataType::Datetime(TimeUnit::Microseconds, None);
+            (value.expr.cast(dtype.clone()).cast(DataType::Int64), dtype)
+        }
+        dtype if dtype.is_temporal() => (value.expr.cast(DataType::Int64), value.dtype),
+        _ => (summand(value, name, span)?.expr, DataType::Float64),
+    };
+    Ok((number.cast(DataType::Float64), between))
+}
+
+/// What lies at a place of such a line.
+pub(super) fn off_the_line(number: Expr, dtype: &DataType) -> Expr {
+    if dtype.is_float() { number } else { number.cast(DataType::Int64).cast(dtype.clone()) }
+}
+
 /// `TOTAL` of nothing is zero.
 fn sum_or(sum: Typed) -> Typed {
     Typed { expr: sum.expr.fill_null(lit(0)), nullable: false, ..sum }
 }
 
 /// A value in a type in which its sum has room.
-fn summand(value: Typed, name: &str, span: Span) -> Result<Typed, Failure> {
+pub(super) fn summand(value: Typed, name: &str, span: Span) -> Result<Typed, Failure> {
     let narrow = matches!(name, "sum" | "total")
         && value.dtype.is_integer()
         && !matches!(value.dtype, DataType::Int64 | DataType::UInt64 | DataType::Int128 | DataType::UInt128);

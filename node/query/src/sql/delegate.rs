@@ -15,6 +15,10 @@ use super::planner::Planner;
 use super::scalar::Scope;
 use super::value::{Typed, dtype_of};
 
+/// What is in errors of Polars SQL that show a syntax tree.
+const SHOWING: [&str; 4] =
+    ["is not currently supported", "is not supported", "Span(", "cannot parse literal"];
+
 /// How much of an expression an error shows.
 const MAX_SHOWN_CHARS: usize = 60;
 
@@ -77,7 +81,7 @@ pub(super) fn translate(
     let translated =
         polars::sql::sql_expr(node.to_string()).map_err(|error| match rejected(error, span) {
             // Such a text shows a syntax tree.
-            Failure::Query { message } if message.contains("is not currently supported") => {
+            Failure::Query { message } if SHOWING.iter().any(|part| message.contains(part)) => {
                 unsupported(&construct(expr), span)
             }
             Failure::Query { message } => Failure::Query { message: operands.put_back(message) },

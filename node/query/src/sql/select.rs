@@ -11,9 +11,9 @@ use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
     Distinct, ExceptSelectItem, ExcludeSelectItem, Expr as Sql, Function, GroupByExpr, Ident,
-    NamedWindowExpr, OrderBy, OrderByExpr, OrderByKind, OrderByOptions, RenameSelectItem, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, Spanned, Value, VisitMut, VisitorMut, WildcardAdditionalOptions,
-    WindowType,
+    NamedWindowDefinition, NamedWindowExpr, OrderBy, OrderByExpr, OrderByKind, OrderByOptions,
+    RenameSelectItem, Select, SelectItem, SelectItemQualifiedWildcardKind, Spanned, Value, VisitMut,
+    VisitorMut, WildcardAdditionalOptions, WindowSpec, WindowType,
 };
 use sqlparser::tokenizer::Span;
 
@@ -318,6 +318,11 @@ impl Planner<'_> {
         let mut planned: Vec<Item> = Vec::new();
         for (alias, item) in &items {
             let (typed, table) = match item {
+                SqlItem::Column(column) if grouped.is_some() && !relation.holds(&column.id) => {
+                    let message =
+                        format!("the column {} must stand in GROUP BY or in an aggregate", column.name);
+                    return Err(wrong(&message, span));
+                }
                 SqlItem::Column(column) => (column.typed(), column.table.clone()),
                 SqlItem::Expr(expr) => {
                     let typed = self.scalar(expr, &mut scope!(&[]))?;
@@ -807,44 +812,78 @@ fn like(pattern: &str, text: &str) -> bool {
     reached.last().copied().unwrap_or(false)
 }
 
-/// Windows by the names of a `WINDOW` clause, put where they are used.
+/// Windows by the names of a `WINDOW` clause, put where they are used or built on.
 fn named_windows(select: &Select) -> Result<Select, Failure> {
-    struct Named<'n>(&'n [sqlparser::ast::NamedWindowDefinition]);
+    struct Named<'n>(&'n [NamedWindowDefinition]);
     impl VisitorMut for Named<'_> {
         type Break = Failure;
         fn pre_visit_expr(&mut self, expr: &mut Sql) -> std::ops::ControlFlow<Failure> {
             let span = expr.span();
-            let Sql::Function(function) = expr else {
-                return std::ops::ControlFlow::Continue(());
-            };
-            let Some(WindowType::NamedWindow(name)) = &function.over else {
-                return std::ops::ControlFlow::Continue(());
-            };
-            let mut wanted = name.clone();
-            // A window may be the name of another one; the list has an end.
-            for _ in 0..=self.0.len() {
-                let found = self.0.iter().find(|definition| definition.0.value == wanted.value);
-                match found.map(|definition| &definition.1) {
-                    Some(NamedWindowExpr::WindowSpec(spec)) => {
-                        function.over = Some(WindowType::WindowSpec(spec.clone()));
-                        return std::ops::ControlFlow::Continue(());
-                    }
-                    Some(NamedWindowExpr::NamedWindow(other)) => wanted = other.clone(),
-                    None => break,
+            if let Sql::Function(function) = expr
+                && let Some(over) = &function.over
+            {
+                match named_window(over, self.0, span) {
+                    Ok(spec) => function.over = Some(WindowType::WindowSpec(spec)),
+                    Err(failure) => return std::ops::ControlFlow::Break(failure),
                 }
             }
-            std::ops::ControlFlow::Break(wrong(&format!("there is no window {}", wanted.value), span))
+            std::ops::ControlFlow::Continue(())
         }
     }
     let mut select = select.clone();
-    if select.named_window.is_empty() {
-        return Ok(select);
-    }
     let windows = std::mem::take(&mut select.named_window);
     match VisitMut::visit(&mut select, &mut Named(&windows)) {
         std::ops::ControlFlow::Break(failure) => Err(failure),
         std::ops::ControlFlow::Continue(()) => Ok(select),
     }
+}
+
+/// A window with all that the windows have which it is built on.
+fn named_window(
+    over: &WindowType,
+    windows: &[NamedWindowDefinition],
+    span: Span,
+) -> Result<WindowSpec, Failure> {
+    let nothing = || WindowSpec {
+        window_name: None,
+        partition_by: Vec::new(),
+        order_by: Vec::new(),
+        window_frame: None,
+    };
+    let (mut spec, mut wanted) = match over {
+        WindowType::WindowSpec(spec) => {
+            (WindowSpec { window_name: None, ..spec.clone() }, spec.window_name.clone())
+        }
+        WindowType::NamedWindow(name) => (nothing(), Some(name.clone())),
+    };
+    // One that is built on itself comes to no end.
+    for _ in 0..=windows.len() {
+        let Some(name) = wanted.take() else { return Ok(spec) };
+        let Some(definition) = windows.iter().find(|definition| definition.0.value == name.value) else {
+            return Err(wrong(&format!("there is no window {}", name.value), span));
+        };
+        let base = match &definition.1 {
+            NamedWindowExpr::WindowSpec(base) => base.clone(),
+            NamedWindowExpr::NamedWindow(other) => {
+                WindowSpec { window_name: Some(other.clone()), ..nothing() }
+            }
+        };
+        let twice = !spec.partition_by.is_empty() && !base.partition_by.is_empty()
+            || !spec.order_by.is_empty() && !base.order_by.is_empty();
+        if twice {
+            let message = format!("PARTITION BY or ORDER BY beside that of the window {}", name.value);
+            return Err(wrong(&message, span));
+        }
+        if spec.partition_by.is_empty() {
+            spec.partition_by = base.partition_by;
+        }
+        if spec.order_by.is_empty() {
+            spec.order_by = base.order_by;
+        }
+        spec.window_frame = spec.window_frame.or(base.window_frame);
+        wanted = base.window_name;
+    }
+    Err(wrong("a window that is built on itself", span))
 }
 
 fn refuse_clauses(select: &Select) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ use sqlparser::ast::{
 };
 use sqlparser::tokenizer::Span;
 
+use super::aggregate::{off_the_line, on_a_line, summand};
 use super::place::{unsupported, wrong};
 use super::planner::Planner;
 use super::relation::{Column, Relation};
@@ -47,7 +48,7 @@ enum Frame {
 enum Rolled {
     /// Their sum; of no values it is this zero, which stands for nulls too.
     Sum(Expr),
-    /// The same of floats, of which none can be taken away from a sum again.
+    /// The same of floats: of a sum of all before, less that of all before the frame, rounding would leave little.
     FloatSum(Expr),
     /// The least that is not null.
     Min,
@@ -124,20 +125,35 @@ pub(super) fn windowed(expr: Expr, partition_by: Vec<Expr>, order_by: Option<Exp
 impl Planner<'_> {
     /// A window function, computed as a column.
     pub(super) fn window(&mut self, window: &Sql, rows: &mut Rows<'_>) -> Result<Typed, Failure> {
-        if let Sql::Function(function) = window
-            && let Some(WindowType::WindowSpec(spec)) = &function.over
-            && !spec.order_by.is_empty()
+        let span = window.span();
+        let Sql::Function(function) = window else {
+            return Err(Failure::internal("a window that is no function"));
+        };
+        let name = aggregate::name(function);
+        if !function.within_group.is_empty() || matches!(name.as_str(), "percentile_cont" | "percentile_disc")
         {
-            let name = aggregate::name(function);
-            if frame(spec.window_frame.as_ref(), window.span())? != Frame::All || is_of_position(&name) {
-                return self.ordered_window(&name, function, spec, window.span(), rows);
-            }
-            // The order is of no account.
-            let spec = WindowSpec { order_by: Vec::new(), window_frame: None, ..spec.clone() };
-            let function = Function { over: Some(WindowType::WindowSpec(spec)), ..function.clone() };
-            return self.delegated_window(&Sql::Function(function), rows);
+            return Err(unsupported(&format!("{name} in a window"), span));
         }
-        self.delegated_window(window, rows)
+        let Some(WindowType::WindowSpec(spec)) = &function.over else {
+            return self.delegated_window(window, rows);
+        };
+        let frame = match (frame(spec.window_frame.as_ref(), span)?, spec.order_by.is_empty()) {
+            // Without an order all rows are peers.
+            (Frame::Peers, true) => Frame::All,
+            (frame, _) => frame,
+        };
+        let ordered = match name.as_str() {
+            "first_value" | "last_value" => !spec.order_by.is_empty() || matches!(frame, Frame::Rows(..)),
+            _ if ignores_frame(&name) => !spec.order_by.is_empty(),
+            _ => frame != Frame::All,
+        };
+        if ordered {
+            return self.ordered_window(&name, function, spec, frame, span, rows);
+        }
+        // The order and the frame are of no account.
+        let spec = WindowSpec { order_by: Vec::new(), window_frame: None, ..spec.clone() };
+        let function = Function { over: Some(WindowType::WindowSpec(spec)), ..function.clone() };
+        self.delegated_window(&Sql::Function(function), rows)
     }
 
     fn delegated_window(&mut self, window: &Sql, rows: &mut Rows<'_>) -> Result<Typed, Failure> {
@@ -169,13 +185,17 @@ impl Planner<'_> {
         name: &str,
         function: &Function,
         spec: &WindowSpec,
+        frame: Frame,
         span: Span,
         rows: &mut Rows<'_>,
     ) -> Result<Typed, Failure> {
         let distinct =
             matches!(&function.args, FunctionArguments::List(list) if list.duplicate_treatment.is_some());
         if function.filter.is_some() || function.null_treatment.is_some() || distinct {
-            return Err(unsupported("FILTER, DISTINCT or IGNORE NULLS in a window with ORDER BY", span));
+            return Err(unsupported(
+                "FILTER, DISTINCT or IGNORE NULLS in a window with ORDER BY or ROWS",
+                span,
+            ));
         }
         let every = matches!(&function.args, FunctionArguments::List(list)
             if matches!(list.args.as_slice(), [FunctionArg::Unnamed(FunctionArgExpr::Wildcard)]));
@@ -184,7 +204,6 @@ impl Planner<'_> {
             false => delegate::arguments(function)
                 .ok_or_else(|| unsupported(&format!("{name} with these arguments"), span))?,
         };
-        let frame = frame(spec.window_frame.as_ref(), span)?;
         let mut operands = Vec::new();
         // Of LAG and LEAD the second, and of NTILE the first, is a number of the text.
         let read = match name {
@@ -278,41 +297,60 @@ impl Planner<'_> {
             }
             ("sum" | "avg", [value], 1) => {
                 let count = self.count(value.expr.clone().is_not_null(), frame, &order, rows)?;
-                let value = match &value.dtype {
-                    _ if name == "avg" => value.clone().cast(&DataType::Float64, span)?,
-                    dtype if dtype.is_integer() && !matches!(dtype, DataType::Int128 | DataType::UInt64) => {
-                        value.clone().cast(&DataType::Int64, span)?
+                let (value, mean) = match name {
+                    "avg" => {
+                        let (value, mean) = on_a_line(name, value.clone(), span)?;
+                        (Typed::new(value, DataType::Float64), mean)
                     }
-                    _ => value.clone(),
+                    _ => {
+                        let value = summand(value.clone(), name, span)?;
+                        let dtype = match &value.dtype {
+                            DataType::Decimal(_, scale) => DataType::Decimal(38, *scale),
+                            dtype => dtype.clone(),
+                        };
+                        (value.cast(&dtype, span)?, dtype)
+                    }
                 };
                 let zero = Typed::integer(0).cast(&value.dtype, span)?.expr;
                 let there = value.expr.fill_null(zero.clone());
                 let rolled = if value.dtype.is_float() { Rolled::FloatSum(zero) } else { Rolled::Sum(zero) };
                 let sum = self.framed(there, frame, &rolled, &order, rows)?;
                 let result = match name {
-                    "avg" => sum.true_div(count.clone().cast(DataType::Float64)),
+                    "avg" => off_the_line(sum.true_div(count.clone().cast(DataType::Float64)), &mean),
                     _ => sum,
                 };
-                let null = lit(NULL).cast(value.dtype.clone());
-                Typed::new(when(count.gt(lit(0u32))).then(result).otherwise(null), value.dtype)
+                let null = lit(NULL).cast(mean.clone());
+                Typed::new(when(count.gt(lit(0u32))).then(result).otherwise(null), mean)
             }
             ("min" | "max", [value], 1) => {
                 let rolled = if name == "min" { Rolled::Min } else { Rolled::Max };
-                let bounded = matches!(frame, Frame::Rows(from, to) if (from, to) != (None, Some(0)));
-                let direct = value.dtype.is_primitive_numeric() || value.dtype.is_temporal();
-                let found = if bounded && !direct {
+                let own = value.expr.clone();
+                let found = if value.dtype.is_float() {
+                    // As in an aggregate, NaN is what there is only where there is nothing else.
+                    let numbers = when(own.clone().is_nan()).then(lit(NULL)).otherwise(own.clone());
+                    let numbers = self.column(numbers, rows);
+                    let found = self.framed(numbers, frame, &rolled, &order, rows)?;
+                    let count = self.count(own.is_not_null(), frame, &order, rows)?;
+                    let nothing = when(count.gt(lit(0u32))).then(lit(f64::NAN)).otherwise(lit(NULL));
+                    coalesce(&[found, nothing.cast(value.dtype.clone())])
+                } else if value.dtype.is_primitive_numeric() || value.dtype.is_temporal() {
+                    self.framed(own, frame, &rolled, &order, rows)?
+                } else {
                     // Polars rolls over numbers: the places of the values in their order are some.
-                    let ranks = value.expr.clone().rank(dense(false), None).cast(DataType::Int64);
+                    let ranks = own.clone().rank(dense(false), None).cast(DataType::Int64);
                     let ranks = self.column(order.over(ranks), rows);
                     let rank = self.framed(ranks, frame, &rolled, &order, rows)?;
-                    let values = value.expr.clone().drop_nulls().unique().sort(SortOptions::default());
+                    let values = own.drop_nulls().unique().sort(SortOptions::default());
                     order.over(values.gather(rank - lit(1i64), false))
-                } else {
-                    self.framed(value.expr.clone(), frame, &rolled, &order, rows)?
                 };
                 Typed::new(found, value.dtype.clone())
             }
-            _ => return Err(unsupported(&format!("{name} with these arguments and ORDER BY in OVER"), span)),
+            _ => {
+                return Err(unsupported(
+                    &format!("{name} with these arguments and ORDER BY or ROWS in OVER"),
+                    span,
+                ));
+            }
         };
         let expr = self.column(typed.expr, rows);
         let label = operands.first().map_or("literal", |operand| operand.name.as_str());
@@ -327,6 +365,13 @@ impl Planner<'_> {
         }
         let nothing = Expr::Literal(LiteralValue::untyped_null());
         let mut order = Ordered { partition, peer: nothing.clone(), number: nothing };
+        if spec.order_by.is_empty() {
+            // As they come, none of them equal.
+            let number = int_range(lit(1), len().cast(DataType::Int64) + lit(1), 1, DataType::Int64);
+            order.number = self.column(order.over(number).cast(DataType::UInt32), rows);
+            order.peer = order.number.clone();
+            return Ok(order);
+        }
         let mut ranks = Vec::new();
         for OrderByExpr { expr, options, .. } in &spec.order_by {
             let falling = options.asc == Some(false);
@@ -376,6 +421,14 @@ impl Planner<'_> {
         let on = |width, by: i64| {
             order.along(rolled.along(value.clone().reverse(), width).shift(lit(by)).reverse())
         };
+        if matches!(frame, Frame::Rows(Some(from), Some(to)) if from > to) {
+            return Ok(match rolled {
+                Rolled::Sum(zero) | Rolled::FloatSum(zero) => self.column(zero.clone(), rows),
+                Rolled::Min | Rolled::Max => {
+                    self.column(when(lit(false)).then(value).otherwise(lit(NULL)), rows)
+                }
+            });
+        }
         // The rows up to the row itself and those after it: none is in both parts.
         let parts = match frame {
             Frame::Peers | Frame::All => vec![back(None, 0)],
@@ -425,7 +478,8 @@ fn at_end(value: &Typed, (from, to): (Option<i64>, Option<i64>), first: bool, or
         }
         _ => outmost,
     };
-    match empty {
+    let never = matches!((from, to), (Some(from), Some(to)) if from > to);
+    match empty.map(|empty| empty.or(lit(never))) {
         Some(empty) => when(empty).then(lit(NULL).cast(value.dtype.clone())).otherwise(found),
         None => found,
     }
@@ -439,20 +493,11 @@ fn by_number(expr: Expr, order: &Ordered) -> Expr {
     expr.sort_by([order.number.clone()], SortMultipleOptions::default())
 }
 
-/// Functions that ask for the place of a row, for which there is an order with any frame.
-fn is_of_position(name: &str) -> bool {
+/// Functions that ask for the place of a row, which is the same in any frame.
+fn ignores_frame(name: &str) -> bool {
     matches!(
         name,
-        "row_number"
-            | "rank"
-            | "dense_rank"
-            | "percent_rank"
-            | "cume_dist"
-            | "ntile"
-            | "lag"
-            | "lead"
-            | "first_value"
-            | "last_value"
+        "row_number" | "rank" | "dense_rank" | "percent_rank" | "cume_dist" | "ntile" | "lag" | "lead"
     )
 }
 
@@ -464,9 +509,15 @@ fn frame(frame: Option<&WindowFrame>, span: Span) -> Result<Frame, Failure> {
         (_, WindowFrameBound::Preceding(None), WindowFrameBound::Following(None)) => Ok(Frame::All),
         (WindowFrameUnits::Rows, start, end) => {
             let (from, to) = (bound(start, span)?, bound(end, span)?);
+            // Between 2 and 3 preceding are no rows, which is no mistake.
+            let way = |bound: &WindowFrameBound| match bound {
+                WindowFrameBound::Preceding(_) => -1,
+                WindowFrameBound::CurrentRow => 0,
+                WindowFrameBound::Following(_) => 1,
+            };
             let backwards = matches!(start, WindowFrameBound::Following(None))
                 || matches!(end, WindowFrameBound::Preceding(None))
-                || matches!((from, to), (Some(from), Some(to)) if from > to);
+                || way(start) > way(end);
             match backwards {
                 true => Err(wrong("a frame that ends before it begins", span)),
                 false => Ok(Frame::Rows(from, to)),

@@ -102,6 +102,39 @@ fn frames_of_rows_end_where_they_say() {
             "1 u 1.50; 2 v -2.25; 3 v -2.25",
         ),
         (
+            "select id, count(*) over (rows unbounded preceding), sum(id) over (partition by g rows 1 preceding) from t order by id",
+            "1 1 1; 2 2 2; 3 3 4",
+        ),
+        (
+            "select id, first_value(id) over (rows between 1 preceding and current row) from t order by id",
+            "1 1; 2 1; 3 2",
+        ),
+        (
+            "select id, sum(id) over (order by id rows between 2 preceding and 3 preceding), count(*) over (order by id rows between 3 following and 2 following) from t order by id",
+            "1 null 0; 2 null 0; 3 null 0",
+        ),
+        ("select id, max(g) over (order by id) from t order by id", "1 u; 2 v; 3 v"),
+        (
+            "select id, sum(null) over (order by id rows 1 preceding) from t order by id",
+            "1 null; 2 null; 3 null",
+        ),
+        (
+            "select id, sum(x) over (order by id) from (values (1, cast(9999999.99 as decimal(9,2))), (2, cast(9999999.99 as decimal(9,2)))) v(id, x) order by id",
+            "1 9999999.99; 2 19999999.98",
+        ),
+        (
+            "select id, min(x) over (order by id rows between 1 preceding and 1 following), max(x) over (order by id rows 1 preceding) from (values (1, 'nan'::double), (2, 1.0::double), (3, 2.0::double), (4, 'nan'::double), (5, 'nan'::double)) v(id, x) order by id",
+            "1 1.0 NaN; 2 1.0 1.0; 3 1.0 2.0; 4 2.0 2.0; 5 NaN NaN",
+        ),
+        (
+            "select id, avg(d) over (order by id rows 1 preceding) from (values (1, date '2024-01-01'), (2, date '2024-01-02')) v(id, d) order by id",
+            "1 2024-01-01 00:00:00; 2 2024-01-01 12:00:00",
+        ),
+        (
+            "select sum(g) over (order by id rows 1 preceding) from t",
+            "sum is of numbers, not of values of the type str (line 1, column 8)",
+        ),
+        (
             "select sum(a) over (order by id rows between 1 following and 1 preceding) from t",
             "a frame that ends before it begins (line 1, column 8)",
         ),
@@ -151,8 +184,46 @@ fn percentiles_are_of_what_is_sorted() {
 }
 
 #[test]
+fn windows_are_built_on_named_ones() {
+    check(&[
+        ("select id, sum(id) over w from t window w as (partition by g) order by id", "1 4; 2 2; 3 4"),
+        (
+            "select id, sum(id) over (w) from t window w as (partition by g order by id) order by id",
+            "1 1; 2 2; 3 4",
+        ),
+        (
+            "select id, sum(id) over (w order by id desc) from t window w as (partition by g) order by id",
+            "1 4; 2 2; 3 3",
+        ),
+        (
+            "select id, sum(id) over (v rows 1 preceding), row_number() over (w order by id) from t window w as (partition by g), v as (w order by id) order by id",
+            "1 1 1; 2 2 1; 3 4 2",
+        ),
+        (
+            "select sum(id) over (x) from t window w as (partition by g)",
+            "there is no window x (line 1, column 8)",
+        ),
+        ("select sum(id) over (x) from t", "there is no window x (line 1, column 8)"),
+        (
+            "select sum(id) over v from t window w as (v), v as (w)",
+            "a window that is built on itself (line 1, column 8)",
+        ),
+        (
+            "select sum(id) over (w order by id) from t window w as (order by g)",
+            "PARTITION BY or ORDER BY beside that of the window w (line 1, column 8)",
+        ),
+    ]);
+}
+
+#[test]
 fn errors_name_what_was_written_and_where() {
     check(&[
+        ("select array[1, a] from t", "ARRAY[1, a] is not supported in SQL (line 1, column 14)"),
+        ("select ~id from t", "the operator ~ is not supported in SQL (line 1, column 9)"),
+        (
+            "select *, count(*) from t group by 1",
+            "the column a must stand in GROUP BY or in an aggregate (line 1, column 1)",
+        ),
         ("select g collate nocase from t", "COLLATE is not supported in SQL (line 1, column 8)"),
         ("select a ^ 2 from t", "the operator ^ is not supported in SQL (line 1, column 8)"),
         ("select g, foo(a) from t group by g", "unsupported function 'foo' (line 1, column 11)"),
@@ -231,7 +302,10 @@ fn windows_with_an_order_take_peers_together_and_nulls_as_order_by_does() {
         ("select id, sum(p) over (order by id) from t order by id", "1 1.50; 2 -0.75; 3 99.24"),
     ]);
     for (text, word) in [
-        ("select stddev(id) over (order by id) from t", "stddev with these arguments and ORDER BY in OVER"),
+        (
+            "select stddev(id) over (order by id) from t",
+            "stddev with these arguments and ORDER BY or ROWS in OVER",
+        ),
         ("select sum(id) filter (where id > 1) over (order by id) from t", "FILTER"),
     ] {
         assert!(rows(text).contains(word), "{text}: {}", rows(text));
