@@ -67,16 +67,9 @@ impl Planner<'_> {
         let mut pool = self.from(&select.from, outer)?;
         let domain = outer.and_then(|outer| outer.domain.clone());
         if pool.relations.is_empty() {
-            let bare = domain.is_none()
-                && select.selection.is_none()
-                && matches!(&select.group_by, GroupByExpr::Expressions(keys, _) if keys.is_empty())
-                && select.projection.iter().all(|item| !item_has_calls(item) && !item_has_subquery(item));
-            let frame = if bare && !exists {
-                DataFrame::empty().lazy()
-            } else {
-                let row = Series::new(self.fresh("row"), [0i32]).into_column();
-                DataFrame::new(1, vec![row]).map_err(crate::query_failure)?.lazy()
-            };
+            // One row, which has to have a column: of a frame without any, Polars loses the row where it prunes columns.
+            let row = Series::new(self.fresh("row"), [0i32]).into_column();
+            let frame = DataFrame::new(1, vec![row]).map_err(crate::query_failure)?.lazy();
             pool.relations.push(Relation::new(frame, Vec::new(), Size::of(1.0)));
         }
         let mut carried: Vec<PlSmallStr> = Vec::new();
@@ -584,18 +577,6 @@ fn correlation(expr: &Expr, all: &Relation, outer: &Outer) -> Option<(Typed, Typ
     let straight = || Some((typed(left, &outer.columns)?, typed(right, &all.columns)?));
     let crossed = || Some((typed(right, &outer.columns)?, typed(left, &all.columns)?));
     straight().or_else(crossed)
-}
-
-fn item_has_calls(item: &SelectItem) -> bool {
-    let mut found = Vec::new();
-    if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-        calls(expr, |function| groups(function) || function.over.is_some(), &mut found);
-    }
-    !found.is_empty()
-}
-
-fn item_has_subquery(item: &SelectItem) -> bool {
-    matches!(item, SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } if has_subquery(expr))
 }
 
 /// `GROUP BY ALL`: what is no aggregate.

@@ -184,6 +184,44 @@ fn percentiles_are_of_what_is_sorted() {
 }
 
 #[test]
+fn a_table_of_which_no_column_is_used_counts_with_its_rows() {
+    let sides = [
+        ("(select 1 as y)", 1),
+        ("(select 1 as y union all select 2)", 2),
+        ("(values (1), (2))", 2),
+        ("(select count(*) as y from t)", 1),
+        ("(select max(id) as y from t)", 1),
+        ("(select y from (select max(id) as y from t) q)", 1),
+        ("(select max(id) + 1 as y from t having max(id) > 0)", 1),
+        ("(select g as y from t group by g)", 2),
+        ("(select distinct g as y from t)", 2),
+        ("(select id as y from t limit 2)", 2),
+        ("(select sum(id) over () as y from t)", 3),
+        ("(select id as y from t union select 1)", 3),
+        ("(select id as y from t where id > 3)", 0),
+        ("(select (select max(id) from t) as y)", 1),
+    ];
+    for (side, height) in sides {
+        for from in [format!("t, {side} z"), format!("{side} z, {TABLE}"), format!("t cross join {side} z")] {
+            let count = rows(&format!("select count(*) from {from}"));
+            assert_eq!(count, (3 * height).to_string(), "count(*) from {from}");
+            let ids = rows(&format!("select id from {from}"));
+            let listed = if ids.is_empty() { 0 } else { ids.split(';').count() };
+            assert_eq!(listed, 3 * height, "id from {from}: {ids}");
+            let sum = if height == 0 { "null".to_owned() } else { (6 * height).to_string() };
+            assert_eq!(rows(&format!("select sum(id) from {from}")), sum, "sum(id) from {from}");
+        }
+    }
+    check(&[
+        ("select id, (select max(id) from (select 1 as y) z) as m from t order by id", "1 1; 2 2; 3 3"),
+        ("select id, (select count(id) from (select 1 as y) z) as m from t order by id", "1 1; 2 1; 3 1"),
+        ("select count(*) from (select 1 as y) z", "1"),
+        ("select exists (select 1)", "true"),
+        ("select 1 where false", ""),
+    ]);
+}
+
+#[test]
 fn windows_are_built_on_named_ones() {
     check(&[
         ("select id, sum(id) over w from t window w as (partition by g) order by id", "1 4; 2 2; 3 4"),
