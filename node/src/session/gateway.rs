@@ -572,3 +572,52 @@ impl Gateway<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_seat_that_gave_calls_back_is_tried_with_ever_more() {
+        let (calls, _frames) = mpsc::channel(SEAT_FRAMES);
+        let mut seat = Seat {
+            name: "n0".to_owned(),
+            slots: 2,
+            calls,
+            defined: BTreeSet::new(),
+            forgotten: Vec::new(),
+            unwanted: Vec::new(),
+            under_way: BTreeMap::new(),
+            stuck: None,
+            unfit: BTreeMap::new(),
+            _pump: AbortOnDropHandle::new(tokio::spawn(async {})),
+        };
+        let send = |seat: &mut Seat, id| {
+            let call = Call { id, argument: bytes::Bytes::new() };
+            seat.under_way.insert(id, Placed { function: 0, only: None, call, tries: 0 });
+            seat.got();
+        };
+        send(&mut seat, 0);
+        assert_eq!(seat.room(8), 15);
+        // One runs for long, and what was sent after it came back.
+        seat.gave_back();
+        assert_eq!(seat.room(8), 0);
+        let paused = |seat: &mut Seat| seat.stuck.as_mut().unwrap().until = Instant::now();
+        paused(&mut seat);
+        assert_eq!(seat.room(8), 1);
+        send(&mut seat, 1);
+        assert_eq!(seat.room(8), 0);
+        paused(&mut seat);
+        assert_eq!(seat.room(8), 2);
+        send(&mut seat, 2);
+        paused(&mut seat);
+        assert_eq!(seat.room(8), 4);
+        assert_eq!(seat.room(1), 0);
+        // It came back again.
+        seat.under_way.remove(&2);
+        seat.gave_back();
+        paused(&mut seat);
+        assert_eq!(seat.room(8), 1);
+    }
+}
