@@ -29,14 +29,12 @@ pub(super) fn check(ir: &IRPlan) -> Result<(), Failure> {
             found.map_or(Ok(()), |what| Err(translate::changed(what)))
         };
         let schema = |input: &Node| ir.lp_arena.get(*input).schema(&ir.lp_arena).into_owned();
+        let mut keys = 0;
         if let IR::Join { input_left, input_right, left_on, right_on, .. } = operator {
             look(&left_on.iter().collect::<Vec<_>>(), &schema(input_left))?;
             look(&right_on.iter().collect::<Vec<_>>(), &schema(input_right))?;
+            keys = left_on.len() + right_on.len();
         }
-        let keys = match operator {
-            IR::Join { left_on, right_on, .. } => left_on.len() + right_on.len(),
-            _ => 0,
-        };
         let exprs: Vec<&ExprIR> = operator.exprs().skip(keys).collect();
         // The schema is a copy, which most operators of a long plan do not need.
         if !exprs.is_empty() {

@@ -11,7 +11,7 @@ use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
     Distinct, ExceptSelectItem, ExcludeSelectItem, Expr as Sql, Function, GroupByExpr, Ident,
-    NamedWindowDefinition, NamedWindowExpr, OrderBy, OrderByExpr, OrderByKind, OrderByOptions,
+    NamedWindowDefinition, NamedWindowExpr, OrderBy, OrderByExpr, OrderByKind, OrderByOptions, Query,
     RenameSelectItem, Select, SelectItem, SelectItemQualifiedWildcardKind, Spanned, Value, VisitMut,
     VisitorMut, WildcardAdditionalOptions, WindowSpec, WindowType,
 };
@@ -795,12 +795,22 @@ fn like(pattern: &str, text: &str) -> bool {
 
 /// Windows by the names of a `WINDOW` clause, put where they are used or built on.
 fn named_windows(select: &Select) -> Result<Select, Failure> {
-    struct Named<'n>(&'n [NamedWindowDefinition]);
+    /// Those of a subquery are its own: it has been entered so many times more than left.
+    struct Named<'n>(&'n [NamedWindowDefinition], u32);
     impl VisitorMut for Named<'_> {
         type Break = Failure;
+        fn pre_visit_query(&mut self, _: &mut Query) -> std::ops::ControlFlow<Failure> {
+            self.1 += 1;
+            std::ops::ControlFlow::Continue(())
+        }
+        fn post_visit_query(&mut self, _: &mut Query) -> std::ops::ControlFlow<Failure> {
+            self.1 -= 1;
+            std::ops::ControlFlow::Continue(())
+        }
         fn pre_visit_expr(&mut self, expr: &mut Sql) -> std::ops::ControlFlow<Failure> {
             let span = expr.span();
-            if let Sql::Function(function) = expr
+            if self.1 == 0
+                && let Sql::Function(function) = expr
                 && let Some(over) = &function.over
             {
                 match named_window(over, self.0, span) {
@@ -813,7 +823,7 @@ fn named_windows(select: &Select) -> Result<Select, Failure> {
     }
     let mut select = select.clone();
     let windows = std::mem::take(&mut select.named_window);
-    match VisitMut::visit(&mut select, &mut Named(&windows)) {
+    match VisitMut::visit(&mut select, &mut Named(&windows, 0)) {
         std::ops::ControlFlow::Break(failure) => Err(failure),
         std::ops::ControlFlow::Continue(()) => Ok(select),
     }
