@@ -19,6 +19,7 @@ mod mesh;
 mod namespaces;
 mod queries;
 mod readme;
+mod results;
 mod stories;
 mod workload;
 

@@ -362,7 +362,16 @@ pub(crate) async fn ask_once(
     let mut stream = tokio::time::timeout(waited, ask).await.map_err(timeout)??;
     for body in bodies {
         // However long it takes: the transfer itself notices when it stands still.
-        send_body(&mut stream, futures::stream::iter(body.iter().cloned().map(Ok))).await?;
+        match send_body(&mut stream, futures::stream::iter(body.iter().cloned().map(Ok))).await {
+            Ok(_) => {}
+            Err(BodyError::Refused(failure)) => {
+                let address = connection.address().clone();
+                let exchange =
+                    Exchange { address, channel: Channel::Frames(stream), connection: connection.clone() };
+                return Ok((Response::Failed(failure), exchange));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     tokio::time::timeout(waited, Exchange::read(connection.clone(), stream)).await.map_err(timeout)?
 }

@@ -3,7 +3,9 @@
 
 use floe_protocol::frame::{FrameError, decode, encode};
 use floe_protocol::job::TaskRun;
-use floe_protocol::{Era, JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId};
+use floe_protocol::{
+    Era, Freed, JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId, WallTime,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::state_machine::Job;
@@ -46,7 +48,7 @@ pub enum Command {
         /// What to run.
         graph: StageGraph,
         /// When, by the accepting node's clock.
-        submitted_unix_ms: u64,
+        submitted_at: WallTime,
     },
     /// All partitions of a stage exist. With the last stage's the job has succeeded. Saying it again replaces
     /// what was known, since lost partitions are made anew elsewhere.
@@ -60,7 +62,7 @@ pub enum Command {
         /// Which tasks ran for it since it was last said.
         runs: Vec<TaskRun>,
         /// When, by the leader's clock.
-        ended_unix_ms: u64,
+        ended_at: WallTime,
     },
     /// A job ends without a result.
     EndJob {
@@ -69,12 +71,14 @@ pub enum Command {
         /// [`JobPhase::Failed`] or [`JobPhase::Cancelled`].
         phase: JobPhase,
         /// When, by the proposer's clock.
-        ended_unix_ms: u64,
+        ended_at: WallTime,
     },
-    /// The jobs' results are no longer needed.
+    /// The jobs' results go, if they have any.
     Release {
         /// The jobs.
         jobs: Vec<JobId>,
+        /// Why: [`WhyFreed::Released`], [`WhyFreed::Expired`] or [`WhyFreed::Lost`].
+        freed: Freed,
     },
     /// Jobs of another era become this one's, under the same ids.
     Adopt {
@@ -82,6 +86,8 @@ pub enum Command {
         eras: Vec<Era>,
         /// What that one knows of them.
         jobs: Vec<(JobId, Job)>,
+        /// Jobs of which it knows no more than that they have ended.
+        tombstones: Vec<(JobId, Freed)>,
     },
     /// This era ends, since its jobs are in another's hands: the last entry that changes anything.
     Yield {

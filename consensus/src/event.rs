@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use floe_protocol::{Era, Failure, JobId, JobPhase, Member, MeshId, NodeId, RequestId, StageGraph, StageId};
+use floe_protocol::{
+    Era, Failure, Freed, JobId, JobPhase, Member, MeshId, NodeId, RequestId, StageGraph, StageId,
+};
 
 use crate::state_machine::JobWork;
 
@@ -77,6 +79,8 @@ pub enum Event {
     JobsFreed {
         /// The jobs.
         jobs: Vec<JobId>,
+        /// Why, and when.
+        freed: Freed,
     },
     /// The state machine was replaced by the leader's snapshot: single events up to its index were skipped.
     Restored {

@@ -14,6 +14,7 @@
 //! exception is raft-rs, which draws election timeouts at random; [`replica::Config`] can narrow the range to
 //! one value.) It knows neither Polars nor libp2p: fragments and splits are bytes here.
 
+pub mod clock;
 pub mod command;
 pub mod event;
 pub mod log;
@@ -23,6 +24,7 @@ pub mod replica;
 pub mod scheduler;
 pub mod state_machine;
 
+pub use clock::{Clock, Now, Reading};
 pub use command::{Command, Entry};
 pub use event::Event;
 pub use log::{LogError, LogStore, MemoryLog, Persist};

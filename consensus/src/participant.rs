@@ -29,6 +29,7 @@ use floe_protocol::{
     AttemptId, Era, Failure, Fence, JobId, JobPhase, Member, MeshId, NodeId, PeerMessage, RequestId, TaskId,
 };
 
+use crate::clock::{Clock, Reading};
 use crate::command::{Command, Entry};
 use crate::event::Event;
 use crate::log::{LogError, LogStore};
@@ -38,6 +39,8 @@ use crate::scheduler::{Effect, Input, Scheduler};
 use crate::state_machine::StateMachine;
 
 mod healing;
+
+pub use healing::HandedOver;
 
 use healing::Healing;
 
@@ -51,9 +54,6 @@ const LEADER_SILENCE_MS: u64 = 3_000;
 /// A node that no longer answers its leader hangs if nothing at all was heard of it for this long: one of another era
 /// says so every second.
 const HUNG_MS: u64 = 1_500;
-
-/// A tick this late means that this node was stalled: the others' silence proves nothing.
-const STALL_MS: u64 = 1_000;
 
 /// Reports that are kept for a leader that cannot be reached. It finds the rest in the inventory.
 const MAX_UNSENT: usize = 1_024;
@@ -177,17 +177,16 @@ pub struct Participant<L: LogStore> {
     unreachable: BTreeSet<NodeId>,
     /// The era to leave for, once that is on disk.
     leaving_for: Option<Era>,
-    now_ms: u64,
-    ticked_ms: u64,
+    clock: Clock,
     born_ms: u64,
     membership_due_ms: u64,
 }
 
 impl<L: LogStore> Participant<L> {
-    /// The part of `member`, as it is now, with the replica on its log. `now_ms` is in milliseconds since the Unix
-    /// epoch, by a clock that never goes back. This node's own proposals are named from `first_request` on, which
+    /// The part of `member`, as it is now, with the replica on its log. This node's own proposals are named from `first_request` on, which
     /// must be far from any other node's, and from this one's at any other start.
-    pub fn new(member: Member, replica: Replica<L>, first_request: RequestId, now_ms: u64) -> Self {
+    pub fn new(member: Member, replica: Replica<L>, first_request: RequestId, reading: Reading) -> Self {
+        let clock = Clock::new(reading);
         let era = replica.state().era();
         let mut participant = Self {
             member,
@@ -207,9 +206,8 @@ impl<L: LogStore> Participant<L> {
             output: None,
             unreachable: BTreeSet::new(),
             leaving_for: None,
-            now_ms,
-            ticked_ms: now_ms,
-            born_ms: now_ms,
+            born_ms: clock.now().ms,
+            clock,
             membership_due_ms: 0,
         };
         participant.dial_members();
@@ -218,24 +216,15 @@ impl<L: LogStore> Participant<L> {
     }
 
     /// [`crate::replica::TICK_MS`] passed. After a stall call it once.
-    pub fn tick(&mut self, now_ms: u64) {
-        self.now_ms = self.now_ms.max(now_ms);
-        let late_ms = self.now_ms.saturating_sub(self.ticked_ms);
-        self.ticked_ms = self.now_ms;
-        if late_ms >= STALL_MS {
-            let times = self.heard_ms.values_mut().chain(self.spoke_ms.values_mut());
-            for at_ms in times.chain([&mut self.born_ms]) {
-                // What waited meanwhile may have been received already.
-                *at_ms = at_ms.saturating_add(late_ms).min(self.now_ms);
-            }
-        }
+    pub fn tick(&mut self, reading: Reading) {
+        let now_ms = self.clock.observe(reading).ms;
         self.replica.tick();
         self.schedule(Input::Tick);
         for report in mem::take(&mut self.unsent) {
             self.report(report);
         }
-        if self.now_ms >= self.membership_due_ms {
-            self.membership_due_ms = self.now_ms + MEMBERSHIP_INTERVAL_MS;
+        if now_ms >= self.membership_due_ms {
+            self.membership_due_ms = now_ms + MEMBERSHIP_INTERVAL_MS;
             self.keep_membership();
             self.forget_strangers();
         }
@@ -244,15 +233,15 @@ impl<L: LogStore> Participant<L> {
     }
 
     /// A node is connected.
-    pub fn connected(&mut self, now_ms: u64, node: NodeId) {
-        self.now_ms = self.now_ms.max(now_ms);
+    pub fn connected(&mut self, reading: Reading, node: NodeId) {
+        self.clock.observe(reading);
         self.connected.insert(node);
         self.node_up(node);
     }
 
     /// A node is not connected any more.
-    pub fn disconnected(&mut self, now_ms: u64, node: NodeId) {
-        self.now_ms = self.now_ms.max(now_ms);
+    pub fn disconnected(&mut self, reading: Reading, node: NodeId) {
+        self.clock.observe(reading);
         self.connected.remove(&node);
         self.healing.forget(node);
         self.replica.report_unreachable(node);
@@ -260,9 +249,9 @@ impl<L: LogStore> Participant<L> {
     }
 
     /// A message came.
-    pub fn receive(&mut self, now_ms: u64, from: NodeId, message: PeerMessage) {
-        self.now_ms = self.now_ms.max(now_ms);
-        self.heard_ms.insert(from, self.now_ms);
+    pub fn receive(&mut self, reading: Reading, from: NodeId, message: PeerMessage) {
+        let now_ms = self.clock.observe(reading).ms;
+        self.heard_ms.insert(from, now_ms);
         self.handle(from, message);
     }
 
@@ -405,7 +394,7 @@ impl<L: LogStore> Participant<L> {
     /// The leader that this node hears from, itself if it leads.
     pub fn leader(&self) -> Option<NodeId> {
         let leader = self.replica.leader()?;
-        let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
+        let since_ms = self.now_ms().saturating_sub(LEADER_SILENCE_MS);
         let heard = self.born_ms >= since_ms || self.speaks(leader);
         (leader == self.member.id || heard).then_some(leader)
     }
@@ -460,7 +449,8 @@ impl<L: LogStore> Participant<L> {
         match message {
             PeerMessage::Raft { era, message } => {
                 if self.is_of(from, era) {
-                    self.spoke_ms.insert(from, self.now_ms);
+                    let now_ms = self.now_ms();
+                    self.spoke_ms.insert(from, now_ms);
                     // What it refuses counts as lost.
                     let _ = self.replica.step(&message);
                 }
@@ -509,7 +499,7 @@ impl<L: LogStore> Participant<L> {
         if self.era == Some(era) {
             return true;
         }
-        let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
+        let since_ms = self.now_ms().saturating_sub(LEADER_SILENCE_MS);
         let gone = self.spoke_ms.values().all(|spoke_ms| *spoke_ms < since_ms);
         let blank = self.replica.last_entry() == (0, 0);
         // What this node promised in an era that it left is forgotten, so it must not promise anything there again.
@@ -546,15 +536,16 @@ impl<L: LogStore> Participant<L> {
     }
 
     fn schedule(&mut self, input: Input) {
+        let now = self.clock.now();
         let Some(scheduler) = &mut self.scheduler else { return };
-        for effect in scheduler.step(self.now_ms, input) {
+        for effect in scheduler.step(now, input) {
             match effect {
                 // The scheduler says again what matters, and proposes again what did not come through.
                 Effect::Send(to, message) => self.send(to, message),
                 Effect::Propose(command) => self.decide(command),
                 Effect::NodeLost(node) => {
                     // One of another era obeys nobody here and is well all the same: the two have yet to meet.
-                    let since_ms = self.now_ms.saturating_sub(HUNG_MS);
+                    let since_ms = self.now_ms().saturating_sub(HUNG_MS);
                     if self.heard_ms.get(&node).is_none_or(|heard_ms| *heard_ms < since_ms) {
                         self.actions.push_back(Action::Disconnect(node));
                     }
@@ -569,15 +560,19 @@ impl<L: LogStore> Participant<L> {
         let request = self.next_request();
         let entry = Entry { request, command };
         let Err(ProposeError::TooLong { bytes }) = self.propose(&entry) else { return };
-        if let Command::StageDone { job, ended_unix_ms, .. } = entry.command {
+        if let Command::StageDone { job, ended_at, .. } = entry.command {
             let message = format!(
                 "the outcome of a stage takes {bytes} bytes, which is too much to agree on: use fewer partitions"
             );
             let phase = JobPhase::Failed(Failure::Refused { message });
-            let command = Command::EndJob { job, phase, ended_unix_ms };
+            let command = Command::EndJob { job, phase, ended_at };
             let request = self.next_request();
             let _ = self.propose(&Entry { request, command });
         }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.clock.now().ms
     }
 
     fn next_request(&mut self) -> RequestId {
@@ -663,7 +658,7 @@ impl<L: LogStore> Participant<L> {
     fn elected(&mut self, term: u64) {
         let Some(era) = self.state().era() else { return };
         let members: Vec<NodeId> = self.state().members().keys().copied().collect();
-        self.scheduler = Some(Scheduler::new(Fence { era, term }, self.now_ms, self.replica.state()));
+        self.scheduler = Some(Scheduler::new(Fence { era, term }, self.clock.now(), self.replica.state()));
         for node in members {
             if self.is_connected(node) {
                 self.node_up(node);
@@ -683,7 +678,7 @@ impl<L: LogStore> Participant<L> {
 
     /// Whether a node has spoken lately as one of this era.
     fn speaks(&self, node: NodeId) -> bool {
-        let since_ms = self.now_ms.saturating_sub(LEADER_SILENCE_MS);
+        let since_ms = self.now_ms().saturating_sub(LEADER_SILENCE_MS);
         self.spoke_ms.get(&node).is_some_and(|spoke_ms| *spoke_ms >= since_ms)
     }
 
@@ -726,9 +721,9 @@ impl<L: LogStore> Participant<L> {
         if leads || !self.state().members().contains_key(&self.member.id) || self.leaving_for.is_some() {
             return;
         }
-        let ago = |heard_ms: &u64| self.now_ms.saturating_sub(*heard_ms);
+        let ago = |heard_ms: &u64| self.now_ms().saturating_sub(*heard_ms);
         let heard = self.heard_ms.iter().map(|(node, heard_ms)| (*node, ago(heard_ms))).collect();
-        let up_ms = self.now_ms.saturating_sub(self.born_ms);
+        let up_ms = self.now_ms().saturating_sub(self.born_ms);
         let configuration = self.replica.standing().configuration;
         if survives(self.member.id, &configuration, &heard, up_ms) {
             // While an output waits to be persisted it cannot be; the next tick finds it the same.

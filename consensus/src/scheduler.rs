@@ -23,20 +23,23 @@ use std::sync::Arc;
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Made, Report, Segment};
 use floe_protocol::{
-    AttemptId, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed, StageGraph,
-    StageId, StageProgress, TaskId, Work,
+    AttemptId, Failure, Fence, Freed, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed,
+    StageGraph, StageId, StageProgress, TaskId, WallTime, WhyFreed, Work,
 };
 
+use crate::clock::Now;
 use crate::command::Command;
 use crate::event::Event;
 use crate::state_machine::{JobWork, StateMachine};
 
 mod job;
+mod leases;
 mod placement;
 mod recovery;
 mod sessions;
 mod stuck;
 
+pub use leases::RESULT_LEASE_MS;
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
     GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR,
@@ -46,6 +49,7 @@ pub use sessions::SESSION_PATIENCE_MS;
 pub use stuck::UNSEEN_PATIENCE_MS;
 
 use job::{Attempt, Job, Place};
+use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
 
 /// How often nodes are told that this leader still leads, and are expected to answer.
@@ -174,6 +178,7 @@ pub enum Effect {
 pub struct Scheduler {
     fence: Fence,
     now_ms: u64,
+    wall: WallTime,
     started_ms: u64,
     jobs: BTreeMap<JobId, Job>,
     nodes: Nodes,
@@ -182,6 +187,7 @@ pub struct Scheduler {
     queued: BTreeSet<JobId>,
     /// Commands that end jobs, until they apply, and when they were last proposed.
     ending: BTreeMap<JobId, (Command, u64)>,
+    leases: Leases,
     /// Members whose inventories are awaited before anything is assigned.
     settling: Option<BTreeSet<NodeId>>,
     /// Jobs that nodes hold partitions of and nobody knows, since when.
@@ -189,32 +195,32 @@ pub struct Scheduler {
     /// When a job was last adopted, while its holders may be on their way.
     adopted_ms: Option<u64>,
     leased_ms: u64,
-    ticked_ms: u64,
     aborts: BTreeMap<NodeId, Vec<AttemptId>>,
     effects: Vec<Effect>,
 }
 
 impl Scheduler {
     /// A new leader's scheduler. `state` holds all that earlier leaders committed ([`Event::Elected`]).
-    /// `now_ms` is in milliseconds since the Unix epoch, by a clock that never goes back.
     ///
     /// The caller then gives [`Input::NodeUp`] for every node that is connected, its own included, and
     /// [`Input::NodeDown`] for every member that is not.
-    pub fn new(fence: Fence, now_ms: u64, state: &StateMachine) -> Self {
+    pub fn new(fence: Fence, now: Now, state: &StateMachine) -> Self {
+        let now_ms = now.ms;
         let mut scheduler = Self {
             fence,
             now_ms,
+            wall: now.wall,
             started_ms: now_ms,
             jobs: BTreeMap::new(),
             nodes: Nodes::default(),
             turn: VecDeque::new(),
             queued: BTreeSet::new(),
             ending: BTreeMap::new(),
+            leases: Leases::default(),
             settling: None,
             orphans: BTreeMap::new(),
             adopted_ms: None,
             leased_ms: 0,
-            ticked_ms: now_ms,
             aborts: BTreeMap::new(),
             effects: Vec::new(),
         };
@@ -224,7 +230,7 @@ impl Scheduler {
         for (id, job) in state.jobs() {
             let Some(work) = &job.work else { continue };
             let outputs: Vec<_> = work.outputs.iter().map(|outputs| outputs.as_deref()).collect();
-            scheduler.add_job(*id, work.graph.clone(), &outputs, job.phase.is_terminal());
+            scheduler.add_job(*id, work.graph.clone(), &outputs, job.has_result());
             scheduler.inherit(*id);
         }
         if !scheduler.jobs.is_empty() {
@@ -233,18 +239,17 @@ impl Scheduler {
         scheduler
     }
 
-    /// Takes in what happened at `now_ms`, and says what to do.
-    pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
-        self.now_ms = self.now_ms.max(now_ms);
+    /// Takes in what happened now, and says what to do.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        self.now_ms = self.now_ms.max(now.ms);
+        self.wall = now.wall;
         match input {
             Input::JobAccepted { job, graph } => self.job_accepted(job, graph),
             Input::JobAdopted { job, work, succeeded } => self.job_adopted(job, work, succeeded),
             Input::StageDone { job, stage } => self.stage_agreed(job, stage),
             Input::JobEnded { job, phase: JobPhase::Succeeded } => {
                 self.ending.remove(&job);
-                if let Some(job) = self.jobs.get_mut(&job) {
-                    job.succeeded = true;
-                }
+                self.succeeded(job);
             }
             Input::JobEnded { job, .. } => {
                 self.ending.remove(&job);
@@ -314,7 +319,6 @@ impl Scheduler {
     fn add_job(&mut self, id: JobId, graph: Arc<StageGraph>, outputs: &[Option<&[Placed]>], succeeded: bool) {
         let mut job = Job::new(id, graph);
         job.restore(outputs);
-        job.succeeded = succeeded;
         for stage in 0..job.stages.len() {
             for (partition, placed) in job.outputs(stage).into_iter().flatten().enumerate() {
                 let task = job.task_id(Place { stage, partition: partition as u32 });
@@ -326,7 +330,18 @@ impl Scheduler {
         job.start();
         job.attended_ms = job.is_standing().then_some(self.now_ms);
         self.jobs.insert(id, job);
+        if succeeded {
+            self.succeeded(id);
+        }
         self.touch(id);
+    }
+
+    /// The job has a result.
+    fn succeeded(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.succeeded = true;
+            self.renew_lease(id);
+        }
     }
 
     /// The job ran under another leader.
@@ -384,6 +399,7 @@ impl Scheduler {
     fn jobs_freed(&mut self, jobs: Vec<JobId>) {
         for id in &jobs {
             self.ending.remove(id);
+            self.leases.end(*id);
             self.stop(*id);
             self.nodes.free_job(*id);
         }
@@ -410,9 +426,9 @@ impl Scheduler {
         let Some(job) = self.jobs.get(&id) else { return };
         let command = if job.succeeded {
             // Its result was lost and cannot be made anew.
-            Command::Release { jobs: vec![id] }
+            Command::Release { jobs: vec![id], freed: Freed { why: WhyFreed::Lost, at: self.wall } }
         } else {
-            Command::EndJob { job: id, phase: JobPhase::Failed(failure), ended_unix_ms: self.now_ms }
+            Command::EndJob { job: id, phase: JobPhase::Failed(failure.shortened()), ended_at: self.wall }
         };
         self.stop(id);
         self.effects.push(Effect::Propose(command.clone()));
@@ -487,7 +503,7 @@ impl Scheduler {
                 stage: StageId(position as u32),
                 outputs,
                 runs: stage.runs.clone(),
-                ended_unix_ms: self.now_ms,
+                ended_at: self.wall,
             }));
         }
     }
@@ -507,6 +523,7 @@ impl Scheduler {
                 self.effects.push(Effect::Propose(command.clone()));
             }
         }
+        self.expire();
         self.free_orphans();
         if self.adopted_ms.is_some() {
             self.lose_absent();
@@ -606,7 +623,7 @@ impl Input {
             }
             Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
             Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),
-            Event::JobsFreed { jobs } => Some(Self::JobsFreed { jobs: jobs.clone() }),
+            Event::JobsFreed { jobs, .. } => Some(Self::JobsFreed { jobs: jobs.clone() }),
             _ => None,
         }
     }

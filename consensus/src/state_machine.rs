@@ -2,12 +2,13 @@
 //! entries give the same state on every node: no clock, no randomness, no hash order.
 //!
 //! ```text
-//!   Submit ──> Running ──StageDone of the last stage──> Succeeded ──Release, or too many──> freed
-//!                 │
-//!                 └────EndJob──> Failed | Cancelled (freed at once)
+//!   Submit ──> Running ──StageDone of the last stage──> Succeeded ──Release──> freed ──> history
+//!                 │                                                              ▲
+//!                 └────EndJob──> Failed | Cancelled ─────────────────────────────┘
 //! ```
 //!
-//! A standing job ([`Work::Calls`]) has no result: it too is freed at once when it succeeds.
+//! A standing job ([`Work::Calls`]) has no result: it too is freed at once when it succeeds. What has a result stays
+//! until it is released, whatever else ends meanwhile: if that leaves no room, new jobs are refused.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,19 +16,26 @@ use std::sync::Arc;
 use floe_protocol::frame::{self, FrameError};
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::{
-    Era, Failure, JobId, JobPhase, JobStatus, Member, NodeId, Placed, Read, RequestId, Stage, StageGraph,
-    StageId, StageProgress, Work,
+    Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, Placed, RequestId, StageGraph, StageId,
+    StageProgress, WallTime, WhyFreed, Work,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Entry};
 use crate::event::Event;
 
-/// Ended jobs that are remembered. Beyond it the one that ended first is forgotten, and its result freed.
-pub const MAX_KEPT_JOBS: usize = 256;
+mod history;
+mod job;
+
+pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
+pub(crate) use job::is_standing;
+pub use job::{Job, JobWork};
+
+use history::History;
+use job::{check_graph, check_job, outputs_fit, record_bytes, work_bytes};
 
 /// Jobs that may be unfinished at once: each costs every node memory.
-pub const MAX_RUNNING_JOBS: usize = 1024;
+pub const MAX_UNFINISHED_JOBS: usize = 1024;
 
 /// Members of one mesh: a leader sends each of them leases and entries.
 pub const MAX_MEMBERS: usize = 2048;
@@ -38,12 +46,15 @@ pub const MAX_STAGE_TASKS: usize = 16_384;
 /// Stages of one job.
 pub const MAX_STAGES: usize = 1024;
 
-/// Size of all unfinished jobs' graphs, and of what will be known of their outputs and tasks: counted when a job
-/// is accepted, so that a snapshot fits a frame whatever becomes of it.
-pub const MAX_RUNNING_BYTES: usize = 8 << 20;
+/// Size of the graphs of all jobs that are unfinished or have a result, and of what will be known of their outputs and
+/// tasks: counted when a job is accepted, so that a snapshot fits a frame whatever becomes of it.
+pub const MAX_WORK_BYTES: usize = 8 << 20;
 
-/// Size of all jobs, ended ones included; beyond it those that ended first are forgotten.
-pub const MAX_STATE_BYTES: usize = 12 << 20;
+/// The same when another mesh hands its jobs over, so that a mesh which is full of its own can take some.
+pub const MAX_ADOPTED_BYTES: usize = 11 << 20;
+
+/// When to try again if there is no room for another job: jobs end, and results are collected, all the time.
+const FULL_RETRY_MS: u64 = 1_000;
 
 /// Requests that are remembered with their outcomes, so that one proposed twice applies once. A proposer
 /// gives up long before this many others have followed.
@@ -54,16 +65,7 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 pub const MAX_ENDED_ERAS: usize = 64;
 
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 2;
-
-/// Roughly what one partition's place takes in a snapshot.
-const PLACE_BYTES: usize = 48;
-
-/// Roughly what one bucket's size takes in a snapshot.
-const BUCKET_BYTES: usize = 32;
-
-/// Roughly what one task's run takes in a snapshot.
-const RUN_BYTES: usize = 80;
+const SNAPSHOT_VERSION: u32 = 3;
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +78,11 @@ pub struct StateMachine {
     jobs_changed: u64,
     members: BTreeMap<NodeId, Member>,
     jobs: BTreeMap<JobId, Job>,
-    /// Ended jobs, the one that ended first in front.
-    ended: VecDeque<JobId>,
+    /// How many jobs are unfinished.
+    unfinished: usize,
+    /// Size of all jobs that are unfinished or have a result.
+    work_bytes: usize,
+    history: History,
     /// Recent requests, the oldest in front, and what became of them.
     recent: VecDeque<(RequestId, Result<(), Failure>)>,
     /// The same by id. Derived from `recent`, so not part of a snapshot.
@@ -92,43 +97,6 @@ pub struct Yielded {
     pub to: Era,
     /// Some of its members.
     pub members: Vec<Member>,
-}
-
-/// One job as it is replicated.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Job {
-    /// The driver's label.
-    pub label: String,
-    /// Where it stands.
-    pub phase: JobPhase,
-    /// What it runs and where its partitions lie; `None` once it was freed.
-    pub work: Option<JobWork>,
-    /// When it was accepted.
-    pub submitted_unix_ms: u64,
-    /// When it ended.
-    pub ended_unix_ms: Option<u64>,
-    /// Progress by stage, kept beyond `work`.
-    pub stages: Vec<StageProgress>,
-    /// Tasks that ran, at most [`MAX_TIMELINE`].
-    pub timeline: Vec<TaskRun>,
-    /// Roughly its size in a snapshot.
-    weight_bytes: usize,
-}
-
-impl Job {
-    /// Roughly its size in a snapshot.
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weight_bytes
-    }
-}
-
-/// What a job runs, and what there is of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobWork {
-    /// The stages.
-    pub graph: Arc<StageGraph>,
-    /// For each stage, where its partitions lie, once all of them exist.
-    pub outputs: Vec<Option<Vec<Placed>>>,
 }
 
 /// A snapshot that cannot be restored.
@@ -199,6 +167,7 @@ impl StateMachine {
             return Err(RestoreError::Version { found: version });
         }
         state.outcomes = state.recent.iter().cloned().collect();
+        state.history.restore();
         Ok(state)
     }
 
@@ -248,21 +217,50 @@ impl StateMachine {
         &self.jobs
     }
 
-    /// One job.
+    /// One job, if more is known of it than that it has ended.
     pub fn job(&self, id: JobId) -> Option<&Job> {
         self.jobs.get(&id)
     }
 
+    /// Jobs of which no more is known than that they have ended, those that were freed first in front.
+    pub fn tombstones(&self) -> impl Iterator<Item = (JobId, Freed)> {
+        self.history.tombstones()
+    }
+
+    /// One job; or that it has ended, [`Failure::Freed`]; or that nobody knows it, [`Failure::NoSuchJob`].
+    pub fn find(&self, id: JobId) -> Result<&Job, Failure> {
+        self.jobs.get(&id).ok_or_else(|| match self.history.tombstone(id) {
+            Some(freed) => Failure::Freed { job: id, freed },
+            None => Failure::NoSuchJob { job: id },
+        })
+    }
+
+    /// Whether there is room for a job whose work takes so much, as far as is known before it is planned.
+    pub fn check_room(&self, bytes: usize) -> Result<(), Failure> {
+        let kind = if self.unfinished >= MAX_UNFINISHED_JOBS {
+            format!("{} jobs are unfinished, which is the limit", self.unfinished)
+        } else if self.work_bytes.saturating_add(bytes) > MAX_WORK_BYTES {
+            let results = self.jobs.values().filter(|job| job.has_result()).count();
+            format!(
+                "{} jobs are unfinished and {results} results wait to be collected, which is all that it can remember",
+                self.unfinished
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Failure::Busy { message: format!("the mesh is full: {kind}"), retry_ms: FULL_RETRY_MS })
+    }
+
     /// One job as drivers see it. It does not know which tasks run: only the leader's scheduler does.
-    pub fn job_status(&self, id: JobId) -> Option<JobStatus> {
-        let job = self.jobs.get(&id)?;
-        Some(JobStatus {
+    pub fn job_status(&self, id: JobId) -> Result<JobStatus, Failure> {
+        let job = self.find(id)?;
+        Ok(JobStatus {
             id,
             label: job.label.clone(),
             phase: job.phase.clone(),
             stages: job.stages.clone(),
-            submitted_unix_ms: job.submitted_unix_ms,
-            ended_unix_ms: job.ended_unix_ms,
+            submitted_at: job.submitted_at,
+            ended_at: job.ended_at,
             timeline: job.timeline.clone(),
         })
     }
@@ -294,20 +292,18 @@ impl StateMachine {
                 }
                 Ok(())
             }
-            Command::Submit { job, label, graph, submitted_unix_ms } => {
-                self.submit(*job, label, graph, *submitted_unix_ms, events)
+            Command::Submit { job, label, graph, submitted_at } => {
+                self.submit(*job, label, graph, *submitted_at, events)
             }
-            Command::StageDone { job, stage, outputs, runs, ended_unix_ms } => {
-                self.stage_done(*job, *stage, outputs, runs, *ended_unix_ms, events)
+            Command::StageDone { job, stage, outputs, runs, ended_at } => {
+                self.stage_done(*job, *stage, outputs, runs, *ended_at, events)
             }
-            Command::EndJob { job, phase, ended_unix_ms } => {
-                self.end_job(*job, phase, *ended_unix_ms, events)
-            }
-            Command::Release { jobs } => {
-                self.release(jobs, events);
+            Command::EndJob { job, phase, ended_at } => self.end_job(*job, phase, *ended_at, events),
+            Command::Release { jobs, freed } => {
+                self.release(jobs, *freed, events);
                 Ok(())
             }
-            Command::Adopt { eras, jobs } => self.adopt(eras, jobs, events),
+            Command::Adopt { eras, jobs, tombstones } => self.adopt(eras, jobs, tombstones, events),
             Command::Yield { to, members, jobs_changed } => {
                 if *jobs_changed != self.jobs_changed {
                     return Err(refused("a job has changed since it was handed over".to_owned()));
@@ -321,7 +317,13 @@ impl StateMachine {
 
     /// Takes over another era's jobs. Of a job that both know, whichever says that it ended is right: somebody
     /// may have been told so.
-    fn adopt(&mut self, eras: &[Era], jobs: &[(JobId, Job)], events: &mut Vec<Event>) -> Result<(), Failure> {
+    fn adopt(
+        &mut self,
+        eras: &[Era],
+        jobs: &[(JobId, Job)],
+        tombstones: &[(JobId, Freed)],
+        events: &mut Vec<Event>,
+    ) -> Result<(), Failure> {
         // Looked at as a whole first, so that a refusal changes nothing.
         let mut weights = BTreeMap::new();
         for (id, job) in jobs {
@@ -329,10 +331,9 @@ impl StateMachine {
             let weight = weight.map_err(|error| refused(format!("job {id} cannot be adopted: {error}")))?;
             weights.insert(*id, weight);
         }
-        let new = |(id, job): &&(JobId, Job)| !self.jobs.contains_key(id) && !job.phase.is_terminal();
-        let running = self.jobs.values().filter(|job| !job.phase.is_terminal()).map(|job| job.weight_bytes);
-        let more = jobs.iter().filter(new).map(|(id, _)| weights[id]);
-        if running.chain(more).sum::<usize>() > MAX_RUNNING_BYTES && jobs.iter().any(|job| new(&job)) {
+        let new = |(id, job): &&(JobId, Job)| job.work.is_some() && self.find(*id).is_err();
+        let more: usize = jobs.iter().filter(new).map(|(id, _)| weights[id]).sum();
+        if more > 0 && self.work_bytes + more > MAX_ADOPTED_BYTES {
             let message = "the mesh is full: it can take another's jobs when some of its own have ended";
             return Err(Failure::Unavailable { message: message.to_owned() });
         }
@@ -347,13 +348,21 @@ impl StateMachine {
         while self.ended_eras.len() > MAX_ENDED_ERAS {
             self.ended_eras.pop_front();
         }
+        for (id, freed) in tombstones {
+            if self.find(*id) == Err(Failure::NoSuchJob { job: *id }) {
+                self.history.bury(*id, *freed);
+                self.jobs_changed = self.applied;
+            }
+        }
         for (id, job) in jobs {
-            match self.jobs.get(id).map(|known| known.phase.is_terminal()) {
+            let known = match self.find(*id) {
+                Ok(known) => Some(known.phase.is_terminal()),
+                Err(Failure::NoSuchJob { .. }) => None,
+                Err(_) => Some(true),
+            };
+            match known {
                 None => {
-                    if job.phase.is_terminal() {
-                        self.ended.push_back(*id);
-                    }
-                    self.jobs.insert(*id, Job { weight_bytes: weights[id], ..job.clone() });
+                    self.insert(*id, Job { weight_bytes: weights[id], ..job.clone() });
                     match job.work.clone() {
                         Some(work) => {
                             let succeeded = job.phase.is_terminal();
@@ -362,24 +371,43 @@ impl StateMachine {
                         None => events.push(Event::JobEnded { job: *id, phase: job.phase.clone() }),
                     }
                 }
-                Some(false) if job.phase.is_terminal() => self.end_as(*id, job, weights[id], events),
+                Some(false) if job.phase.is_terminal() => {
+                    self.remove(*id);
+                    self.insert(*id, Job { weight_bytes: weights[id], ..job.clone() });
+                    events.push(Event::JobEnded { job: *id, phase: job.phase.clone() });
+                    let freed = job.freed.map(|freed| Event::JobsFreed { jobs: vec![*id], freed });
+                    let work = job.work.clone();
+                    let adopted = work.map(|work| Event::JobAdopted { job: *id, work, succeeded: true });
+                    events.extend(adopted.or(freed));
+                }
                 Some(_) => {}
             }
         }
-        self.evict(events);
         Ok(())
     }
 
-    /// A job of ours ended elsewhere, as `other` says.
-    fn end_as(&mut self, id: JobId, other: &Job, weight_bytes: usize, events: &mut Vec<Event>) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        *job = Job { weight_bytes, ..other.clone() };
-        self.ended.push_back(id);
-        events.push(Event::JobEnded { job: id, phase: other.phase.clone() });
-        events.push(match other.work.clone() {
-            Some(work) => Event::JobAdopted { job: id, work, succeeded: true },
-            None => Event::JobsFreed { jobs: vec![id] },
-        });
+    /// Takes a job in, and forgets what there is no room for any more: not what has a result.
+    fn insert(&mut self, id: JobId, job: Job) {
+        self.unfinished += usize::from(!job.phase.is_terminal());
+        if job.work.is_some() {
+            self.work_bytes += job.weight_bytes;
+        } else {
+            self.history.record(id, job.weight_bytes);
+        }
+        self.jobs.insert(id, job);
+        while let Some(id) = self.history.surplus() {
+            if let Some(freed) = self.jobs.remove(&id).and_then(|job| job.freed) {
+                self.history.bury(id, freed);
+            }
+        }
+    }
+
+    /// Takes a job out that is unfinished or has a result.
+    fn remove(&mut self, id: JobId) -> Option<Job> {
+        let job = self.jobs.remove(&id)?;
+        self.unfinished -= usize::from(!job.phase.is_terminal());
+        self.work_bytes -= job.weight_bytes;
+        Some(job)
     }
 
     fn join(&mut self, member: &Member, events: &mut Vec<Event>) -> Result<(), Failure> {
@@ -401,30 +429,24 @@ impl StateMachine {
         id: JobId,
         label: &str,
         graph: &StageGraph,
-        submitted_unix_ms: u64,
+        submitted_at: WallTime,
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
-        if let Some(known) = self.jobs.get(&id) {
+        match self.find(id) {
             // Planned again, the same submission may have another graph; its label is the driver's own.
-            let same = known.label == label;
-            return if same { Ok(()) } else { Err(refused(format!("job id {id} is taken: choose another"))) };
+            Ok(known) if known.label == label => return Ok(()),
+            Ok(_) => return Err(refused(format!("job id {id} is taken: choose another"))),
+            Err(Failure::NoSuchJob { .. }) => {}
+            Err(freed) => return Err(freed),
         }
         check_graph(graph).map_err(refused)?;
-        let running = self.jobs.values().filter(|job| !job.phase.is_terminal());
-        let (count, bytes) = running.fold((0, 0), |(n, bytes), job| (n + 1, bytes + job.weight_bytes));
         let weight_bytes = work_bytes(label, graph).map_err(Failure::internal)?;
-        if weight_bytes > MAX_RUNNING_BYTES {
+        if weight_bytes > MAX_WORK_BYTES {
             return Err(refused(format!(
-                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_RUNNING_BYTES}: read fewer files, or use fewer partitions"
+                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_WORK_BYTES}: read fewer files, or use fewer partitions"
             )));
         }
-        if count >= MAX_RUNNING_JOBS || bytes + weight_bytes > MAX_RUNNING_BYTES {
-            return Err(Failure::Unavailable {
-                message: format!(
-                    "the mesh is full: {count} jobs are unfinished; try again when some have ended"
-                ),
-            });
-        }
+        self.check_room(weight_bytes)?;
         let outputs: Vec<_> = graph
             .stages
             .iter()
@@ -453,17 +475,18 @@ impl StateMachine {
             label: label.to_owned(),
             phase: JobPhase::Running,
             work: Some(JobWork { graph: graph.clone(), outputs }),
-            submitted_unix_ms,
-            ended_unix_ms: None,
+            submitted_at,
+            ended_at: None,
+            freed: None,
             stages,
             timeline: Vec::new(),
             weight_bytes,
         };
-        self.jobs.insert(id, job);
+        self.insert(id, job);
         events.push(Event::JobAccepted { job: id, graph });
         // A frame in memory, collected as it is: there is nothing to run.
         if finished {
-            self.succeed(id, submitted_unix_ms, events);
+            self.succeed(id, submitted_at, events);
         }
         Ok(())
     }
@@ -474,7 +497,7 @@ impl StateMachine {
         stage: StageId,
         outputs: &[Placed],
         runs: &[TaskRun],
-        ended_unix_ms: u64,
+        ended_at: WallTime,
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
         let job = self.jobs.get_mut(&id).ok_or(Failure::NoSuchJob { job: id })?;
@@ -505,237 +528,79 @@ impl StateMachine {
         let running = !job.phase.is_terminal();
         events.push(Event::StageDone { job: id, stage });
         if last && running {
-            self.succeed(id, ended_unix_ms, events);
+            self.succeed(id, ended_at, events);
         }
         Ok(())
     }
 
-    fn succeed(&mut self, id: JobId, ended_unix_ms: u64, events: &mut Vec<Event>) {
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.phase = JobPhase::Succeeded;
-            job.ended_unix_ms = Some(ended_unix_ms);
-            let standing = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
-            self.ended.push_back(id);
-            events.push(Event::JobEnded { job: id, phase: JobPhase::Succeeded });
-            if standing {
-                self.free(vec![id], events);
-            }
+    fn succeed(&mut self, id: JobId, ended_at: WallTime, events: &mut Vec<Event>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.phase = JobPhase::Succeeded;
+        job.ended_at = Some(ended_at);
+        self.unfinished -= 1;
+        let standing = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
+        events.push(Event::JobEnded { job: id, phase: JobPhase::Succeeded });
+        if standing {
+            self.free(vec![id], Freed { why: WhyFreed::Closed, at: ended_at }, events);
         }
-        self.evict(events);
     }
 
     fn end_job(
         &mut self,
         id: JobId,
         phase: &JobPhase,
-        ended_unix_ms: u64,
+        ended_at: WallTime,
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
-        if !matches!(phase, JobPhase::Failed(_) | JobPhase::Cancelled) {
-            return Err(refused(format!("a job cannot be ended as {}", phase.name())));
-        }
-        let job = self.jobs.get_mut(&id).ok_or(Failure::NoSuchJob { job: id })?;
+        let (phase, why) = match phase {
+            JobPhase::Failed(failure) => (JobPhase::Failed(failure.clone().shortened()), WhyFreed::Failed),
+            JobPhase::Cancelled => (JobPhase::Cancelled, WhyFreed::Cancelled),
+            JobPhase::Running | JobPhase::Succeeded => {
+                return Err(refused(format!("a job cannot be ended as {}", phase.name())));
+            }
+        };
+        let job = match self.find(id) {
+            Err(Failure::Freed { .. }) => return Ok(()),
+            found => found?,
+        };
         if job.phase.is_terminal() {
             return Ok(());
         }
-        job.phase = phase.clone();
-        job.ended_unix_ms = Some(ended_unix_ms);
-        self.ended.push_back(id);
-        events.push(Event::JobEnded { job: id, phase: phase.clone() });
-        self.free(vec![id], events);
-        self.evict(events);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.phase = phase.clone();
+            job.ended_at = Some(ended_at);
+        }
+        self.unfinished -= 1;
+        events.push(Event::JobEnded { job: id, phase });
+        self.free(vec![id], Freed { why, at: ended_at }, events);
         Ok(())
     }
 
-    /// Frees the jobs that have ended. One that still runs must be cancelled first, and unknown ones are gone
-    /// already.
-    fn release(&mut self, jobs: &[JobId], events: &mut Vec<Event>) {
-        let ended: BTreeSet<_> = jobs
-            .iter()
-            .filter(|id| self.jobs.get(id).is_some_and(|job| job.phase.is_terminal() && job.work.is_some()))
-            .copied()
-            .collect();
-        self.free(ended.into_iter().collect(), events);
+    /// Frees the results of jobs. One that still runs must be cancelled first, and unknown ones are gone already.
+    fn release(&mut self, jobs: &[JobId], freed: Freed, events: &mut Vec<Event>) {
+        let with_results = |id: &&JobId| self.jobs.get(id).is_some_and(Job::has_result);
+        let jobs: BTreeSet<_> = jobs.iter().filter(with_results).copied().collect();
+        self.free(jobs.into_iter().collect(), freed, events);
     }
 
-    /// Drops what the jobs run and where their partitions lie; their history stays.
-    fn free(&mut self, jobs: Vec<JobId>, events: &mut Vec<Event>) {
+    /// Drops what ended jobs ran and where their partitions lie; their history stays.
+    fn free(&mut self, jobs: Vec<JobId>, freed: Freed, events: &mut Vec<Event>) {
         for id in &jobs {
-            if let Some(job) = self.jobs.get_mut(id) {
+            if let Some(mut job) = self.remove(*id) {
                 job.work = None;
-                job.weight_bytes = freed_bytes(job);
+                job.freed = Some(freed);
+                job.weight_bytes = record_bytes(&job);
+                self.insert(*id, job);
             }
         }
         if !jobs.is_empty() {
-            events.push(Event::JobsFreed { jobs });
-        }
-    }
-
-    /// Forgets the jobs that ended first while there are too many or they take too much.
-    fn evict(&mut self, events: &mut Vec<Event>) {
-        let mut bytes: usize = self.jobs.values().map(|job| job.weight_bytes).sum();
-        let mut freed = Vec::new();
-        while self.ended.len() > MAX_KEPT_JOBS || (bytes > MAX_STATE_BYTES && self.ended.len() > 1) {
-            let Some(id) = self.ended.pop_front() else { break };
-            if let Some(job) = self.jobs.remove(&id) {
-                bytes -= job.weight_bytes;
-                if job.work.is_some() {
-                    freed.push(id);
-                }
-            }
-        }
-        if !freed.is_empty() {
-            events.push(Event::JobsFreed { jobs: freed });
+            events.push(Event::JobsFreed { jobs, freed });
         }
     }
 }
 
 fn refused(message: String) -> Failure {
     Failure::Refused { message }
-}
-
-/// Whether a job is a driver's calls: nothing of it is scheduled, and nothing is left of it when it ends.
-pub(crate) fn is_standing(graph: &StageGraph) -> bool {
-    graph.stages.iter().any(|stage| stage.work == Work::Calls)
-}
-
-/// Whether these can be a stage's partitions. A stage of calls has an empty one, that lies nowhere.
-fn outputs_fit(stage: &Stage, outputs: &[Placed]) -> bool {
-    let buckets = stage.exchange.buckets() as usize;
-    let fits = |placed: &Placed| match stage.work {
-        Work::Calls => *placed == Placed::default(),
-        Work::Fragment(_) | Work::Function(_) | Work::Held(_) => placed.meta.buckets.len() == buckets,
-    };
-    outputs.len() == stage.tasks.len() && outputs.iter().all(fits)
-}
-
-/// Roughly what a job will take in a snapshot.
-fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, FrameError> {
-    Ok(results_bytes(graph).saturating_add(label.len() + frame::encode(graph)?.len()))
-}
-
-/// Roughly what a job takes in a snapshot once it was freed.
-fn freed_bytes(job: &Job) -> usize {
-    job.label.len() + job.timeline.len() * RUN_BYTES
-}
-
-/// Roughly what a job's outputs and timeline will take in a snapshot.
-fn results_bytes(graph: &StageGraph) -> usize {
-    let tasks: usize = graph.stages.iter().map(|stage| stage.tasks.len()).sum();
-    let of_stage = |stage: &Stage| {
-        let buckets = stage.exchange.buckets() as usize;
-        stage.tasks.len().saturating_mul(PLACE_BYTES + BUCKET_BYTES.saturating_mul(buckets))
-    };
-    let outputs = graph.stages.iter().map(of_stage).fold(0_usize, usize::saturating_add);
-    outputs.saturating_add(tasks.min(MAX_TIMELINE) * RUN_BYTES)
-}
-
-/// Whether another era's job is one that this one could have made of it; and if so, roughly its size.
-fn check_job(job: &Job) -> Result<usize, String> {
-    if job.timeline.len() > MAX_TIMELINE || job.stages.len() > MAX_STAGES {
-        return Err("it has too long a history".to_owned());
-    }
-    let Some(work) = &job.work else {
-        return match job.phase {
-            JobPhase::Running => Err("it runs, and nothing says what".to_owned()),
-            _ => Ok(freed_bytes(job)),
-        };
-    };
-    check_work(work)?;
-    if job.stages.len() != work.graph.stages.len() {
-        return Err(format!("it tells of {} stages and has {}", job.stages.len(), work.graph.stages.len()));
-    }
-    let complete = matches!(work.outputs.last(), Some(Some(_)));
-    let fits = match job.phase {
-        JobPhase::Running => !complete,
-        JobPhase::Succeeded => complete,
-        JobPhase::Failed(_) | JobPhase::Cancelled => false,
-    };
-    if !fits {
-        return Err(format!("it is said to be {}, and its outputs say otherwise", job.phase.name()));
-    }
-    let bytes = work_bytes(&job.label, &work.graph).map_err(|error| error.to_string())?;
-    if bytes > MAX_RUNNING_BYTES {
-        return Err(format!("it takes {bytes} bytes, the limit is {MAX_RUNNING_BYTES}"));
-    }
-    Ok(bytes)
-}
-
-/// Whether a job's outputs fit its graph, which is sound.
-fn check_work(work: &JobWork) -> Result<(), String> {
-    check_graph(&work.graph)?;
-    if work.outputs.len() != work.graph.stages.len() {
-        return Err(format!(
-            "it has outputs of {} stages for {}",
-            work.outputs.len(),
-            work.graph.stages.len()
-        ));
-    }
-    for (stage, outputs) in work.graph.stages.iter().zip(&work.outputs) {
-        if outputs.as_ref().is_some_and(|outputs| !outputs_fit(stage, outputs)) {
-            return Err(format!("the outputs of its stage {} do not fit it", stage.id));
-        }
-    }
-    Ok(())
-}
-
-/// Whether everything a graph refers to exists, so that nobody after this has to ask.
-fn check_graph(graph: &StageGraph) -> Result<(), String> {
-    if graph.stages.is_empty() || graph.stages.len() > MAX_STAGES {
-        return Err(format!("a job has 1 to {MAX_STAGES} stages, this one has {}", graph.stages.len()));
-    }
-    for (position, stage) in graph.stages.iter().enumerate() {
-        if stage.id.0 as usize != position {
-            return Err(format!("stage {} is in place {position} of its graph", stage.id));
-        }
-        if stage.tasks.is_empty() || stage.tasks.len() > MAX_STAGE_TASKS {
-            return Err(format!(
-                "a stage has 1 to {MAX_STAGE_TASKS} tasks, stage {} has {}: read fewer files at once",
-                stage.id,
-                stage.tasks.len()
-            ));
-        }
-        if !stage.seen_by.is_sorted() {
-            return Err(format!("the nodes that see stage {}'s files are not in order", stage.id));
-        }
-        if let Some(input) = stage.inputs.iter().find(|input| input.stage >= stage.id) {
-            return Err(format!(
-                "stage {} reads from stage {}, which is not before it",
-                stage.id, input.stage
-            ));
-        }
-        for input in &stage.inputs {
-            if input.read == (Read::Group { size: 0 }) {
-                return Err(format!("stage {} reads stage {} in groups of none", stage.id, input.stage));
-            }
-            let buckets = graph.stages[input.stage.0 as usize].exchange.buckets() as usize;
-            if input.read == Read::Bucket && stage.tasks.len() > buckets {
-                return Err(format!(
-                    "stage {} has {} tasks for the {buckets} buckets of stage {}",
-                    stage.id,
-                    stage.tasks.len(),
-                    input.stage
-                ));
-            }
-        }
-        if let Work::Held(placed) = &stage.work
-            && (placed.len() != stage.tasks.len() || !stage.inputs.is_empty())
-        {
-            return Err(format!(
-                "stage {} holds {} partitions for {} tasks",
-                stage.id,
-                placed.len(),
-                stage.tasks.len()
-            ));
-        }
-        if stage.work == Work::Calls && (graph.stages.len() > 1 || stage.tasks.len() > 1) {
-            return Err(format!(
-                "stage {} is a driver's calls: that must be all of a job, in one task",
-                stage.id
-            ));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use floe_consensus::{Command, Entry};
 use floe_network::Caller;
 use floe_protocol::function::Blob;
 use floe_protocol::message::Inspected;
-use floe_protocol::{Failure, JobPhase, OutputMeta, Request, Response, TaskId, frame};
+use floe_protocol::{Failure, Freed, JobPhase, OutputMeta, Request, Response, TaskId, WhyFreed, frame};
 use floe_transport::call::write_frame;
 use floe_transport::files::read_files;
 use floe_transport::stream::Body;
@@ -16,17 +16,19 @@ use libp2p::Stream;
 use tokio::sync::Semaphore;
 
 use crate::blobs::Blobs;
+use crate::clock::wall_time;
 use crate::config;
 use crate::fault;
 use crate::job_status;
 use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Proposed};
+use crate::readers::Readers;
 use crate::recovery;
 use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::Store;
 use crate::stream::Streams;
-use crate::submit::{Submitter, blocking, unix_ms};
+use crate::submit::{Submitter, blocking};
 use crate::worker::task_logs::TaskLogs;
 
 /// How many jobs `jobs` answers at most, the newest first.
@@ -39,6 +41,7 @@ pub struct Calls {
     pub(crate) submitter: Submitter,
     pub(crate) streams: Arc<Streams>,
     pub(crate) results: Results,
+    pub(crate) readers: Readers,
     pub(crate) store: Store,
     pub(crate) blobs: Blobs,
     pub(crate) sessions: Sessions,
@@ -73,6 +76,10 @@ impl Calls {
         }
         match request {
             Request::Submit { id, again } => {
+                if let Err(failure) = self.submitter.admit(id).await {
+                    Body::new(stream).refuse(&failure).await;
+                    return Ok(());
+                }
                 let outcome = match read_spec(&mut stream).await {
                     Ok(spec) => self.submitter.submit(id, spec, again, &mut stream).await,
                     Err(failure) => Err(failure),
@@ -95,12 +102,22 @@ impl Calls {
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Planned)).await
             }
             Request::Watch { id } => job_status::watch(&self.mailbox, &mut stream, id).await,
-            Request::Result { id, from_partition } => self.results.result(stream, id, from_partition).await,
+            Request::Result { id, from_partition } => {
+                let _reading = self.readers.begin(id);
+                self.results.result(stream, id, from_partition).await
+            }
             Request::Partitions { id, from_partition } => {
+                let _reading = self.readers.begin(id);
                 self.results.partitions(stream, id, from_partition).await
             }
-            Request::Partition { id, partition } => self.results.relay(stream, id, partition).await,
-            Request::Fetch { partition, bucket } => self.streams.serve_fetch(stream, partition, bucket).await,
+            Request::Partition { id, partition } => {
+                let _reading = self.readers.begin(id);
+                self.results.relay(stream, id, partition).await
+            }
+            Request::Fetch { partition, bucket } => {
+                let _reading = (!from.is_node()).then(|| self.readers.begin(partition.job));
+                self.streams.serve_fetch(stream, partition, bucket).await
+            }
             Request::Session { id, label } => self.sessions.attend(stream, id, label).await,
             Request::Seat { session } => self.sessions.seat(stream, session).await,
             Request::PutBlob { blob } => {
@@ -131,8 +148,7 @@ impl Calls {
             Request::Mesh => Ok(Response::Mesh(self.mailbox.ask(Ask::Mesh).await?)),
             Request::Job { id } => Ok(Response::Job(job_status::current(&self.mailbox, id).await?)),
             Request::Progress { id } => {
-                let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
-                known.map(Response::Job).ok_or(Failure::NoSuchJob { job: id })
+                Ok(Response::Job(self.mailbox.ask(|reply| Ask::Job(id, reply)).await??))
             }
             Request::Made { id, partition } => {
                 let (made, _) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
@@ -140,17 +156,18 @@ impl Calls {
             }
             Request::Jobs => {
                 let mut jobs = self.mailbox.ask(Ask::Jobs).await?;
-                jobs.sort_by_key(|job| std::cmp::Reverse(job.submitted_unix_ms));
+                jobs.sort_by_key(|job| std::cmp::Reverse(job.submitted_at.unix_ms()));
                 jobs.truncate(MAX_LISTED_JOBS);
                 Ok(Response::Jobs(jobs))
             }
             Request::Cancel { id } => {
                 let phase = JobPhase::Cancelled;
-                self.mailbox.propose(Command::EndJob { job: id, phase, ended_unix_ms: unix_ms() }).await?;
+                self.mailbox.propose(Command::EndJob { job: id, phase, ended_at: wall_time() }).await?;
                 Ok(Response::Done)
             }
             Request::Release { id } => {
-                self.mailbox.propose(Command::Release { jobs: vec![id] }).await?;
+                let freed = Freed { why: WhyFreed::Released, at: wall_time() };
+                self.mailbox.propose(Command::Release { jobs: vec![id], freed }).await?;
                 Ok(Response::Done)
             }
             Request::Propose { request, command } => {
@@ -250,7 +267,9 @@ async fn read_spec(stream: &mut Stream) -> Result<Bytes, Failure> {
                 "the job is larger than {} MiB: write its frames to files and scan those",
                 config::MAX_SPEC_BYTES >> 20
             );
-            return Err(Failure::Refused { message });
+            let failure = Failure::Refused { message };
+            body.refuse(&failure).await;
+            return Err(failure);
         }
         spec.extend_from_slice(&chunk);
     }

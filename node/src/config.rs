@@ -9,15 +9,6 @@ use libp2p::multiaddr::Protocol;
 /// How often a node tells the others of its load.
 pub const HINT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the leader looks at its voters.
-pub const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How long a result that nobody collects is kept.
-pub const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
-
-/// How often the leader looks for such results.
-pub const RELEASE_INTERVAL: Duration = Duration::from_secs(60);
-
 /// How long a proposal is repeated before its submitter is told that the mesh cannot decide.
 pub const PROPOSE_PATIENCE: Duration = Duration::from_secs(30);
 

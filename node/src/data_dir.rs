@@ -69,7 +69,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{} is damaged ({why}): restore it from a backup, or remove the data directory to start as a new node", path.display())]
+    #[error("{} is damaged ({why}): remove the data directory to start as a new node", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -13,22 +13,25 @@ use crate::mailbox::{Ask, Mailbox};
 /// How often a watched job's live counts are asked of the leader.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
 
-/// Makes sure that there is such a job. A node that is merely late must not say that there is none.
-pub async fn exists(mailbox: &Mailbox, id: JobId) -> Result<(), Failure> {
-    if mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
-        return Ok(());
+/// What this node knows of a job: if nothing, then the mesh does not either.
+pub async fn known(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
+    match mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+        // A node that is merely late must not say that there is none.
+        Err(Failure::NoSuchJob { .. }) => {
+            mailbox.current().await?;
+            mailbox.ask(|reply| Ask::Job(id, reply)).await?
+        }
+        known => known,
     }
-    mailbox.current().await?;
-    let known = mailbox.ask(|reply| Ask::Job(id, reply)).await?;
-    known.map(drop).ok_or(Failure::NoSuchJob { job: id })
 }
 
 /// A job as it was at some moment since this was called: only an end, which never changes, is told without
 /// asking whether this node is up to date.
 pub async fn current(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
-    let known = mailbox.ask(|reply| Ask::Job(id, reply)).await?;
-    if let Some(job) = known.filter(|job| job.phase.is_terminal()) {
-        return Ok(job);
+    match mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+        Ok(job) if job.phase.is_terminal() => return Ok(job),
+        Err(freed @ Failure::Freed { .. }) => return Err(freed),
+        Ok(_) | Err(_) => {}
     }
     mailbox.current().await?;
     live(mailbox, id).await
@@ -36,8 +39,7 @@ pub async fn current(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure>
 
 /// A job as this node knows it, with the leader's live counts while it runs.
 async fn live(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
-    let known = mailbox.ask(|reply| Ask::Job(id, reply)).await?;
-    let job = known.ok_or(Failure::NoSuchJob { job: id })?;
+    let job = mailbox.ask(|reply| Ask::Job(id, reply)).await??;
     if job.phase.is_terminal() {
         return Ok(job);
     }
@@ -56,7 +58,7 @@ pub async fn watch(mailbox: &Mailbox, stream: &mut Stream, id: JobId) -> Result<
     let mut say = async |response| write_frame(stream, &response).await.map_err(Failure::internal);
     let mut changes = mailbox.changes();
     let mut sent: Option<JobStatus> = None;
-    if let Err(failure) = exists(mailbox, id).await {
+    if let Err(failure) = known(mailbox, id).await {
         return say(Response::Failed(failure)).await;
     }
     loop {

@@ -21,6 +21,7 @@
 pub mod blobs;
 pub mod calls;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod embedded;
@@ -31,6 +32,7 @@ pub mod log_file;
 pub mod logs;
 pub mod mailbox;
 pub mod node;
+pub mod readers;
 pub mod recovery;
 pub mod results;
 pub mod session;

@@ -31,7 +31,7 @@ use redb::{
 const NEW_EXTENSION: &str = "redb.new";
 
 /// The format that this version writes and reads.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// redb's cache: entries are read once, at the start, so it only helps writes.
 const CACHE_BYTES: usize = 4 << 20;
@@ -47,7 +47,7 @@ pub enum Error {
     #[error("another floe up runs on the data directory {}: stop it, or choose another with --data-dir", .0.display())]
     Locked(PathBuf),
     /// It is not what a node wrote.
-    #[error("the log {} is damaged ({why}): restore it from a backup, or remove the data directory to start as a new node", path.display())]
+    #[error("the log {} is damaged ({why}): remove the data directory to start as a new node; an older copy of it would not know what this node has promised since", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -63,6 +63,14 @@ pub enum Error {
         owner: NodeId,
         /// Whose it should be.
         node: NodeId,
+    },
+    /// An earlier version wrote it.
+    #[error("the log {} was written by an older floe (format {found}, this one reads {FORMAT}): remove the data directory to start as a new node, or let the older one finish its jobs first", path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
     },
     /// A later version wrote it.
     #[error("the log {} was written by a newer floe (format {found}, this one reads up to {FORMAT}): update floe", path.display())]
@@ -105,6 +113,7 @@ impl LogFile {
         let damaged = |why: String| Error::Damaged { path: path.clone(), why };
         let parts = match read(&file) {
             Ok(parts) => parts,
+            Err(ReadError::Older(found)) => return Err(Error::Older { path, found }),
             Err(ReadError::Newer(found)) => return Err(Error::Newer { path, found }),
             Err(ReadError::Damaged(why)) => return Err(damaged(why)),
         };
@@ -319,6 +328,7 @@ fn tells_damage(error: &io::Error) -> bool {
 }
 
 enum ReadError {
+    Older(u64),
     Newer(u64),
     Damaged(String),
 }
@@ -337,6 +347,7 @@ fn read(file: &Database) -> Result<LogParts, ReadError> {
     match number("format")? {
         FORMAT => {}
         0 => return Err(ReadError::Damaged("it does not say its format".to_owned())),
+        found if found < FORMAT => return Err(ReadError::Older(found)),
         found => return Err(ReadError::Newer(found)),
     }
     let records = transaction.open_table(RECORDS).map_err(not_a_log)?;
@@ -561,7 +572,8 @@ mod tests {
             assert!(matches!(error, Error::Damaged { .. }), "{} bytes: {error:?}", damaged.len());
             let sentence = error.to_string();
             assert!(
-                sentence.contains(&path.display().to_string()) && sentence.contains("restore it"),
+                sentence.contains(&path.display().to_string())
+                    && sentence.contains("remove the data directory"),
                 "{sentence}"
             );
         }
@@ -570,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_and_another_database_are_told_apart_from_damage() {
+    fn other_formats_and_another_database_are_told_apart_from_damage() {
         let dir = tempfile::tempdir().unwrap();
         let log = LogFile::open(&path_in(&dir), NODE).unwrap();
         let set_format = |file: &Database, format| {
@@ -583,6 +595,9 @@ mod tests {
         let error = LogFile::open(&path_in(&dir), NODE).unwrap_err();
         assert!(matches!(error, Error::Newer { found: 7, .. }), "{error:?}");
         assert!(error.to_string().contains("update floe"), "{error}");
+        set_format(&Database::open(path_in(&dir)).unwrap(), 1);
+        let error = LogFile::open(&path_in(&dir), NODE).unwrap_err();
+        assert!(matches!(error, Error::Older { found: 1, .. }), "{error:?}");
 
         fs::remove_file(path_in(&dir)).unwrap();
         drop(Database::create(path_in(&dir)).unwrap());

@@ -45,7 +45,7 @@ pub async fn serve(
     wanted: Wanted,
     gather: bool,
 ) -> Result<(), Failure> {
-    if gather && let Err(failure) = job_status::exists(mailbox, wanted.job).await {
+    if gather && let Err(failure) = job_status::known(mailbox, wanted.job).await {
         return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
     }
     let (pieces, mut received) = mpsc::channel(PIECES);
@@ -72,8 +72,8 @@ async fn own(mailbox: Mailbox, logs: TaskLogs, wanted: Wanted, pieces: mpsc::Sen
         changes.mark_unchanged();
         // Whether the job has ended is asked before the last read, so that nothing is missed in between.
         let runs = match mailbox.ask(|reply| Ask::Job(wanted.job, reply)).await {
-            Ok(Some(job)) => !job.phase.is_terminal(),
-            Ok(None) | Err(_) => false,
+            Ok(Ok(job)) => !job.phase.is_terminal(),
+            Ok(Err(_)) | Err(_) => false,
         };
         loop {
             let parts = follower.read();

@@ -30,15 +30,17 @@ pub enum Ask {
     Mesh(oneshot::Sender<MeshView>),
     /// Put an entry into the log, if this node leads.
     Propose(Entry, oneshot::Sender<Proposed>),
-    /// A job's status by the replicated state and, on the leader, the scheduler's live counts.
-    Job(JobId, oneshot::Sender<Option<JobStatus>>),
+    /// A job's status by the replicated state and, on the leader, the scheduler's live counts; or why there is none.
+    Job(JobId, oneshot::Sender<Result<JobStatus, Failure>>),
+    /// Whether there is room for another job, as far as this node knows.
+    Room(oneshot::Sender<Result<(), Failure>>),
     /// True once this node's state is at least as new as the mesh's was when this was asked; false if that cannot
     /// be had at present.
     Current(oneshot::Sender<bool>),
     /// All jobs' statuses, without timelines.
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
-    Outputs(JobId, oneshot::Sender<Option<Outputs>>),
+    Outputs(JobId, oneshot::Sender<Result<Option<Outputs>, Failure>>),
     /// Where a partition of a job's result lies as far as this node knows, or why it never will; and who leads and
     /// may know more.
     Made(JobId, u32, oneshot::Sender<(Result<Made, Failure>, Option<NodeId>)>),

@@ -34,16 +34,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::blobs::{self, Blobs};
 use crate::calls::Calls;
+use crate::clock;
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
 use crate::formation;
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::readers::Readers;
 use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
 use crate::stream::Streams;
-use crate::submit::{Submitter, unix_ms};
+use crate::submit::Submitter;
 use crate::worker::hosts::{Hosts, HostsConfig};
 use crate::worker::{self, Worker};
 
@@ -151,6 +153,7 @@ impl Node {
             submitter,
             streams,
             results,
+            readers: Readers::default(),
             store: store.clone(),
             blobs,
             sessions: sessions.clone(),
@@ -158,10 +161,9 @@ impl Node {
             places: Calls::places(),
         };
         let (stop, stopped) = oneshot::channel();
-        let now_ms = unix_ms();
         let first_request = RequestId(random_id()?);
         let state = Loop {
-            participant: Participant::new(member.clone(), replica, first_request, now_ms),
+            participant: Participant::new(member.clone(), replica, first_request, clock::read()),
             network,
             worker,
             store,
@@ -173,10 +175,7 @@ impl Node {
             refusals: VecDeque::new(),
             runs: BTreeMap::new(),
             changed,
-            started: Instant::now(),
-            started_unix_ms: now_ms,
             hint_due: Instant::now(),
-            release_due: Instant::now(),
             _data_dir: data_dir,
         };
         let task = tokio::spawn(state.run(events, asks, reported, stopped));
@@ -327,10 +326,7 @@ struct Loop {
     /// When this node made what it holds, for the next leader.
     runs: BTreeMap<TaskId, TaskRun>,
     changed: watch::Sender<u64>,
-    started: Instant,
-    started_unix_ms: u64,
     hint_due: Instant,
-    release_due: Instant,
     /// Held for its lock.
     _data_dir: DataDir,
 }
@@ -365,11 +361,6 @@ impl Loop {
         Ok(())
     }
 
-    /// Milliseconds since the Unix epoch, by a clock that never goes back.
-    fn now_ms(&self) -> u64 {
-        self.started_unix_ms + self.started.elapsed().as_millis() as u64
-    }
-
     fn me(&self) -> NodeId {
         self.participant.member().id
     }
@@ -380,33 +371,32 @@ impl Loop {
             Event::Report(report) => self.report(report),
             Event::Ask(ask) => self.handle_ask(ask),
             Event::Tick => {
-                self.participant.tick(self.now_ms());
+                self.participant.tick(clock::read());
                 // A read may be lost; whoever waited for it asks again.
                 self.reads.retain(|_, reply| !reply.is_closed());
                 self.publish_hint();
-                self.release_old_results();
             }
         }
     }
 
     fn handle_network(&mut self, event: NetworkEvent) {
-        let now_ms = self.now_ms();
+        let now = clock::read();
         match event {
             NetworkEvent::Listening(address) => tracing::info!(%address, "listening"),
             NetworkEvent::PeerUp { node, .. } => {
                 tracing::info!(%node, "connected");
-                self.participant.connected(now_ms, node);
+                self.participant.connected(now, node);
             }
             NetworkEvent::PeerDown { node } => {
                 tracing::info!(%node, "disconnected");
                 self.loads.remove(&node);
-                self.participant.disconnected(now_ms, node);
+                self.participant.disconnected(now, node);
             }
             NetworkEvent::Message { from, message } => {
                 if let PeerMessage::Alive { load, .. } = &message {
                     self.loads.insert(from, *load);
                 }
-                self.participant.receive(now_ms, from, message);
+                self.participant.receive(now, from, message);
             }
             NetworkEvent::Call { from, request, stream } => self.calls.serve(from, request, stream),
             NetworkEvent::Hint { from, hint } => {
@@ -496,6 +486,7 @@ impl Loop {
             runs,
             running: self.worker.running(),
             sessions: self.sessions.attended(),
+            reading: self.calls.readers.recent(),
             load: self.load(),
         }
     }
@@ -517,7 +508,7 @@ impl Loop {
             Applied::MemberLeft { node } => {
                 self.loads.remove(&node);
             }
-            Applied::JobsFreed { jobs } => self.free(jobs),
+            Applied::JobsFreed { jobs, .. } => self.free(jobs),
             Applied::Elected { term } => tracing::info!(term, "elected: this node schedules"),
             Applied::Deposed { term } => tracing::info!(term, "no longer the leader"),
             Applied::LeaderChanged { leader, term } => {
@@ -592,15 +583,18 @@ impl Loop {
             },
             Ask::Job(id, reply) => {
                 let mut job = self.participant.state().job_status(id);
-                if let Some(job) = &mut job {
+                if let Ok(job) = &mut job {
                     self.add_live_counts(job);
                 }
                 let _ = reply.send(job);
             }
+            Ask::Room(reply) => {
+                let _ = reply.send(self.participant.state().check_room(0));
+            }
             Ask::Current(reply) => self.read(reply),
             Ask::Jobs(reply) => {
                 let state = self.participant.state();
-                let jobs = state.jobs().keys().filter_map(|id| state.job_status(*id)).map(|mut job| {
+                let jobs = state.jobs().keys().filter_map(|id| state.job_status(*id).ok()).map(|mut job| {
                     self.add_live_counts(&mut job);
                     job.timeline.clear();
                     job
@@ -665,7 +659,7 @@ impl Loop {
     }
 
     fn found(&mut self) -> Result<(), Failure> {
-        let mesh = MeshId::founded_at(self.now_ms(), random_id().map_err(Failure::internal)?);
+        let mesh = MeshId::founded_at(clock::wall_time(), random_id().map_err(Failure::internal)?);
         self.participant.found(mesh).map_err(Failure::internal)
     }
 
@@ -676,23 +670,6 @@ impl Loop {
             CarryOnError::Propose(_) => Failure::Unavailable { message: format!("{error}; try again") },
             _ => Failure::Refused { message: format!("node {} does not carry on: {error}", self.me()) },
         })
-    }
-
-    /// On the leader: results that nobody collected nor released go after a while, or a mesh whose drivers die
-    /// would fill up.
-    fn release_old_results(&mut self) {
-        if self.participant.scheduler().is_none() || self.release_due > Instant::now() {
-            return;
-        }
-        self.release_due = Instant::now() + config::RELEASE_INTERVAL;
-        let old = unix_ms().saturating_sub(config::RESULT_KEPT.as_millis() as u64);
-        let jobs = self.participant.state().jobs().iter();
-        let jobs =
-            jobs.filter(|(_, job)| job.work.is_some() && job.ended_unix_ms.is_some_and(|ended| ended < old));
-        let jobs: Vec<JobId> = jobs.map(|(id, _)| *id).collect();
-        if !jobs.is_empty() {
-            self.participant.decide(Command::Release { jobs });
-        }
     }
 
     fn publish_hint(&mut self) {
@@ -746,8 +723,7 @@ impl Loop {
     }
 
     fn made(&self, id: JobId, partition: u32) -> Result<Made, Failure> {
-        let no_such_job = Failure::NoSuchJob { job: id };
-        let job = self.participant.state().job(id).ok_or(no_such_job.clone())?;
+        let job = self.participant.state().find(id)?;
         match &job.phase {
             JobPhase::Running => {
                 let scheduler = self.participant.scheduler();
@@ -757,25 +733,32 @@ impl Loop {
             JobPhase::Cancelled => return Err(Failure::Cancelled),
             JobPhase::Succeeded => {}
         }
-        // One that was released has nothing.
-        let (graph, placed) = result_of(job).ok_or(no_such_job)?;
+        let (graph, placed) = result_of(id, job)?;
         let (Some(stage), Some(placed)) = (graph.stages.last(), placed.get(partition as usize)) else {
             return Ok(Made::Beyond);
         };
         Ok(Made::Here { stage: stage.id, placed: placed.clone(), schema: graph.schema.clone() })
     }
 
-    fn outputs(&self, id: JobId) -> Option<Outputs> {
-        let (graph, placed) = result_of(self.participant.state().job(id)?)?;
-        let stage = graph.stages.last()?.id;
-        Some(Outputs { stage, schema: graph.schema.clone(), partitions: placed.to_vec() })
+    fn outputs(&self, id: JobId) -> Result<Option<Outputs>, Failure> {
+        let job = self.participant.state().find(id)?;
+        if job.phase != JobPhase::Succeeded {
+            return Ok(None);
+        }
+        let (graph, placed) = result_of(id, job)?;
+        let Some(stage) = graph.stages.last().map(|stage| stage.id) else { return Ok(None) };
+        Ok(Some(Outputs { stage, schema: graph.schema.clone(), partitions: placed.to_vec() }))
     }
 }
 
 /// The graph of a succeeded job, and where its last stage's partitions lie.
-fn result_of(job: &Job) -> Option<(&StageGraph, &[Placed])> {
-    let work = job.work.as_ref().filter(|_| job.phase == JobPhase::Succeeded)?;
-    Some((&work.graph, work.outputs.last()?.as_deref()?))
+fn result_of(id: JobId, job: &Job) -> Result<(&StageGraph, &[Placed]), Failure> {
+    let work = job.work.as_ref();
+    let result = work.and_then(|work| Some((work.graph.as_ref(), work.outputs.last()?.as_deref()?)));
+    result.ok_or_else(|| match job.freed {
+        Some(freed) => Failure::Freed { job: id, freed },
+        None => Failure::internal(format!("job {id} has succeeded, and nothing says where its result lies")),
+    })
 }
 
 fn random_id() -> Result<u128, Error> {

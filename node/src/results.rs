@@ -63,7 +63,7 @@ impl Results {
 
     /// Answers [`Request::Partitions`].
     pub async fn partitions(&self, mut stream: Stream, id: JobId, from: u32) -> Result<(), Failure> {
-        if let Err(failure) = job_status::exists(&self.mailbox, id).await {
+        if let Err(failure) = job_status::known(&self.mailbox, id).await {
             return reply(&mut stream, Response::Failed(failure)).await;
         }
         // At once, or its driver would wonder whether anybody listens.
@@ -200,8 +200,10 @@ impl Results {
     }
 
     async fn outputs(&self, id: JobId) -> Result<Outputs, Failure> {
-        if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
-            return Ok(outputs);
+        match self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
+            Ok(Some(outputs)) => return Ok(outputs),
+            Err(freed @ Failure::Freed { .. }) => return Err(freed),
+            Ok(None) | Err(_) => {}
         }
         let job = job_status::current(&self.mailbox, id).await?;
         Err(match job.phase {
@@ -216,12 +218,14 @@ impl Results {
                 let deadline = Instant::now() + config::CALL_TIMEOUT;
                 while Instant::now() < deadline {
                     changes.mark_unchanged();
-                    if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await? {
+                    if let Some(outputs) = self.mailbox.ask(|reply| Ask::Outputs(id, reply)).await?? {
                         return Ok(outputs);
                     }
                     let _ = timeout(LONGEST_LOOK, changes.changed()).await;
                 }
-                Failure::NoSuchJob { job: id }
+                Failure::Unavailable {
+                    message: format!("this node has not heard yet that job {id} has ended: ask again"),
+                }
             }
         })
     }

@@ -29,9 +29,10 @@ use floe_protocol::{
 use floe_transport::call::write_frame;
 use libp2p::Stream;
 
+use crate::clock::wall_time;
 use crate::config;
-use crate::mailbox::{Ask, Mailbox};
-use crate::submit::unix_ms;
+use crate::job_status;
+use crate::mailbox::Mailbox;
 use crate::worker::Worker;
 
 /// How many bytes of calls that wait for a seat one node holds for all its sessions. With more it takes no further ones,
@@ -44,6 +45,9 @@ const SESSION_BYTES: usize = 256 << 10;
 /// How many calls of those that a node serves at once ([`config::MAX_CALLS`]) sessions may be, here attended or with a
 /// seat: each is one for as long as it lives. The others are for what the mesh itself asks.
 const MAX_STANDING: usize = config::MAX_CALLS / 4 * 3;
+
+/// When to try again at a node that is full: sessions last for minutes, and another node may have room.
+const FULL_RETRY_MS: u64 = 1_000;
 
 /// This node's part in all sessions. Cheap to clone; clones are one.
 #[derive(Clone)]
@@ -133,24 +137,22 @@ impl Sessions {
         };
         let mailbox = &self.0.mailbox;
         // The driver may come from another node, and this one be behind.
-        let known = match mailbox.ask(|reply| Ask::Job(id, reply)).await? {
-            None => {
-                mailbox.current().await?;
-                mailbox.ask(|reply| Ask::Job(id, reply)).await?
-            }
-            known => known,
-        };
-        match known.map(|job| job.phase) {
-            Some(JobPhase::Running) => {}
-            Some(phase) => {
+        match job_status::known(mailbox, id).await.map(|job| job.phase) {
+            Ok(JobPhase::Running) => {}
+            Ok(phase) => {
                 let message = format!("session {id} has ended ({}): open another", phase.name());
                 return Err(Failure::Refused { message });
             }
-            None => {
-                let graph = standing_graph();
-                let submitted_unix_ms = unix_ms();
-                mailbox.propose(Command::Submit { job: id, label, graph, submitted_unix_ms }).await?;
+            Err(Failure::Freed { freed, .. }) => {
+                let message = format!("session {id} has ended ({freed}): open another");
+                return Err(Failure::Refused { message });
             }
+            Err(Failure::NoSuchJob { .. }) => {
+                let graph = standing_graph();
+                let submitted_at = wall_time();
+                mailbox.propose(Command::Submit { job: id, label, graph, submitted_at }).await?;
+            }
+            Err(failure) => return Err(failure),
         }
         Ok(attendance)
     }
@@ -171,7 +173,7 @@ impl Sessions {
             self.0.held_bytes.load(Ordering::Relaxed) >> 20,
             MAX_HELD_BYTES >> 20,
         );
-        Failure::Busy { message }
+        Failure::Busy { message, retry_ms: FULL_RETRY_MS }
     }
 
     async fn end(&self, id: JobId) -> Result<(), Failure> {
@@ -180,7 +182,7 @@ impl Sessions {
             stage: StageId(0),
             outputs: vec![Placed::default()],
             runs: Vec::new(),
-            ended_unix_ms: unix_ms(),
+            ended_at: wall_time(),
         };
         self.0.mailbox.propose(done).await
     }

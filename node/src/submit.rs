@@ -4,7 +4,6 @@ mod function;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use floe_consensus::Command;
@@ -21,6 +20,7 @@ use futures::{AsyncRead, AsyncWrite, stream};
 use libp2p::Stream;
 use tokio::time::timeout;
 
+use crate::clock::wall_time;
 use crate::config;
 use crate::mailbox::{Ask, Mailbox};
 use crate::store::Store;
@@ -63,6 +63,16 @@ impl Submitter {
         Self { mailbox, store, streams }
     }
 
+    /// Whether a job that a driver is about to send would be taken, as far as is known without it.
+    pub async fn admit(&self, id: JobId) -> Result<(), Failure> {
+        match self.mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+            // Sent again, it changes nothing.
+            Ok(_) => Ok(()),
+            Err(Failure::NoSuchJob { .. }) => self.mailbox.ask(Ask::Room).await?,
+            Err(freed) => Err(freed),
+        }
+    }
+
     /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id; `again` says that a node
     /// that was asked before gave no answer. The files of the frames that it names are the next body of `stream`.
     pub async fn submit<S>(&self, id: JobId, spec: Bytes, again: bool, stream: &mut S) -> Result<(), Failure>
@@ -74,8 +84,10 @@ impl Submitter {
         let mut files = Body::new(stream);
         let planning = Planning { keep_frames: true, apart: again };
         let outcome = self.accept(id, decoded, spec, planning, &mut files).await;
-        if let Some(bytes) = frames_bytes {
-            files.pass_over(bytes).await;
+        match (&outcome, frames_bytes) {
+            (Ok(()), Some(bytes)) => files.pass_over(bytes).await,
+            (Err(failure), Some(_)) => files.refuse(failure).await,
+            (_, None) => {}
         }
         outcome
     }
@@ -91,8 +103,10 @@ impl Submitter {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
-            return Ok(());
+        match self.mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+            Ok(_) => return Ok(()),
+            Err(Failure::NoSuchJob { .. }) => {}
+            Err(freed) => return Err(freed),
         }
         let label = decoded.label.clone();
         let graph = match decoded.kind {
@@ -102,8 +116,8 @@ impl Submitter {
                 self.plan_function(id, *job, &status, planning, Some(files)).await?
             }
         };
-        let submitted_unix_ms = unix_ms();
-        self.mailbox.propose(Command::Submit { job: id, label, graph, submitted_unix_ms }).await?;
+        let submitted_at = wall_time();
+        self.mailbox.propose(Command::Submit { job: id, label, graph, submitted_at }).await?;
         self.applied(id).await
     }
 
@@ -136,7 +150,8 @@ impl Submitter {
         let known = async {
             loop {
                 changes.mark_unchanged();
-                if self.mailbox.ask(|reply| Ask::Job(id, reply)).await?.is_some() {
+                let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
+                if !matches!(known, Err(Failure::NoSuchJob { .. })) {
                     return Ok(());
                 }
                 if changes.changed().await.is_err() {
@@ -365,9 +380,4 @@ async fn decode_spec(bytes: Bytes) -> Result<JobSpec, Failure> {
 /// Runs something that computes or reads files off the async threads.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(Failure::internal)
-}
-
-/// Now, in milliseconds since the Unix epoch.
-pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

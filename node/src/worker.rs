@@ -21,14 +21,14 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
 use floe_protocol::function::{Argument, FunctionWork};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Report, Segment};
-use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta, TaskId, Work, frame};
+use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta, TaskId, WallTime, Work, frame};
 use floe_query::Stop;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use self::hosts::{Hosts, Returned};
 use self::slots::{Admitted, Slots};
 pub use self::slots::{MAX_QUEUED, Slot};
+use crate::clock::wall_time;
 use crate::store::{Reservation, Store};
 
 /// How many of a task's input segments are fetched at once: enough to keep several holders and the link busy,
@@ -146,7 +147,7 @@ impl Worker {
                 let failure = Failure::Unavailable {
                     message: format!("this node has {MAX_QUEUED} tasks queued already"),
                 };
-                let report = inner.report(&assignment, Err(failure), Clock::start());
+                let report = inner.report(&assignment, Err(failure), Started::now());
                 // The leader sees a lost report as a task that is not in this node's inventory.
                 if inner.reports.try_send(report).is_err() {
                     tracing::warn!(attempt = %assignment.attempt, "too many tasks queued, and too many reports");
@@ -188,7 +189,7 @@ impl Inner {
         let stop = Stop::default();
         let work = Arc::clone(&self).work(Arc::clone(&assignment), token.clone(), Arc::clone(&stop));
         // An abort drops whatever is waited for, and ends what Polars runs already.
-        let Some((outcome, clock)) = token.run_until_cancelled(work).await else {
+        let Some((outcome, started)) = token.run_until_cancelled(work).await else {
             stop.store(true, Ordering::Relaxed);
             return;
         };
@@ -199,7 +200,7 @@ impl Inner {
             Ok(meta) => tracing::debug!(%attempt, rows = meta.rows(), bytes = meta.bytes(), "task done"),
             Err(failure) => tracing::info!(%attempt, %failure, "task failed"),
         }
-        let report = self.report(&assignment, outcome, clock);
+        let report = self.report(&assignment, outcome, started);
         // Without a receiver the node is stopping.
         drop(self.reports.send(report).await);
     }
@@ -209,14 +210,14 @@ impl Inner {
         assignment: Arc<Assignment>,
         token: CancellationToken,
         stop: Stop,
-    ) -> (Result<OutputMeta, Failure>, Clock) {
+    ) -> (Result<OutputMeta, Failure>, Started) {
         let slot = self.slots.take().await;
         let there = self.store.meta(assignment.attempt.task);
         if let Some(meta) = there.filter(|meta| meta.mark == assignment.mark) {
-            return (Ok(meta), Clock::start());
+            return (Ok(meta), Started::now());
         }
         let memory = self.store.budget().reserve(assignment.memory_bytes).await;
-        let clock = Clock::start();
+        let started = Started::now();
         let outcome = match self.fetch(&assignment.inputs).await {
             Ok(inputs) => match &assignment.work {
                 Work::Function(work) => {
@@ -228,7 +229,7 @@ impl Inner {
             },
             Err(failure) => Err(failure),
         };
-        (outcome, clock)
+        (outcome, started)
     }
 
     /// Every input's files, in the order of its segments.
@@ -348,14 +349,19 @@ impl Inner {
         Ok(meta)
     }
 
-    fn report(&self, assignment: &Assignment, outcome: Result<OutputMeta, Failure>, clock: Clock) -> Report {
+    fn report(
+        &self,
+        assignment: &Assignment,
+        outcome: Result<OutputMeta, Failure>,
+        started: Started,
+    ) -> Report {
         let task = assignment.attempt.task;
         let run = TaskRun {
             stage: task.stage,
             partition: task.partition,
             node: self.store.node(),
-            started_unix_ms: clock.unix_ms,
-            elapsed_ms: u64::try_from(clock.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            started_at: started.at,
+            elapsed_ms: u64::try_from(started.since.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         Report { fence: assignment.fence, attempt: assignment.attempt, outcome, run }
     }
@@ -363,16 +369,14 @@ impl Inner {
 
 /// When an attempt started.
 #[derive(Clone, Copy)]
-struct Clock {
-    started: Instant,
-    unix_ms: u64,
+struct Started {
+    since: Instant,
+    at: WallTime,
 }
 
-impl Clock {
-    fn start() -> Self {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        Self { started: Instant::now(), unix_ms }
+impl Started {
+    fn now() -> Self {
+        Self { since: Instant::now(), at: wall_time() }
     }
 }
 

@@ -3,6 +3,7 @@
 //! the command that plays it again.
 
 mod check;
+mod clocks;
 mod dice;
 mod disk;
 mod faults;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{JobId, NodeId, TaskId};
+use crate::job::Freed;
 
 /// Why a task, a job or a call failed. Each variant's text is a sentence for the user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -117,11 +118,19 @@ pub enum Failure {
         /// What is missing and what to do.
         message: String,
     },
-    /// The job is not known here (any more).
-    #[error("no job {job} in this mesh: it was never accepted, or its result was freed")]
+    /// The mesh does not know the job. If it ever did, it ended so long ago that it is forgotten.
+    #[error("no job {job} in this mesh: it was never accepted, or ended long ago")]
     NoSuchJob {
         /// The job.
         job: JobId,
+    },
+    /// The job has ended, and what is asked for is not there any more.
+    #[error("nothing is left of job {job}: {freed}")]
+    Freed {
+        /// The job.
+        job: JobId,
+        /// Why, and since when.
+        freed: Freed,
     },
     /// A request this node will not serve, with the reason.
     #[error("{message}")]
@@ -136,11 +145,13 @@ pub enum Failure {
         /// What is foreign to the nodes, and what to do.
         message: String,
     },
-    /// This node has as much to do as it can hold; another one may have room, and so may this one soon.
-    #[error("{message}")]
+    /// There is as much to do as can be held, so this was not begun.
+    #[error("{message}; try again in {} s", retry_ms.div_ceil(1_000))]
     Busy {
-        /// What there is too much of.
+        /// What there is too much of, and where: of one node, another may have room.
         message: String,
+        /// When to try again.
+        retry_ms: u64,
     },
     /// A fault of Floe's own.
     #[error("internal error (please report it): {message}")]
@@ -148,6 +159,26 @@ pub enum Failure {
         /// What went wrong.
         message: String,
     },
+}
+
+/// The longest text that is kept of a failure.
+pub const MAX_TEXT_BYTES: usize = 16 << 10;
+
+/// The longest exception that is kept as the driver's language understands it.
+pub const MAX_EXCEPTION_BYTES: usize = 32 << 10;
+
+/// Stands where something was left out.
+const LEFT_OUT: &str = " ... ";
+
+/// Leaves out the middle of a text that is too long: its begin says what it is, and its end is often the reason.
+fn shorten(text: &mut String) {
+    if text.len() <= MAX_TEXT_BYTES {
+        return;
+    }
+    let half = (MAX_TEXT_BYTES - LEFT_OUT.len()) / 2;
+    let begin = text.floor_char_boundary(half);
+    let end = text.ceil_char_boundary(text.len() - half);
+    text.replace_range(begin..end, LEFT_OUT);
 }
 
 impl Failure {
@@ -166,8 +197,75 @@ impl Failure {
         )
     }
 
+    /// The same with no text longer than [`MAX_TEXT_BYTES`]: what is replicated and remembered on every node must not
+    /// grow with what a query or a function said.
+    pub fn shortened(mut self) -> Self {
+        let texts: Vec<&mut String> = match &mut self {
+            Self::Query { message }
+            | Self::Version { message }
+            | Self::Unavailable { message }
+            | Self::Refused { message }
+            | Self::Foreign { message }
+            | Self::Busy { message, .. }
+            | Self::Internal { message } => vec![message],
+            Self::Unseen { path, looked } => vec![path, looked],
+            Self::Exception { name, message, traceback, exception } => {
+                // A part of it cannot be read back.
+                if exception.len() > MAX_EXCEPTION_BYTES {
+                    exception.clear();
+                }
+                vec![name, message, traceback]
+            }
+            Self::Crashed { name, how, output } => vec![name, how, output],
+            Self::Limit { name, what, message } => vec![name, what, message],
+            Self::Unfit { needs, why } => vec![needs, why],
+            Self::NoneFits { needs, looked } => vec![needs, looked],
+            Self::Blind { path, why } => vec![path, why],
+            Self::Exhausted { what, message } => vec![what, message],
+            Self::InputLost { .. }
+            | Self::NodeLost { .. }
+            | Self::Cancelled
+            | Self::NoSuchJob { .. }
+            | Self::Freed { .. } => Vec::new(),
+        };
+        for text in texts {
+            shorten(text);
+        }
+        self
+    }
+
     /// An [`Failure::Internal`] from anything that prints.
     pub fn internal(error: impl std::fmt::Display) -> Self {
         Self::Internal { message: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_that_is_remembered_is_short() {
+        let long = "é".repeat(MAX_TEXT_BYTES);
+        let exception = |bytes: usize| Failure::Exception {
+            name: "f".to_owned(),
+            message: format!("begin {long} end"),
+            traceback: String::new(),
+            exception: vec![0; bytes].into(),
+        };
+        let Failure::Exception { message, exception: kept, .. } = exception(MAX_EXCEPTION_BYTES).shortened()
+        else {
+            panic!("it stays what it is");
+        };
+        assert!(message.len() <= MAX_TEXT_BYTES && message.len() > MAX_TEXT_BYTES - 8);
+        assert!(message.starts_with("begin é") && message.ends_with("é end"));
+        assert_eq!(kept.len(), MAX_EXCEPTION_BYTES);
+        let Failure::Exception { exception: kept, .. } = exception(MAX_EXCEPTION_BYTES + 1).shortened()
+        else {
+            panic!("it stays what it is");
+        };
+        assert!(kept.is_empty(), "half an exception is none");
+        let short = Failure::Query { message: "no column a".to_owned() };
+        assert_eq!(short.clone().shortened(), short);
     }
 }

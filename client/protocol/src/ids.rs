@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::WallTime;
+
 /// A text that is not an identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a {kind}: expected {digits} hexadecimal digits")]
@@ -73,9 +75,10 @@ hex_id! {
 }
 
 impl MeshId {
-    /// The id of a mesh founded now, by its founder's clock. `chance` is any random number.
-    pub fn founded_at(unix_ms: u64, chance: u128) -> Self {
-        Self(u128::from(unix_ms) << 80 | chance >> 48)
+    /// The id of a mesh founded now, by its founder's clock, which makes it likely that the older of two meshes goes on
+    /// when they meet. `chance` is any random number.
+    pub fn founded_at(wall: WallTime, chance: u128) -> Self {
+        Self(u128::from(wall.unix_ms()) << 80 | chance >> 48)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Jobs as drivers see them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::function::FunctionJob;
 use crate::ids::{JobId, NodeId, StageId};
+use crate::time::WallTime;
 
 /// What a driver submits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +56,54 @@ pub enum Query {
     },
 }
 
+/// Why nothing is left of a job but what is remembered of it, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freed {
+    /// Why.
+    pub why: WhyFreed,
+    /// When, by the clock of whoever proposed it.
+    pub at: WallTime,
+}
+
+/// Why nothing is left of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WhyFreed {
+    /// Its driver, or somebody else, said that the result is not needed any more.
+    Released,
+    /// Nobody read its result for as long as results are kept without that.
+    Expired,
+    /// Its result was lost with the nodes that held it, and could not be made again.
+    Lost,
+    /// It failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+    /// It was a driver's calls, and the driver has no more of them.
+    Closed,
+}
+
+impl fmt::Display for Freed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { why, at } = self;
+        match why {
+            WhyFreed::Released => write!(f, "its result was released at {at}"),
+            WhyFreed::Expired => {
+                write!(
+                    f,
+                    "its result was freed at {at}, since nobody had read it for an hour: submit it again"
+                )
+            }
+            WhyFreed::Lost => write!(
+                f,
+                "its result was lost at {at} with the nodes that held it, and could not be made again: submit it again"
+            ),
+            WhyFreed::Failed => write!(f, "it failed at {at}, and why is not remembered any more"),
+            WhyFreed::Cancelled => write!(f, "it was cancelled at {at}"),
+            WhyFreed::Closed => write!(f, "its session was closed at {at}"),
+        }
+    }
+}
+
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobPhase {
@@ -95,10 +145,10 @@ pub struct JobStatus {
     pub phase: JobPhase,
     /// Progress by stage, in order.
     pub stages: Vec<StageProgress>,
-    /// When it was accepted, in milliseconds since the Unix epoch by the accepting node's clock.
-    pub submitted_unix_ms: u64,
+    /// When it was accepted, by the accepting node's clock.
+    pub submitted_at: WallTime,
     /// When it ended, likewise.
-    pub ended_unix_ms: Option<u64>,
+    pub ended_at: Option<WallTime>,
     /// Tasks that ran, in order of their end: who ran what, when. At most [`MAX_TIMELINE`] of them.
     pub timeline: Vec<TaskRun>,
 }
@@ -142,7 +192,7 @@ pub struct TaskRun {
     /// Where it ran.
     pub node: NodeId,
     /// When it started, in milliseconds since the Unix epoch by its node's clock.
-    pub started_unix_ms: u64,
+    pub started_at: WallTime,
     /// How long it ran.
     pub elapsed_ms: u64,
 }

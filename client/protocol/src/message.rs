@@ -140,6 +140,8 @@ pub struct Inventory {
     pub running: Vec<AttemptId>,
     /// Standing jobs whose drivers are connected to it.
     pub sessions: Vec<JobId>,
+    /// Jobs whose results drivers read here, or did a moment ago.
+    pub reading: Vec<JobId>,
     /// Its load.
     pub load: Load,
 }

@@ -393,3 +393,27 @@ def test_what_has_no_parts(mesh):
     for value in (np.array(3), iter([1]), {1, 2}, {"a": 1}, memoryview(b"ab"), "ab", None):
         with pytest.raises(TypeError, match="a length, which this numpy.ndarray has not|, not an? "):
             mesh.parallelize(value, len)
+
+
+def test_many_results_wait_for_their_driver(mesh, tmp_path):
+    ran = tmp_path / "ran"
+
+    def note(part, ran=ran):
+        with open(ran, "a") as file:
+            file.write(f"{part['i'].iloc[0]}\n")
+        return part
+
+    # More than a mesh used to keep, and more than it lists.
+    numbers = range(300)
+    jobs = [mesh.parallelize(pd.DataFrame({"i": [i]}), note, 1) for i in numbers]
+    wait_until("all have run", lambda: ran.exists() and len(ran.read_text().split()) >= len(numbers))
+    assert [job.collect()["i"].iloc[0] for job in jobs] == list(numbers)
+    assert sorted(map(int, ran.read_text().split())) == list(numbers), "each ran once"
+
+
+def test_a_result_that_was_given_away_says_so(mesh):
+    job = mesh.parallelize(pd.DataFrame({"i": [1]}), lambda part: part, 1)
+    job.wait()
+    job.release()
+    with pytest.raises(floe.ResultFreed, match="its result was released at 20"):
+        job.collect()

@@ -10,7 +10,7 @@ use floe_client::{JobId, JobPhase, JobStatus, Mesh, MeshKey, NodeId, NodeInfo, N
 use floe_protocol::arrow_file::stream_of;
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::message::Made;
-use floe_protocol::{Load, Member, OutputMeta, Placed, Request, Response, StageId};
+use floe_protocol::{Load, Member, OutputMeta, Placed, Request, Response, StageId, WallTime};
 use floe_transport::admission::Roster;
 use floe_transport::substreams::{self, Offer};
 use floe_transport::{
@@ -137,8 +137,8 @@ pub(crate) fn job(phase: JobPhase) -> Response {
         label: String::new(),
         phase,
         stages: Vec::new(),
-        submitted_unix_ms: 0,
-        ended_unix_ms: None,
+        submitted_at: WallTime::default(),
+        ended_at: None,
         timeline: Vec::new(),
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   sender  -> reader    u32 length, bytes | KEEPALIVE | FAILED, u32 length, Failure | END
-//!   reader  -> sender    u32 bytes it has taken since the last grant | ACKNOWLEDGED
+//!   reader  -> sender    u32 bytes it has taken since the last grant | ACKNOWLEDGED | REFUSED, u32 length, Failure
 //! ```
 //!
 //! A sender may be [`WINDOW_BYTES`] ahead of what the reader has taken. Yamux has windows of its own, but they
@@ -59,6 +59,7 @@ const END: u32 = 0;
 const KEEPALIVE: u32 = u32::MAX - 1;
 const FAILED: u32 = u32::MAX;
 const ACKNOWLEDGED: u32 = 0;
+const REFUSED: u32 = u32::MAX;
 
 /// Why a body did not come through.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,9 @@ pub enum BodyError {
     /// The sender could not go on, and said why.
     #[error(transparent)]
     Failed(Failure),
+    /// The reader will not have it, and said why.
+    #[error(transparent)]
+    Refused(Failure),
     /// The other side showed no sign of life, or took nothing.
     #[error("a transfer stood still for {} s", waited.as_secs())]
     Stalled {
@@ -88,7 +92,8 @@ pub enum BodyError {
 
 /// Sends a body and waits until its reader has acknowledged all of it. Returns how many bytes it had.
 ///
-/// A failure in `source` is told to the reader and returned as [`BodyError::Failed`]. The stream can be used for
+/// A failure in `source` is told to the reader and returned as [`BodyError::Failed`]; a reader that will not have the
+/// body is heard within [`WINDOW_BYTES`], as [`BodyError::Refused`]. The stream can be used for
 /// frames afterwards unless an error was returned.
 pub async fn send_body<S, B>(stream: &mut S, source: B) -> Result<u64, BodyError>
 where
@@ -206,15 +211,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
     }
 
     async fn fail(&mut self, failure: &Failure) -> Result<(), BodyError> {
-        let mut bytes = frame::encode(failure).map_err(|error| BodyError::Malformed(error.to_string()))?;
-        if bytes.len() > MAX_FAILURE_BYTES {
-            let message = format!("a failure too long to send ({} bytes)", bytes.len());
-            bytes = frame::encode(&Failure::Internal { message })
-                .map_err(|error| BodyError::Malformed(error.to_string()))?;
-        }
         self.staged.put_u32(FAILED);
-        self.staged.put_u32(bytes.len() as u32);
-        self.staged.put_slice(&bytes);
+        self.staged.extend(encode_failure(failure)?);
         self.flush().await?;
         self.patience.with_reader(self.stream.close()).await
     }
@@ -229,7 +227,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
     async fn grant(&mut self) -> Result<u32, BodyError> {
         let mut grant = [0; 4];
         self.patience.with_reader(self.stream.read_exact(&mut grant)).await?;
-        Ok(u32::from_be_bytes(grant))
+        match u32::from_be_bytes(grant) {
+            REFUSED => Err(self.patience.with_reader(read_failure(self.stream)).await?),
+            grant => Ok(grant),
+        }
     }
 
     async fn write_staged(&mut self) -> Result<(), BodyError> {
@@ -244,6 +245,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sender<'_, S> {
     }
 }
 
+/// A failure as it follows [`FAILED`] or [`REFUSED`].
+fn encode_failure(failure: &Failure) -> Result<Vec<u8>, BodyError> {
+    let malformed = |error: frame::FrameError| BodyError::Malformed(error.to_string());
+    let mut bytes = frame::encode(failure).map_err(malformed)?;
+    if bytes.len() > MAX_FAILURE_BYTES {
+        let message = format!("a failure too long to send ({} bytes)", bytes.len());
+        bytes = frame::encode(&Failure::Internal { message }).map_err(malformed)?;
+    }
+    Ok([&(bytes.len() as u32).to_be_bytes(), bytes.as_slice()].concat())
+}
+
+/// Reads why a reader will not have a body.
+async fn read_failure(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<BodyError> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_FAILURE_BYTES {
+        return Ok(BodyError::Malformed(format!("a failure of {length} bytes")));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Ok(match frame::decode(&bytes) {
+        Ok(failure) => BodyError::Refused(failure),
+        Err(error) => BodyError::Malformed(error.to_string()),
+    })
+}
+
 /// Reads a body: a [`Stream`] of pieces of up to 64 KiB, which need not be the pieces that were sent.
 ///
 /// It ends after the sender's end was read and acknowledged. Dropped before that, the sender is told when the
@@ -255,6 +283,8 @@ pub struct Body<S> {
     room: BytesMut,
     /// Taken by our consumer, not granted to the sender yet.
     ungranted_bytes: usize,
+    /// Whether the sender was told not to go on.
+    refused: bool,
     /// Grants being written.
     outgoing: BytesMut,
     /// When we give up; set when we start to wait.
@@ -293,6 +323,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
             state: State::Header(Word::default()),
             room: BytesMut::new(),
             ungranted_bytes: 0,
+            refused: false,
             outgoing: BytesMut::new(),
             deadline: None,
             patience: PATIENCE,
@@ -345,6 +376,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
         }
     }
 
+    /// Tells the sender, unless it has sent all, that it need not go on. The stream is of no more use then.
+    pub async fn refuse(&mut self, failure: &Failure) {
+        if matches!(self.state, State::Ended) {
+            return;
+        }
+        let Ok(failure) = encode_failure(failure) else { return };
+        self.refused = true;
+        self.outgoing.put_u32(REFUSED);
+        self.outgoing.put_slice(&failure);
+        let waited = self.patience.with_sender;
+        let write = async {
+            poll_fn(|cx| self.poll_outgoing(cx)).await?;
+            self.stream.flush().await
+        };
+        if tokio::time::timeout(waited, write).await.is_ok_and(|written| written.is_ok()) {
+            // A stream that is dropped with bytes unread would take the refusal with it. There are no more than
+            // a window of them.
+            self.pass_over(WINDOW_BYTES as u64).await;
+        }
+    }
+
     /// Takes what is left, up to so many bytes, without looking at it: its sender listens when it has sent all.
     pub async fn pass_over(&mut self, mut limit_bytes: u64) {
         while let Some(Ok(piece)) = self.next().await {
@@ -358,7 +410,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
     /// Reads some bytes, at most as many as there is room for; none at the body's end.
     fn poll_read(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<Result<usize, BodyError>> {
         // Whoever asks for the next bytes has taken those before. Grants are lazy, one each half window.
-        if self.ungranted_bytes >= WINDOW_BYTES / 2 {
+        if self.ungranted_bytes >= WINDOW_BYTES / 2 && !self.refused {
             self.outgoing.put_u32(self.ungranted_bytes as u32);
             self.ungranted_bytes = 0;
         }
@@ -621,6 +673,28 @@ mod tests {
         assert!(matches!(body.next().await, Some(Err(BodyError::Failed(got))) if got == failure));
         assert!(body.next().await.is_none());
         assert!(matches!(sending.await.unwrap(), Err(BodyError::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn a_reader_refuses_what_it_has_no_room_for_and_its_sender_hears_why() {
+        let failure = Failure::Busy { message: "no room".into(), retry_ms: 500 };
+        // Sent whole before it is heard, longer than the window, and refused in the middle.
+        for (length, taken) in [(10, 0), (3 * WINDOW_BYTES, 0), (3 * WINDOW_BYTES, 2 * WINDOW_BYTES)] {
+            let (mut near, far) = wire(1 << 16);
+            let sending = tokio::spawn(async move { send_bytes(&mut near, pattern(length)).await });
+            let mut body = Body::new(far);
+            body.read_exact(taken as u64).await.unwrap();
+            body.refuse(&failure).await;
+            let sent = sending.await.unwrap();
+            assert!(matches!(&sent, Err(BodyError::Refused(got)) if *got == failure), "{sent:?}");
+        }
+        // What has come whole cannot be refused any more.
+        let (mut near, far) = wire(1 << 16);
+        let sending = tokio::spawn(async move { send_bytes(&mut near, pattern(10)).await });
+        let mut body = Body::new(far);
+        body.read_all(10).await.unwrap();
+        body.refuse(&failure).await;
+        assert_eq!(sending.await.unwrap().unwrap(), 10);
     }
 
     #[tokio::test]

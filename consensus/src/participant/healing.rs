@@ -16,7 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use floe_protocol::message::MeshView;
-use floe_protocol::{Era, JobId, NodeId, PeerMessage, RequestId, frame};
+use floe_protocol::{Era, Freed, JobId, NodeId, PeerMessage, RequestId, frame};
+
+use serde::{Deserialize, Serialize};
 
 use super::{MAX_VIEW_MEMBERS, Participant};
 use crate::command::{Command, Entry};
@@ -95,6 +97,15 @@ struct Adopting {
     jobs: Vec<JobId>,
 }
 
+/// What travels in [`PeerMessage::Adopt`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Some of the era's jobs.
+    pub jobs: Vec<(JobId, Job)>,
+    /// Jobs of which no more is known than that they have ended.
+    pub tombstones: Vec<(JobId, Freed)>,
+}
+
 impl Healing {
     /// Whether this node leads an era that is about to end.
     pub(super) fn is_frozen(&self) -> bool {
@@ -125,7 +136,7 @@ impl Healing {
 impl<L: LogStore> Participant<L> {
     /// To be called at every tick: brings this era together with others that are seen.
     pub(super) fn heal(&mut self) {
-        let now_ms = self.now_ms;
+        let now_ms = self.now_ms();
         let (Some(own), None) = (self.state().era(), self.leaving_for) else { return };
         self.healing.seen.retain(|_, (_, at_ms)| now_ms < *at_ms + VIEW_MS);
         self.healing.leaderless_since_ms = match self.leader() {
@@ -167,13 +178,14 @@ impl<L: LogStore> Participant<L> {
             view.ended.truncate(MAX_ENDED_ERAS + MAX_LEFT);
             view.members.truncate(MAX_VIEW_MEMBERS);
             view.peers.clear();
-            self.healing.seen.insert(view.node, (view, self.now_ms));
+            let now_ms = self.now_ms();
+            self.healing.seen.insert(view.node, (view, now_ms));
         }
     }
 
     /// Tells a node which era this one is of, now and then.
     pub(super) fn tell(&mut self, node: NodeId) {
-        let (now_ms, told_ms) = (self.now_ms, &mut self.healing.told_ms);
+        let (now_ms, told_ms) = (self.now_ms(), &mut self.healing.told_ms);
         if self.replica.state().era().is_none()
             || told_ms.get(&node).is_some_and(|at_ms| now_ms < at_ms + TELL_MS)
         {
@@ -186,10 +198,10 @@ impl<L: LogStore> Participant<L> {
 
     /// Tells those who may be of another era: who is no member; and without a leader, anyone.
     fn tell_strangers(&mut self) {
-        if self.now_ms < self.healing.rounds_ms + TELL_MS {
+        if self.now_ms() < self.healing.rounds_ms + TELL_MS {
             return;
         }
-        self.healing.rounds_ms = self.now_ms;
+        self.healing.rounds_ms = self.now_ms();
         let leaderless = self.healing.leaderless_since_ms.is_some();
         let members = self.state().members();
         let mut strangers: Vec<_> =
@@ -203,8 +215,8 @@ impl<L: LogStore> Participant<L> {
 
     /// Lets this era's leader know of the one that wins.
     fn pass_on(&mut self, leader: NodeId, view: MeshView) {
-        if self.now_ms >= self.healing.passed_on_ms + TELL_MS {
-            self.healing.passed_on_ms = self.now_ms;
+        if self.now_ms() >= self.healing.passed_on_ms + TELL_MS {
+            self.healing.passed_on_ms = self.now_ms();
             self.send(leader, PeerMessage::View(Box::new(view)));
         }
     }
@@ -216,7 +228,7 @@ impl<L: LogStore> Participant<L> {
             self.healing.handing_over = None;
             return;
         };
-        let now_ms = self.now_ms;
+        let now_ms = self.now_ms();
         if now_ms < self.healing.thawed_until_ms {
             return;
         }
@@ -279,7 +291,10 @@ impl<L: LogStore> Participant<L> {
             }
             None if handing.answered => self.leave_for(to, view.members.clone()),
             batch => {
-                let Ok(jobs) = frame::encode(&batch.unwrap_or_default()) else { return };
+                // What is only known to have ended goes with the first of them.
+                let tombstones = if handing.answered { Vec::new() } else { state.tombstones().collect() };
+                let handed = HandedOver { jobs: batch.unwrap_or_default(), tombstones };
+                let Ok(jobs) = frame::encode(&handed) else { return };
                 let eras = [own].into_iter().chain(state.ended_eras()).collect();
                 let jobs = Bytes::from(jobs);
                 self.send(leader, PeerMessage::Adopt { eras, jobs_changed, jobs });
@@ -309,10 +324,10 @@ impl<L: LogStore> Participant<L> {
         if self.scheduler.is_none() || waits || self.healing.adopting.len() >= MAX_ADOPTING {
             return;
         }
-        let Ok(jobs) = frame::decode::<Vec<(JobId, Job)>>(jobs) else { return };
+        let Ok(HandedOver { jobs, tombstones }) = frame::decode(jobs) else { return };
         let request = self.next_request();
         let ids = jobs.iter().map(|(id, _)| *id).collect();
-        let entry = Entry { request, command: Command::Adopt { eras, jobs } };
+        let entry = Entry { request, command: Command::Adopt { eras, jobs, tombstones } };
         if self.propose(&entry).is_ok() {
             self.healing.adopting.insert(request, Adopting { by: from, era, jobs_changed, jobs: ids });
         }

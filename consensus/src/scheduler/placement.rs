@@ -108,10 +108,6 @@ impl Nodes {
         self.nodes.iter().map(|(id, node)| (*id, node))
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Node> {
-        self.nodes.values_mut()
-    }
-
     pub(super) fn is_live(&self, node: NodeId) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.standing == Standing::Live)
     }

@@ -44,9 +44,6 @@ pub const SLOW_FACTOR: u64 = 2;
 /// No task is slow before this.
 pub const SLOW_MS: u64 = 2_000;
 
-/// A tick this late means that this node was stalled: the others' silence proves nothing.
-const STALL_MS: u64 = 1_000;
-
 impl Scheduler {
     /// An attempt failed: decides what becomes of its task and its job.
     pub(super) fn failed(&mut self, place: Place, attempt: AttemptId, node: NodeId, failure: Failure) {
@@ -212,15 +209,6 @@ impl Scheduler {
 
     /// Renews the leases and finds the nodes that no longer answer.
     pub(super) fn check_leases(&mut self) {
-        let late_ms = self.now_ms.saturating_sub(self.ticked_ms);
-        if late_ms >= STALL_MS {
-            for node in self.nodes.iter_mut() {
-                node.heard_ms += late_ms;
-                node.down_ms = node.down_ms.map(|down_ms| down_ms + late_ms);
-            }
-            self.excuse_sessions(late_ms);
-        }
-        self.ticked_ms = self.now_ms;
         let now_ms = self.now_ms;
         let lost: Vec<_> = self
             .nodes
@@ -333,8 +321,9 @@ impl Scheduler {
         if !self.nodes.get(node).is_some_and(|node| node.connected) {
             return;
         }
-        let Inventory { mut held, runs, running, sessions, load, fence: _ } = inventory;
+        let Inventory { mut held, runs, running, sessions, reading, load, fence: _ } = inventory;
         self.attended(&sessions);
+        self.read(&reading);
         let mut runs: BTreeMap<TaskId, TaskRun> = runs.into_iter().collect();
         self.nodes.update(node, |node| {
             node.standing = Standing::Live;

@@ -39,11 +39,4 @@ impl Scheduler {
             self.fail(id, Failure::Refused { message });
         }
     }
-
-    /// This node was stalled: what nodes said meanwhile is yet to be heard.
-    pub(super) fn excuse_sessions(&mut self, late_ms: u64) {
-        for attended_ms in self.jobs.values_mut().filter_map(|job| job.attended_ms.as_mut()) {
-            *attended_ms += late_ms;
-        }
-    }
 }

@@ -4,10 +4,15 @@
 
 use bytes::Bytes;
 use floe_protocol::graph::BucketMeta;
-use floe_protocol::{Exchange, MeshId, OutputMeta, Stage, StageInput, TaskSpec};
+use floe_protocol::{Exchange, MeshId, OutputMeta, Read, Stage, StageInput, TaskSpec};
 use proptest::prelude::*;
 
 use super::*;
+
+/// What the wall clock showed.
+fn at(unix_ms: u64) -> WallTime {
+    WallTime::from_unix_ms(unix_ms)
+}
 
 fn member(id: u64) -> Member {
     Member {
@@ -45,11 +50,11 @@ fn placed(node: u64) -> Placed {
 }
 
 fn run(stage: u32, partition: u32) -> TaskRun {
-    TaskRun { stage: StageId(stage), partition, node: NodeId(1), started_unix_ms: 1, elapsed_ms: 1 }
+    TaskRun { stage: StageId(stage), partition, node: NodeId(1), started_at: at(1), elapsed_ms: 1 }
 }
 
 fn submit(job: u64) -> Command {
-    Command::Submit { job: JobId(job), label: "q".to_owned(), graph: graph(2), submitted_unix_ms: 7 }
+    Command::Submit { job: JobId(job), label: "q".to_owned(), graph: graph(2), submitted_at: at(7) }
 }
 
 fn done(job: u64, stage: u32, tasks: usize, node: u64) -> Command {
@@ -58,7 +63,7 @@ fn done(job: u64, stage: u32, tasks: usize, node: u64) -> Command {
         stage: StageId(stage),
         outputs: vec![placed(node); tasks],
         runs: (0..tasks as u32).map(|partition| run(stage, partition)).collect(),
-        ended_unix_ms: 9,
+        ended_at: at(9),
     }
 }
 
@@ -67,7 +72,7 @@ fn stand(job: u64) -> Command {
     let mut graph = graph(1);
     graph.stages.truncate(1);
     graph.stages[0].work = Work::Calls;
-    Command::Submit { job: JobId(job), label: "calls".to_owned(), graph, submitted_unix_ms: 7 }
+    Command::Submit { job: JobId(job), label: "calls".to_owned(), graph, submitted_at: at(7) }
 }
 
 /// Closes it.
@@ -77,12 +82,17 @@ fn close(job: u64) -> Command {
         stage: StageId(0),
         outputs: vec![Placed::default()],
         runs: vec![],
-        ended_unix_ms: 9,
+        ended_at: at(9),
     }
 }
 
+fn release(jobs: impl IntoIterator<Item = u64>) -> Command {
+    let freed = Freed { why: WhyFreed::Released, at: at(11) };
+    Command::Release { jobs: jobs.into_iter().map(JobId).collect(), freed }
+}
+
 fn end(job: u64, phase: JobPhase) -> Command {
-    Command::EndJob { job: JobId(job), phase, ended_unix_ms: 9 }
+    Command::EndJob { job: JobId(job), phase, ended_at: at(9) }
 }
 
 /// Applies commands under fresh request ids and returns the last one's events.
@@ -115,12 +125,12 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(job, stage, tasks, node)| done(job, stage, tasks, node)),
         (job.clone(), any::<bool>())
             .prop_map(|(job, ok)| end(job, if ok { JobPhase::Cancelled } else { JobPhase::Succeeded })),
-        prop::collection::vec(0..4_u64, 0..3)
-            .prop_map(|jobs| Command::Release { jobs: jobs.into_iter().map(JobId).collect() }),
+        prop::collection::vec(0..4_u64, 0..3).prop_map(release),
         (prop::collection::vec(other_era(), 0..3), prop::collection::vec((0..6_u64, other_job()), 0..3))
             .prop_map(|(eras, jobs)| Command::Adopt {
                 eras,
                 jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect(),
+                tombstones: vec![],
             }),
         // Rarely of the right state, so that most scripts go on.
         (0..40_u64).prop_map(|jobs_changed| Command::Yield {
@@ -169,7 +179,7 @@ fn cancelled_job() -> Job {
 }
 
 fn released_job() -> Job {
-    job_after([done(1, 0, 2, 4), done(1, 1, 1, 4), Command::Release { jobs: vec![JobId(1)] }])
+    job_after([done(1, 0, 2, 4), done(1, 1, 1, 4), release([1])])
 }
 
 fn other_job() -> impl Strategy<Value = Job> {
@@ -177,7 +187,8 @@ fn other_job() -> impl Strategy<Value = Job> {
 }
 
 fn adopt(jobs: impl IntoIterator<Item = (u64, Job)>) -> Command {
-    Command::Adopt { eras: vec![LOSER], jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect() }
+    let jobs = jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect();
+    Command::Adopt { eras: vec![LOSER], jobs, tombstones: vec![] }
 }
 
 fn hand_over(state: &StateMachine) -> Command {
@@ -222,7 +233,13 @@ proptest! {
             let (here, there) = (apply(&mut state, [command.clone()]), apply(&mut restored, [command]));
             prop_assert_eq!(here, there);
         }
-        prop_assert_eq!(restored, state);
+        prop_assert_eq!(&restored, &state);
+        let unfinished = state.jobs.values().filter(|job| !job.phase.is_terminal());
+        prop_assert_eq!(state.unfinished, unfinished.count());
+        let with_work = state.jobs.values().filter(|job| job.work.is_some());
+        prop_assert_eq!(state.work_bytes, with_work.map(Job::weight_bytes).sum::<usize>());
+        let gone = state.jobs.values().filter(|job| job.work.is_none());
+        prop_assert!(gone.clone().all(|job| job.freed.is_some() && job.phase.is_terminal()));
     }
 
     /// The jobs that were handed over are all there are if and only if this has not moved.
@@ -266,7 +283,7 @@ proptest! {
         apply(&mut state, [adopt(jobs)]);
         prop_assert_eq!(state.jobs(), once.jobs());
         prop_assert_eq!(state.jobs_changed(), once.jobs_changed());
-        prop_assert_eq!(state.ended, once.ended);
+        prop_assert_eq!(state.history, once.history);
     }
 
     #[test]
@@ -303,7 +320,7 @@ fn refusals_are_typed_and_change_nothing() {
     assert_eq!(outcome(&apply(&mut state, [end(5, JobPhase::Cancelled)])), no_such_job);
     assert_eq!(outcome(&apply(&mut state, [done(5, 0, 1, 1)])), no_such_job);
     let taken =
-        Command::Submit { job: JobId(8), label: "other".into(), graph: graph(2), submitted_unix_ms: 7 };
+        Command::Submit { job: JobId(8), label: "other".into(), graph: graph(2), submitted_at: at(7) };
     assert_eq!(outcome(&apply(&mut state, [submit(8), submit(8)])), Ok(()));
     assert!(matches!(outcome(&apply(&mut state, [taken])), Err(Failure::Refused { .. })));
     let wrong_count = outcome(&apply(&mut state, [submit(1), done(1, 0, 1, 1)]));
@@ -339,7 +356,7 @@ fn graphs_that_contradict_themselves_are_refused() {
         let mut state = StateMachine::default();
         let mut graph = graph(2);
         flaw(&mut graph);
-        let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_unix_ms: 0 };
+        let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_at: at(0) };
         let outcome = outcome(&apply(&mut state, [submit]));
         assert!(matches!(outcome, Err(Failure::Refused { .. })), "flaw {n}: {outcome:?}");
         assert!(state.jobs().is_empty());
@@ -352,10 +369,10 @@ fn a_frame_that_is_collected_as_it_is_succeeds_at_once() {
     let mut graph = graph(2);
     graph.stages.truncate(1);
     graph.stages[0].work = Work::Held(vec![placed(1), placed(2)]);
-    let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_unix_ms: 3 };
+    let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_at: at(3) };
     apply(&mut state, [submit]);
     let status = state.job_status(JobId(1)).unwrap();
-    assert_eq!((status.phase, status.ended_unix_ms), (JobPhase::Succeeded, Some(3)));
+    assert_eq!((status.phase, status.ended_at), (JobPhase::Succeeded, Some(at(3))));
     assert_eq!((status.stages[0].done, status.stages[0].rows), (2, 2));
 }
 
@@ -372,14 +389,14 @@ fn a_standing_job_runs_until_its_driver_is_done_and_leaves_nothing() {
     let expected = [
         Event::StageDone { job: JobId(1), stage: StageId(0) },
         Event::JobEnded { job: JobId(1), phase: JobPhase::Succeeded },
-        Event::JobsFreed { jobs: vec![JobId(1)] },
+        Event::JobsFreed { jobs: vec![JobId(1)], freed: Freed { why: WhyFreed::Closed, at: at(9) } },
     ];
     assert_eq!(events[..3], expected);
     assert_eq!(state.job(JobId(1)).unwrap().work, None);
     // Closed again, cancelled or released, it is what it was.
     let ended = state.jobs().clone();
-    let release = Command::Release { jobs: vec![JobId(1)] };
-    for command in [close(1), end(1, JobPhase::Cancelled), release] {
+    let again = release([1]);
+    for command in [close(1), end(1, JobPhase::Cancelled), again] {
         let events = apply(&mut state, [command]);
         assert_eq!((outcome(&events), events.len()), (Ok(()), 1));
     }
@@ -405,23 +422,88 @@ fn a_standing_job_goes_over_to_another_era_in_any_state() {
 fn a_released_job_keeps_its_history_and_frees_its_partitions_once() {
     let mut state = StateMachine::default();
     apply(&mut state, [submit(1), done(1, 0, 2, 1), done(1, 1, 1, 1)]);
-    let release = Command::Release { jobs: vec![JobId(1), JobId(1), JobId(2)] };
-    let events = apply(&mut state, [release.clone()]);
-    assert_eq!(events[0], Event::JobsFreed { jobs: vec![JobId(1)] });
+    let again = release([1, 1, 2]);
+    let events = apply(&mut state, [again.clone()]);
+    assert_eq!(
+        events[0],
+        Event::JobsFreed { jobs: vec![JobId(1)], freed: Freed { why: WhyFreed::Released, at: at(11) } }
+    );
     assert_eq!(state.job_status(JobId(1)).unwrap().phase, JobPhase::Succeeded);
-    assert_eq!(apply(&mut state, [release]).len(), 1);
+    assert_eq!(apply(&mut state, [again]).len(), 1);
 }
 
 #[test]
-fn the_job_that_ended_first_is_forgotten_first() {
+fn results_stay_however_many_jobs_end_after_them() {
     let mut state = StateMachine::default();
     let succeed = |job| [submit(job), done(job, 0, 2, 1), done(job, 1, 1, 1)];
-    apply(&mut state, [submit(1), submit(2)]);
-    apply(&mut state, [done(2, 0, 2, 1), done(2, 1, 1, 1), done(1, 0, 2, 1), done(1, 1, 1, 1)]);
-    apply(&mut state, (3..=MAX_KEPT_JOBS as u64).flat_map(succeed));
-    let events = apply(&mut state, succeed(9999));
-    assert!(events.contains(&Event::JobsFreed { jobs: vec![JobId(2)] }), "{events:?}");
-    assert_eq!(state.jobs().len(), MAX_KEPT_JOBS);
+    apply(&mut state, succeed(1));
+    let mut ended = 0;
+    for job in 2.. {
+        let events = apply(&mut state, succeed(job).into_iter().chain([submit(job + 100_000)]));
+        if outcome(&events).is_err() {
+            ended = job;
+            break;
+        }
+        apply(
+            &mut state,
+            [end(job + 100_000, JobPhase::Failed(Failure::Query { message: "x".repeat(1 << 16) }))],
+        );
+    }
+    assert!(ended > 1_000, "there is room for {ended} small results");
+    for job in 1..=ended {
+        assert!(state.job(JobId(job)).unwrap().has_result(), "job {job}");
+    }
+    // What cannot be taken on is refused, before anything runs, and says when to try again.
+    let full = outcome(&apply(&mut state, [submit(99_999)]));
+    assert!(
+        matches!(&full, Err(Failure::Busy { message, .. }) if message.contains("results wait")),
+        "{full:?}"
+    );
+    assert_eq!(state.check_room(0), Ok(()), "a smaller one may have room");
+    apply(&mut state, [release([1, 2])]);
+    assert_eq!(outcome(&apply(&mut state, [submit(99_999)])), Ok(()));
+    assert!(state.snapshot().unwrap().len() < 14 << 20);
+}
+
+#[test]
+fn a_job_is_unknown_or_there_or_was_freed_and_says_why() {
+    let mut state = StateMachine::default();
+    assert_eq!(state.find(JobId(1)), Err(Failure::NoSuchJob { job: JobId(1) }));
+    apply(&mut state, [submit(1), done(1, 0, 2, 1), done(1, 1, 1, 1), release([1])]);
+    let freed = Freed { why: WhyFreed::Released, at: at(11) };
+    assert_eq!(state.find(JobId(1)).map(|job| job.freed), Ok(Some(freed)), "its record is here");
+    // Until many others have ended.
+    let lengthy = |job| end(job, JobPhase::Failed(Failure::Query { message: "x".repeat(1 << 16) }));
+    apply(&mut state, (2..200).flat_map(|job| [submit(job), lengthy(job)]));
+    assert_eq!(state.find(JobId(1)), Err(Failure::Freed { job: JobId(1), freed }));
+    let freed = Freed { why: WhyFreed::Failed, at: at(9) };
+    assert_eq!(state.find(JobId(2)), Err(Failure::Freed { job: JobId(2), freed }));
+    assert!(
+        matches!(state.find(JobId(199)).unwrap().phase, JobPhase::Failed(_)),
+        "why the last ones failed is known"
+    );
+    // Nor does it begin again.
+    let again = outcome(&apply(&mut state, [submit(2)]));
+    assert_eq!(again, Err(Failure::Freed { job: JobId(2), freed }));
+    assert_eq!(outcome(&apply(&mut state, [end(2, JobPhase::Cancelled)])), Ok(()));
+    // Another era that knows it as running hears nothing else.
+    apply(&mut state, [genesis(), adopt([(2, running_job())])]);
+    assert_eq!(state.find(JobId(2)), Err(Failure::Freed { job: JobId(2), freed }));
+}
+
+#[test]
+fn what_has_ended_in_another_era_is_known_to_have_ended() {
+    let mut state = StateMachine::default();
+    let freed = Freed { why: WhyFreed::Expired, at: at(3) };
+    let tombstones = vec![(JobId(4), freed), (JobId(1), freed)];
+    let command = Command::Adopt { eras: vec![LOSER], jobs: vec![], tombstones };
+    apply(&mut state, [genesis(), submit(1), command.clone()]);
+    assert_eq!(state.find(JobId(4)), Err(Failure::Freed { job: JobId(4), freed }));
+    assert!(state.job(JobId(1)).is_some(), "more is known of it here");
+    let before = state.jobs_changed();
+    assert_eq!(before, state.applied());
+    apply(&mut state, [command]);
+    assert_eq!(state.jobs_changed(), before, "said again it changes nothing");
 }
 
 #[test]
@@ -429,12 +511,12 @@ fn unfinished_jobs_are_limited_by_their_size() {
     let mut state = StateMachine::default();
     let big = |job: u64| {
         let mut graph = graph(1);
-        graph.stages[0].work = Work::Fragment(vec![0; MAX_RUNNING_BYTES / 3].into());
-        Command::Submit { job: JobId(job), label: String::new(), graph, submitted_unix_ms: 0 }
+        graph.stages[0].work = Work::Fragment(vec![0; MAX_WORK_BYTES / 3].into());
+        Command::Submit { job: JobId(job), label: String::new(), graph, submitted_at: at(0) }
     };
     apply(&mut state, [big(1), big(2)]);
     let full = outcome(&apply(&mut state, [big(3)]));
-    assert!(matches!(full, Err(Failure::Unavailable { .. })), "{full:?}");
+    assert!(matches!(full, Err(Failure::Busy { .. })), "{full:?}");
     apply(&mut state, [end(1, JobPhase::Cancelled)]);
     assert_eq!(outcome(&apply(&mut state, [big(3)])), Ok(()));
 }
@@ -473,7 +555,7 @@ fn of_a_job_that_both_know_the_one_that_ended_is_right() {
             Event::JobEnded { job: JobId(1), phase: JobPhase::Succeeded },
             Event::JobAdopted { job: JobId(1), work: succeeded_job().work.unwrap(), succeeded: true },
             Event::JobEnded { job: JobId(2), phase: JobPhase::Cancelled },
-            Event::JobsFreed { jobs: vec![JobId(2)] },
+            Event::JobsFreed { jobs: vec![JobId(2)], freed: Freed { why: WhyFreed::Cancelled, at: at(9) } },
         ]
     );
     assert_eq!(events.len(), 5, "of jobs 3 and 4 nothing is new: {events:?}");
@@ -527,12 +609,12 @@ fn what_a_job_weighs_is_not_the_other_s_word() {
 fn a_full_mesh_takes_another_s_jobs_later() {
     let mut state = StateMachine::default();
     let mut graph = graph(1);
-    graph.stages[0].work = Work::Fragment(vec![0; MAX_RUNNING_BYTES * 3 / 5].into());
+    graph.stages[0].work = Work::Fragment(vec![0; MAX_WORK_BYTES * 4 / 5].into());
     let big = |id: u64| Command::Submit {
         job: JobId(id),
         label: "big".to_owned(),
         graph: graph.clone(),
-        submitted_unix_ms: 0,
+        submitted_at: at(0),
     };
     let mut other = StateMachine::default();
     apply(&mut other, [big(2)]);
@@ -551,21 +633,21 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
     let submit = |bytes: usize| {
         let mut graph = graph(MAX_TIMELINE);
         graph.stages[0].work = Work::Fragment(vec![0; bytes].into());
-        Command::Submit { job: JobId(1), label: "q".to_owned(), graph, submitted_unix_ms: 0 }
+        Command::Submit { job: JobId(1), label: "q".to_owned(), graph, submitted_at: at(0) }
     };
     let weight = |bytes| {
         let mut state = StateMachine::default();
         apply(&mut state, [submit(bytes)]);
         state.job(JobId(1)).unwrap().weight_bytes()
     };
-    let most = MAX_RUNNING_BYTES - weight(1 << 20) + (1 << 20);
+    let most = MAX_WORK_BYTES - weight(1 << 20) + (1 << 20);
     let mut state = StateMachine::default();
     apply(&mut state, [submit(most), done(1, 0, MAX_TIMELINE, u64::MAX), done(1, 1, 1, u64::MAX)]);
     let job = state.job(JobId(1)).expect("it is accepted").clone();
-    assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_RUNNING_BYTES, MAX_TIMELINE));
+    assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_WORK_BYTES, MAX_TIMELINE));
     let eras = vec![LOSER; MAX_ENDED_ERAS + 1];
-    let entry =
-        Entry { request: RequestId(1), command: Command::Adopt { eras, jobs: vec![(JobId(1), job)] } };
+    let command = Command::Adopt { eras, jobs: vec![(JobId(1), job)], tombstones: vec![] };
+    let entry = Entry { request: RequestId(1), command };
     assert!(entry.encode().unwrap().len() <= crate::replica::MAX_ENTRY_BYTES);
 }
 
@@ -574,7 +656,7 @@ fn eras_that_ended_are_remembered_within_limits() {
     let mut state = StateMachine::default();
     apply(&mut state, [genesis()]);
     let era = |n: usize| Era { mesh: MeshId(100 + n as u128), ..LOSER };
-    let adopt = |eras: Vec<Era>| Command::Adopt { eras, jobs: vec![] };
+    let adopt = |eras: Vec<Era>| Command::Adopt { eras, jobs: vec![], tombstones: vec![] };
     // Its own, and one that would win, have not ended with one that loses.
     apply(&mut state, [adopt(vec![era(0), OWN, WINNER]), adopt(vec![era(0)])]);
     assert_eq!(state.ended_eras().collect::<Vec<_>>(), [era(0)]);

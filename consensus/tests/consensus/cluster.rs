@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use floe_consensus::replica::Config;
 use floe_consensus::{Command, Entry, Event, MemoryLog, ProposeError, Replica};
-use floe_protocol::{Era, JobId, Member, MeshId, NodeId, RequestId};
+use floe_protocol::{Era, JobId, Member, MeshId, NodeId, RequestId, WallTime};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry as RaftEntry, EntryType, Message, MessageType};
 
@@ -254,5 +254,9 @@ fn describe_event(event: &Event) -> Option<String> {
 
 /// A command that is refused: the job is unknown.
 pub(crate) fn cancel(job: u64) -> Command {
-    Command::EndJob { job: JobId(job), phase: floe_protocol::JobPhase::Cancelled, ended_unix_ms: 0 }
+    Command::EndJob {
+        job: JobId(job),
+        phase: floe_protocol::JobPhase::Cancelled,
+        ended_at: WallTime::from_unix_ms(0),
+    }
 }

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use floe_consensus::membership::{Decision, genesis};
-use floe_consensus::participant::CarryOnError;
+use floe_consensus::participant::{CarryOnError, HandedOver};
 use floe_consensus::replica::{Config, TICK_MS};
-use floe_consensus::{Action, Command, Entry, Event, MemoryLog, Order, Participant, ProposeError, Replica};
+use floe_consensus::{
+    Action, Command, Entry, Event, MemoryLog, Order, Participant, ProposeError, Reading, Replica,
+};
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
     AttemptId, Era, Fence, JobPhase, Load, MeshId, NodeId, OutputMeta, PeerMessage, RequestId, StageGraph,
-    StageId, TaskId,
+    StageId, TaskId, WallTime,
 };
 
 use crate::cluster::member;
@@ -114,7 +116,7 @@ impl Mesh {
         let replica = Replica::open(config, log).unwrap();
         let first_request = RequestId(u128::from(id) << 64 | u128::from(starts) << 48);
         let node = Node {
-            participant: Participant::new(member(id), replica, first_request, self.now_ms),
+            participant: Participant::new(member(id), replica, first_request, Reading::at(self.now_ms)),
             running: BTreeMap::new(),
             held: BTreeMap::new(),
             connected: BTreeSet::new(),
@@ -172,7 +174,7 @@ impl Mesh {
             let ids: Vec<_> = self.nodes.keys().filter(|id| !self.paused.contains(id)).copied().collect();
             for id in ids {
                 let node = self.nodes.get_mut(&id).unwrap();
-                node.participant.tick(self.now_ms);
+                node.participant.tick(Reading::at(self.now_ms));
                 self.drain(id);
                 self.find_mesh(id);
             }
@@ -206,9 +208,9 @@ impl Mesh {
     }
 
     pub(crate) fn submit(&mut self, at: u64, job: u64, graph: StageGraph) -> Result<(), ProposeError> {
-        let submitted_unix_ms = self.now_ms;
+        let submitted_at = WallTime::from_unix_ms(self.now_ms);
         let job_id = crate::world::job(job);
-        let submit = Command::Submit { job: job_id, label: format!("q{job}"), graph, submitted_unix_ms };
+        let submit = Command::Submit { job: job_id, label: format!("q{job}"), graph, submitted_at };
         self.propose(at, submit, format!("job {job}"))
     }
 
@@ -221,7 +223,7 @@ impl Mesh {
     /// A node receives a message that another one sends, or seems to.
     pub(crate) fn say(&mut self, from: u64, to: u64, message: PeerMessage) {
         if let Some(node) = self.nodes.get_mut(&to) {
-            node.participant.receive(self.now_ms, NodeId(from), message);
+            node.participant.receive(Reading::at(self.now_ms), NodeId(from), message);
             self.drain(to);
         }
     }
@@ -244,7 +246,7 @@ impl Mesh {
                 stage: attempt.task.stage,
                 partition: attempt.task.partition,
                 node: NodeId(id),
-                started_unix_ms: self.now_ms,
+                started_at: WallTime::from_unix_ms(self.now_ms),
                 elapsed_ms: 100,
             };
             node.participant.report(Report { fence: assignment.fence, attempt, outcome: Ok(meta), run });
@@ -272,7 +274,7 @@ impl Mesh {
                 for (one, other) in [(a, b), (b, a)] {
                     let node = self.nodes.get_mut(&one).unwrap();
                     node.connected.insert(other);
-                    node.participant.connected(self.now_ms, NodeId(other));
+                    node.participant.connected(Reading::at(self.now_ms), NodeId(other));
                     self.drain(one);
                 }
             }
@@ -288,7 +290,7 @@ impl Mesh {
     fn disconnect(&mut self, id: u64, other: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.connected.remove(&other) {
-            node.participant.disconnected(self.now_ms, NodeId(other));
+            node.participant.disconnected(Reading::at(self.now_ms), NodeId(other));
             self.drain(id);
         }
     }
@@ -369,7 +371,7 @@ impl Mesh {
             };
             let obeyed = self.obeyed;
             let node = self.nodes.get_mut(&to).unwrap();
-            node.participant.receive(self.now_ms, NodeId(from), message);
+            node.participant.receive(Reading::at(self.now_ms), NodeId(from), message);
             self.drain(to);
             if let Some((what, fence)) = order
                 && self.obeyed == obeyed
@@ -429,7 +431,8 @@ impl Mesh {
             Order::Inventory { to, fence } => {
                 let held = node.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
                 let running = node.running.keys().copied().collect();
-                let inventory = Inventory { fence, held, runs: vec![], running, sessions: vec![], load };
+                let inventory =
+                    Inventory { fence, held, runs: vec![], running, sessions: vec![], reading: vec![], load };
                 node.participant.send(to, PeerMessage::Inventory(inventory));
             }
             Order::Alive { to, fence } => node.participant.send(to, PeerMessage::Alive { fence, load }),
@@ -564,10 +567,9 @@ fn describe(message: &PeerMessage) -> Option<String> {
         }
         PeerMessage::Adopt { eras, jobs, .. } => {
             let eras: Vec<_> = eras.iter().map(|era| name(*era)).collect();
-            let jobs: Vec<(floe_protocol::JobId, floe_consensus::state_machine::Job)> =
-                floe_protocol::frame::decode(jobs).unwrap_or_default();
+            let handed: HandedOver = floe_protocol::frame::decode(jobs).unwrap_or_default();
             let jobs: Vec<_> =
-                jobs.iter().map(|(id, job)| format!("{} {}", id.0, job.phase.name())).collect();
+                handed.jobs.iter().map(|(id, job)| format!("{} {}", id.0, job.phase.name())).collect();
             format!("adopt from {}: [{}]", eras.join(" "), jobs.join(", "))
         }
         PeerMessage::Adopted { jobs, .. } => {

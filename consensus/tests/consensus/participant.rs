@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write as _;
 
+use floe_consensus::participant::HandedOver;
 use floe_consensus::replica::TICK_MS;
 use floe_consensus::state_machine::Job;
-use floe_consensus::{Action, Command, Entry, StateMachine};
+use floe_consensus::{Action, Command, Entry, Reading, StateMachine};
 use floe_protocol::message::MeshView;
-use floe_protocol::{Era, Fence, JobPhase, MeshId, NodeId, PeerMessage, RequestId, StageId, TaskId, frame};
+use floe_protocol::{
+    Era, Fence, JobPhase, MeshId, NodeId, PeerMessage, RequestId, StageId, TaskId, WallTime, frame,
+};
 use goldenscript::Context;
 use proptest::prelude::*;
 
@@ -129,8 +132,8 @@ impl goldenscript::Runner for Runner {
                 }
             }
             ScriptCommand::Cancel { at, id } => {
-                let ended_unix_ms = mesh.now_ms;
-                let end = Command::EndJob { job: job(*id), phase: JobPhase::Cancelled, ended_unix_ms };
+                let ended_at = WallTime::from_unix_ms(mesh.now_ms);
+                let end = Command::EndJob { job: job(*id), phase: JobPhase::Cancelled, ended_at };
                 if let Err(error) = mesh.propose(*at, end, format!("cancel {id}")) {
                     writeln!(mesh.story, "n{at} does not cancel {id}: {error}")?;
                 }
@@ -195,11 +198,11 @@ fn a_node_that_slept_does_not_take_the_others_for_dead() {
     // It wakes up, and the first it hears is not of its leader.
     let mut now_ms = mesh.now_ms + 20_000;
     let partition = TaskId { job: job(1), stage: StageId(0), partition: 0 };
-    node.receive(now_ms, NodeId(3), PeerMessage::Lost { partition, node: NodeId(1) });
+    node.receive(Reading::at(now_ms), NodeId(3), PeerMessage::Lost { partition, node: NodeId(1) });
     let mut wait = |ms: u64| {
         for _ in 0..ms / TICK_MS {
             now_ms += TICK_MS;
-            node.tick(now_ms);
+            node.tick(Reading::at(now_ms));
             while let Some(action) = node.poll() {
                 if matches!(action, Action::Persist) {
                     node.persist().unwrap();
@@ -270,7 +273,7 @@ fn nonsense() -> impl Strategy<Value = PeerMessage> {
     });
     let some_jobs = prop::collection::vec((0..30_u64, 0..6_usize), 0..4).prop_map(|jobs| {
         let jobs: Vec<_> = jobs.into_iter().map(|(id, flaw)| (job(id), flawed_job(flaw))).collect();
-        frame::encode(&jobs).unwrap()
+        frame::encode(&HandedOver { jobs, tombstones: Vec::new() }).unwrap()
     });
     let jobs = prop_oneof![3 => some_jobs, 1 => prop::collection::vec(any::<u8>(), 0..40)];
     let ids = || prop::collection::vec((0..30_u64).prop_map(job), 0..30);
@@ -299,7 +302,12 @@ fn nonsense() -> impl Strategy<Value = PeerMessage> {
 fn flawed_job(flaw: usize) -> Job {
     let mut state = StateMachine::default();
     let graph = graph(&["scan x2".to_owned(), "gather x1 all 0".to_owned()]);
-    let submit = Command::Submit { job: job(1), label: "q".to_owned(), graph, submitted_unix_ms: 0 };
+    let submit = Command::Submit {
+        job: job(1),
+        label: "q".to_owned(),
+        graph,
+        submitted_at: WallTime::from_unix_ms(0),
+    };
     state.apply(1, &Entry { request: RequestId(1), command: submit });
     let mut job = state.job(job(1)).unwrap().clone();
     match flaw {
@@ -373,7 +381,11 @@ fn survive(nodes: u64, apart: u64, faults: &[Fault]) -> Mesh {
                 let _ = mesh.submit(at, jobs, graph(&lines));
             }
             Fault::Cancel(id) => {
-                let end = Command::EndJob { job: job(id), phase: JobPhase::Cancelled, ended_unix_ms: 1 };
+                let end = Command::EndJob {
+                    job: job(id),
+                    phase: JobPhase::Cancelled,
+                    ended_at: WallTime::from_unix_ms(1),
+                };
                 let leader = mesh.leader().unwrap_or_default();
                 let _ = mesh.propose(leader, end, format!("cancel {id}"));
             }

@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use floe_consensus::Command;
 use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
-use floe_protocol::{AttemptId, Failure, JobPhase, NodeId, Placed, StageId, TaskId};
+use floe_protocol::{
+    AttemptId, Failure, Freed, JobId, JobPhase, NodeId, Placed, StageId, TaskId, WallTime, WhyFreed,
+};
 use goldenscript::Context;
 use proptest::prelude::*;
 
@@ -63,6 +65,8 @@ enum ScriptCommand {
     Finish,
     /// Time passes.
     Pass(u64),
+    /// More time, of which the regular questions are not told.
+    Minutes(u64),
     Up(u64),
     Down(u64),
     Kill(u64),
@@ -76,6 +80,11 @@ enum ScriptCommand {
     Release(u64),
     /// A driver connects to a node, and to no other, for its standing job; to none if none is named.
     Attend {
+        job: u64,
+        node: Option<u64>,
+    },
+    /// Drivers read a job's result through a node, or do so no more if none is named.
+    Read {
         job: u64,
         node: Option<u64>,
     },
@@ -94,8 +103,13 @@ fn close(id: u64) -> Command {
         stage: StageId(0),
         outputs: vec![Placed::default()],
         runs: vec![],
-        ended_unix_ms: 9,
+        ended_at: WallTime::from_unix_ms(9),
     }
+}
+
+fn release(jobs: Vec<JobId>) -> Command {
+    let freed = Freed { why: WhyFreed::Released, at: WallTime::from_unix_ms(9) };
+    Command::Release { jobs, freed }
 }
 
 fn task(text: &str) -> TaskId {
@@ -132,7 +146,7 @@ impl goldenscript::Runner for Runner {
                     job: job(*id),
                     label: "q".to_owned(),
                     graph: graph(stages),
-                    submitted_unix_ms: self.0.now_ms,
+                    submitted_at: WallTime::from_unix_ms(self.0.now_ms),
                 };
                 self.0.commit(submit);
             }
@@ -185,6 +199,12 @@ impl goldenscript::Runner for Runner {
                 }
             }
             ScriptCommand::Pass(ms) => self.0.pass(*ms),
+            ScriptCommand::Minutes(minutes) => {
+                self.0.pass(minutes * 60_000);
+                let told = std::mem::take(&mut self.0.story);
+                let told = told.lines().filter(|line| !line.ends_with("inventory?"));
+                self.0.story = told.map(|line| format!("{line}\n")).collect();
+            }
             ScriptCommand::Up(id) => self.0.up(*id),
             ScriptCommand::Down(id) => self.0.down(*id),
             ScriptCommand::Kill(id) => self.0.kill(*id),
@@ -192,11 +212,17 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Speak(id) => self.0.workers.get_mut(id).ok_or("no such node")?.silent = false,
             ScriptCommand::Elect => self.0.elect(),
             ScriptCommand::Cancel(id) => drop(self.0.commit(cancel(*id))),
-            ScriptCommand::Release(id) => drop(self.0.commit(Command::Release { jobs: vec![job(*id)] })),
+            ScriptCommand::Release(id) => drop(self.0.commit(release(vec![job(*id)]))),
             ScriptCommand::Attend { job: id, node } => {
                 for (worker_id, worker) in &mut self.0.workers {
                     worker.sessions.remove(&job(*id));
                     worker.sessions.extend((Some(*worker_id) == *node).then_some(job(*id)));
+                }
+            }
+            ScriptCommand::Read { job: id, node } => {
+                for (worker_id, worker) in &mut self.0.workers {
+                    worker.reading.remove(&job(*id));
+                    worker.reading.extend((Some(*worker_id) == *node).then_some(job(*id)));
                 }
             }
             ScriptCommand::Close(id) => drop(self.0.commit(close(*id))),
@@ -294,7 +320,7 @@ proptest! {
                 job: job(number as u64),
                 label: String::new(),
                 graph: graph(stages),
-                submitted_unix_ms: 0,
+                submitted_at: WallTime::from_unix_ms(0),
             };
             world.commit(submit);
         }
@@ -381,7 +407,7 @@ proptest! {
         }
         // And what is released is freed everywhere, in time on nodes that were away too.
         let all: Vec<_> = world.state.jobs().keys().copied().collect();
-        world.commit(Command::Release { jobs: all });
+        world.commit(release(all));
         world.pass(ORPHAN_MS + RECONCILE_MS + 1_000);
         for (id, worker) in &world.workers {
             let left = worker.held.len() + worker.running.len();
@@ -403,7 +429,7 @@ fn a_large_mesh_is_scheduled_to_the_end() {
             job: job(number),
             label: String::new(),
             graph: graph.clone(),
-            submitted_unix_ms: 0,
+            submitted_at: WallTime::from_unix_ms(0),
         };
         world.commit(submit);
     }

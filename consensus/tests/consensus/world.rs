@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use floe_consensus::scheduler::QUEUE_AHEAD;
-use floe_consensus::{Command, Effect, Entry, Event, Input, Scheduler, StateMachine};
+use floe_consensus::{Command, Effect, Entry, Event, Input, Now, Scheduler, StateMachine};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
     AttemptId, Exchange, Failure, Fence, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed,
-    Read, RequestId, Stage, StageGraph, StageId, StageInput, TaskId, TaskSpec, Work,
+    Read, RequestId, Stage, StageGraph, StageId, StageInput, TaskId, TaskSpec, WallTime, Work,
 };
 
 use crate::cluster::{ERA, MESH, member};
@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) held: BTreeMap<TaskId, OutputMeta>,
     /// Standing jobs whose drivers are connected to it.
     pub(crate) sessions: BTreeSet<JobId>,
+    /// Jobs whose results drivers read through it.
+    pub(crate) reading: BTreeSet<JobId>,
 }
 
 impl World {
@@ -50,7 +52,7 @@ impl World {
         let mut state = StateMachine::default();
         let genesis = Command::Genesis { mesh: MESH, member: member(1) };
         state.apply(1, &Entry { request: RequestId(1), command: genesis });
-        let scheduler = Scheduler::new(Fence { era: ERA, term: 1 }, 0, &state);
+        let scheduler = Scheduler::new(Fence { era: ERA, term: 1 }, Now::at(0), &state);
         Self {
             now_ms: 0,
             term: 1,
@@ -100,13 +102,15 @@ impl World {
         worker.running.clear();
         worker.held.clear();
         worker.sessions.clear();
+        worker.reading.clear();
         self.down(id);
     }
 
     /// Another node is elected and starts from the replicated state.
     pub(crate) fn elect(&mut self) {
         self.term += 1;
-        self.scheduler = Scheduler::new(Fence { era: ERA, term: self.term }, self.now_ms, &self.state);
+        self.scheduler =
+            Scheduler::new(Fence { era: ERA, term: self.term }, Now::at(self.now_ms), &self.state);
         let ids: Vec<_> = self.workers.iter().map(|(id, worker)| (*id, worker.connected)).collect();
         for (id, connected) in ids {
             if connected {
@@ -136,7 +140,7 @@ impl World {
             stage: attempt.task.stage,
             partition: attempt.task.partition,
             node: NodeId(id),
-            started_unix_ms: self.now_ms,
+            started_at: WallTime::from_unix_ms(self.now_ms),
             elapsed_ms: 100,
         };
         if self.workers[&id].connected && !self.workers[&id].silent {
@@ -191,7 +195,7 @@ impl World {
             return;
         }
         while let Some(input) = self.inputs.front().cloned() {
-            for effect in self.scheduler.step(self.now_ms, input) {
+            for effect in self.scheduler.step(Now::at(self.now_ms), input) {
                 match effect {
                     Effect::Send(node, message) => self.receive(node.0, message),
                     Effect::Propose(command) => {
@@ -243,7 +247,8 @@ impl World {
                     let held = worker.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
                     let running = worker.running.keys().copied().collect();
                     let sessions = worker.sessions.iter().copied().collect();
-                    let inventory = Inventory { fence, held, runs: vec![], running, sessions, load };
+                    let reading = worker.reading.iter().copied().collect();
+                    let inventory = Inventory { fence, held, runs: vec![], running, sessions, reading, load };
                     self.step(Input::Inventory { node: NodeId(id), inventory });
                 }
             }
@@ -387,8 +392,8 @@ fn describe(command: &Command) -> String {
             format!("stage {}/{stage} done at [{}], {} runs", job.0, places.join(" "), runs.len())
         }
         Command::EndJob { job, phase, .. } => format!("end of job {}: {}", job.0, phase.name()),
-        Command::Release { jobs } => {
-            format!("release of {:?}", jobs.iter().map(|job| job.0).collect::<Vec<_>>())
+        Command::Release { jobs, freed } => {
+            format!("release of {:?} ({:?})", jobs.iter().map(|job| job.0).collect::<Vec<_>>(), freed.why)
         }
         other => format!("{other:?}"),
     }

@@ -224,10 +224,9 @@ async fn collect(mesh: &Mesh, job: &Job, before: Option<JobStatus>) -> anyhow::R
             status.timeline.push(run);
         }
     }
-    let elapsed_ms =
-        status.ended_unix_ms.unwrap_or(status.submitted_unix_ms).saturating_sub(status.submitted_unix_ms);
+    let elapsed = status.submitted_at.span_to(status.ended_at.unwrap_or(status.submitted_at));
     say(format_args!("{}", indent(&result.to_string())))?;
-    say(format_args!("   which task ran where, in {}:", table::span_ms(elapsed_ms)))?;
+    say(format_args!("   which task ran where, in {}:", table::span(elapsed)))?;
     say(format_args!("{}", indent(&timeline::draw(&status, &mesh.status().await?))))?;
     job.release().await?;
     Ok(result)

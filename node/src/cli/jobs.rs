@@ -1,10 +1,10 @@
 //! `floe jobs`
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use clap::Args;
 use floe_client::json;
-use floe_protocol::JobStatus;
+use floe_protocol::{JobStatus, WallTime};
 use serde_json::Value;
 
 use super::connect::ConnectArgs;
@@ -27,7 +27,9 @@ pub(super) struct JobsArgs {
 pub(super) async fn run(args: JobsArgs) -> anyhow::Result<End> {
     let jobs = args.connect.mesh().await?.jobs().await?;
     match args.format {
-        ListFormat::Table => output::print(format_args!("{}", as_table(&jobs, unix_ms())))?,
+        ListFormat::Table => {
+            output::print(format_args!("{}", as_table(&jobs, WallTime::of(SystemTime::now()))))?
+        }
         ListFormat::Json => {
             let jobs: Vec<_> = jobs.iter().map(json::job).collect();
             output::print(format_args!("{:#}\n", Value::from(jobs)))?;
@@ -36,18 +38,18 @@ pub(super) async fn run(args: JobsArgs) -> anyhow::Result<End> {
     Ok(End::Done)
 }
 
-fn as_table(jobs: &[JobStatus], now_unix_ms: u64) -> String {
+fn as_table(jobs: &[JobStatus], now: WallTime) -> String {
     let rows: Vec<_> = jobs
         .iter()
         .map(|job| {
             let (done, tasks) = job.tasks();
-            let end = job.ended_unix_ms.unwrap_or(now_unix_ms);
+            let end = job.ended_at.unwrap_or(now);
             [
                 job.id.to_string(),
                 job.phase.name().to_owned(),
                 format!("{done}/{tasks}"),
-                table::span_ms(now_unix_ms.saturating_sub(job.submitted_unix_ms)),
-                table::span_ms(end.saturating_sub(job.submitted_unix_ms)),
+                table::span(job.submitted_at.span_to(now)),
+                table::span(job.submitted_at.span_to(end)),
                 shorten(&job.label),
             ]
         })
@@ -61,8 +63,4 @@ fn shorten(label: &str) -> String {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

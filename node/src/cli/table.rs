@@ -1,6 +1,7 @@
 //! Plain text tables for people: columns in line, no borders, no colours.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 /// Lays rows out under their headers.
 pub(super) fn layout<const N: usize>(headers: [&str; N], rows: &[[String; N]]) -> String {
@@ -57,6 +58,11 @@ pub(super) fn count(count: u64) -> String {
 }
 
 /// Spans of time for people: `12 ms`, `3.4 s`, `2 min 5 s`.
+/// The same of a duration.
+pub(super) fn span(span: Duration) -> String {
+    span_ms(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+}
+
 pub(super) fn span_ms(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),

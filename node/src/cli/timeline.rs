@@ -27,9 +27,9 @@ pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
         mesh.nodes.iter().map(|node| (node.member.id, node.member.name.as_str())).collect();
     let name = |node: NodeId| names.get(&node).map_or_else(|| node.to_string(), |name| (*name).to_owned());
     let mut runs: Vec<&TaskRun> = job.timeline.iter().collect();
-    runs.sort_by_key(|run| (run.started_unix_ms, run.stage, run.partition));
+    runs.sort_by_key(|run| (run.started_at.unix_ms(), run.stage, run.partition));
     let (Some(begin), Some(end)) =
-        (runs.iter().map(|run| run.started_unix_ms).min(), runs.iter().map(|run| ended(run)).max())
+        (runs.iter().map(|run| run.started_at.unix_ms()).min(), runs.iter().map(|run| ended(run)).max())
     else {
         return "no task ran".to_owned();
     };
@@ -39,7 +39,7 @@ pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
     let gap = " ".repeat((WIDTH as usize).saturating_sub(4 + span.len()));
     let mut text = format!("{:8}{:node_width$}   0 ms{gap}{span}\n", "task", "node");
     for run in runs.iter().take(MAX_DRAWN) {
-        let from = (run.started_unix_ms - begin) * WIDTH / span_ms;
+        let from = (run.started_at.unix_ms() - begin) * WIDTH / span_ms;
         let to = ((ended(run) - begin) * WIDTH).div_ceil(span_ms).clamp(from + 1, WIDTH.max(from + 1));
         let from = from.min(WIDTH - 1);
         let to = to.min(WIDTH);
@@ -75,12 +75,12 @@ pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
 }
 
 fn ended(run: &TaskRun) -> u64 {
-    run.started_unix_ms.saturating_add(run.elapsed_ms)
+    run.started_at.unix_ms().saturating_add(run.elapsed_ms)
 }
 
 #[cfg(test)]
 mod tests {
-    use floe_protocol::{JobId, JobPhase, StageId};
+    use floe_protocol::{JobId, JobPhase, StageId, WallTime};
 
     use super::*;
 
@@ -90,14 +90,15 @@ mod tests {
             label: String::new(),
             phase: JobPhase::Succeeded,
             stages: Vec::new(),
-            submitted_unix_ms: 0,
-            ended_unix_ms: None,
+            submitted_at: WallTime::default(),
+            ended_at: None,
             timeline,
         }
     }
 
-    fn run(partition: u32, node: u64, started_unix_ms: u64, elapsed_ms: u64) -> TaskRun {
-        TaskRun { stage: StageId(0), partition, node: NodeId(node), started_unix_ms, elapsed_ms }
+    fn run(partition: u32, node: u64, started_ms: u64, elapsed_ms: u64) -> TaskRun {
+        let started_at = WallTime::from_unix_ms(started_ms);
+        TaskRun { stage: StageId(0), partition, node: NodeId(node), started_at, elapsed_ms }
     }
 
     #[test]

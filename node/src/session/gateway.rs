@@ -394,13 +394,14 @@ impl Gateway<'_> {
     /// Opens seats at nodes that are new, and ends with the session's job.
     async fn look(&mut self) -> Result<(), Failure> {
         let session = self.session;
-        if let Some(job) = self.mailbox.ask(|reply| Ask::Job(session, reply)).await?
-            && job.phase.is_terminal()
-        {
-            return Err(match job.phase {
-                floe_protocol::JobPhase::Failed(failure) => failure,
-                _ => Failure::Cancelled,
-            });
+        match self.mailbox.ask(|reply| Ask::Job(session, reply)).await? {
+            Ok(floe_protocol::JobStatus { phase: floe_protocol::JobPhase::Failed(failure), .. }) => {
+                return Err(failure);
+            }
+            Ok(job) if job.phase.is_terminal() => return Err(Failure::Cancelled),
+            Err(Failure::Freed { .. }) => return Err(Failure::Cancelled),
+            // A node that is behind does not know it yet.
+            Ok(_) | Err(_) => {}
         }
         let status = self.mailbox.ask(Ask::Status).await?;
         for info in status.nodes {

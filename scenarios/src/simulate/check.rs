@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use floe_consensus::Event;
-use floe_protocol::{AttemptId, Era, Failure, Fence, JobId, NodeId, RequestId};
+use floe_protocol::{AttemptId, Era, Failure, Fence, Freed, JobId, NodeId, RequestId, WhyFreed};
 
 use super::node::{Node, Note};
 
@@ -36,6 +36,8 @@ pub(super) struct Checker {
     fences: BTreeMap<Life, Fence>,
     assigned: BTreeMap<(Era, AttemptId), (NodeId, Fence)>,
     left: BTreeSet<(NodeId, Era)>,
+    /// Jobs whose results their drivers do not want any more.
+    unwanted: BTreeSet<JobId>,
     /// Nodes of an era that died of a job.
     died_of: BTreeMap<(Option<Era>, JobId), Vec<NodeId>>,
 }
@@ -52,6 +54,11 @@ impl Checker {
         if ended {
             promise.ended = Some(promise.ended.map_or(term, |earlier| earlier.min(term)));
         }
+    }
+
+    /// A driver is about to say that it does not want a job's result any more.
+    pub(super) fn unwanted(&mut self, job: JobId) {
+        self.unwanted.insert(job);
     }
 
     /// The jobs that drivers know to be accepted.
@@ -189,6 +196,9 @@ impl Checker {
                 }
                 self.promised(*job, true, fence);
             }
+            Event::JobsFreed { jobs, freed } => {
+                return jobs.iter().try_for_each(|job| self.may_be_freed(id, *job, *freed));
+            }
             // An era that has ended refuses what it did before.
             Event::Applied { outcome: Err(Failure::Unavailable { .. }), .. } => {}
             Event::Applied { request, outcome } => {
@@ -202,6 +212,19 @@ impl Checker {
             }
             Event::Yielded { to, .. } => return self.hands_over(era, *to),
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A result goes when nobody wants it, or when it is lost. No run lasts as long as a lease.
+    fn may_be_freed(&self, id: u64, job: JobId, freed: Freed) -> Result<(), String> {
+        let wanted = match freed.why {
+            WhyFreed::Released => !self.unwanted.contains(&job),
+            WhyFreed::Expired => true,
+            WhyFreed::Lost | WhyFreed::Failed | WhyFreed::Cancelled | WhyFreed::Closed => false,
+        };
+        if wanted {
+            return Err(format!("n{id} frees the result of job {job} while it is wanted: {freed}"));
         }
         Ok(())
     }

@@ -9,6 +9,8 @@ use super::dice::Dice;
 use super::disk::Fate;
 use super::network::Weather;
 
+const HOUR_MS: u64 = 3_600_000;
+
 /// One thing that goes wrong, and for how long.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
@@ -22,11 +24,13 @@ pub(super) enum Fault {
     Write { node: NodeId, fate: Fate, down_ms: u64 },
     /// A process does nothing for a while, and then goes on as if nothing had been.
     Pause { node: NodeId, ms: u64 },
+    /// A machine sleeps for a while, longer by its own account: hours in which little happens elsewhere.
+    Sleep { node: NodeId, ms: u64, told_ms: u64 },
     /// Links lose everything, in the directions given.
     Cut { links: BTreeSet<(NodeId, NodeId)>, ms: u64 },
     /// The network loses, repeats, reorders and delays messages.
     Weather { weather: Weather, ms: u64 },
-    /// A node's clock jumps.
+    /// A node's wall clock is set.
     Clock { node: NodeId, by_ms: i64 },
     /// So many voters that the rest cannot decide are killed, and somebody has the mesh recovered meanwhile.
     LostQuorum { nodes: Vec<NodeId>, down_ms: u64, recover_after_ms: u64 },
@@ -48,12 +52,15 @@ impl fmt::Display for Fault {
                 write!(f, "n{}'s next write: {fate:?}, down for {down_ms} ms", node.0)
             }
             Self::Pause { node, ms } => write!(f, "pause n{} for {ms} ms", node.0),
+            Self::Sleep { node, ms, told_ms } => {
+                write!(f, "n{} sleeps for {ms} ms, by its clocks {told_ms} ms", node.0)
+            }
             Self::Cut { links, ms } => {
                 let links: Vec<_> = links.iter().map(|(a, b)| format!("{}>{}", a.0, b.0)).collect();
                 write!(f, "cut {} for {ms} ms", links.join(" "))
             }
             Self::Weather { weather, ms } => write!(f, "{weather:?} for {ms} ms"),
-            Self::Clock { node, by_ms } => write!(f, "n{}'s clock jumps by {by_ms} ms", node.0),
+            Self::Clock { node, by_ms } => write!(f, "n{}'s wall clock jumps by {by_ms} ms", node.0),
             Self::LostQuorum { nodes, down_ms, recover_after_ms } => {
                 let nodes: Vec<_> = nodes.iter().map(|node| format!("n{}", node.0)).collect();
                 write!(f, "kill {} for {down_ms} ms, recover after {recover_after_ms} ms", nodes.join(" "))
@@ -90,7 +97,11 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
             let fate = dice.pick(&[Fate::Full, Fate::Lost, torn, torn, Fate::Kept])?;
             Fault::Write { node, fate, down_ms: dice.between(20..=5_000) }
         }
-        40..=54 => Fault::Pause { node, ms: while_ms },
+        40..=50 => Fault::Pause { node, ms: while_ms },
+        51..=54 => {
+            let told_ms = if dice.chance(500) { while_ms } else { while_ms + dice.between(0..=3 * HOUR_MS) };
+            Fault::Sleep { node, ms: while_ms, told_ms }
+        }
         55..=64 => Fault::Cut { links: halves(dice, nodes), ms: while_ms },
         65..=71 => {
             let links = nodes.iter().filter(|other| **other != node).map(|other| (node, *other));
@@ -110,7 +121,7 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
             };
             Fault::Weather { weather, ms: while_ms }
         }
-        88..=92 => Fault::Clock { node, by_ms: dice.between(0..=13_000) as i64 - 3_000 },
+        88..=92 => Fault::Clock { node, by_ms: dice.between(0..=4 * HOUR_MS) as i64 - 2 * HOUR_MS as i64 },
         93..=96 => Fault::Join,
         97..=99 => Fault::Leave { node },
         100..=102 => {

@@ -5,8 +5,8 @@ use floe_consensus::{Command, Entry};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::message::Assignment;
 use floe_protocol::{
-    Exchange, JobId, JobPhase, NodeId, OutputMeta, Placed, Read, RequestId, Stage, StageGraph, StageId,
-    StageInput, TaskId, TaskSpec, Work,
+    Exchange, Freed, JobId, JobPhase, NodeId, OutputMeta, Placed, Read, RequestId, Stage, StageGraph,
+    StageId, StageInput, TaskId, TaskSpec, WallTime, WhyFreed, Work,
 };
 
 use super::dice::Dice;
@@ -26,7 +26,7 @@ pub(super) struct Order {
 
 impl Order {
     /// A new job, submitted while `nodes` run.
-    pub(super) fn submit(dice: &mut Dice, number: usize, nodes: &[NodeId], now_ms: u64) -> Self {
+    pub(super) fn submit(dice: &mut Dice, number: usize, nodes: &[NodeId], now: WallTime) -> Self {
         let job = JobId(number as u64 + 1);
         let graph = graph(dice, nodes);
         let mut frames = Vec::new();
@@ -36,42 +36,42 @@ impl Order {
                 (TaskId { job, stage: stage.id, partition: partition as u32 }, placed.clone())
             }));
         }
-        let command = Command::Submit { job, label: format!("job {job}"), graph, submitted_unix_ms: now_ms };
+        let command = Command::Submit { job, label: format!("job {job}"), graph, submitted_at: now };
         Self::new(number, job, command, frames)
     }
 
     /// A new standing job: calls that its driver is about to make.
-    pub(super) fn stand(number: usize, now_ms: u64) -> Self {
+    pub(super) fn stand(number: usize, now: WallTime) -> Self {
         let job = JobId(number as u64 + 1);
         let mut calls = stage(0, 1, Vec::new());
         calls.work = Work::Calls;
         let graph = StageGraph { stages: vec![calls], schema: Bytes::new() };
-        let command =
-            Command::Submit { job, label: format!("calls {job}"), graph, submitted_unix_ms: now_ms };
+        let command = Command::Submit { job, label: format!("calls {job}"), graph, submitted_at: now };
         Self::new(number, job, command, Vec::new())
     }
 
     /// The end of a standing job, whose driver makes no more calls.
-    pub(super) fn close(number: usize, job: JobId, now_ms: u64) -> Self {
+    pub(super) fn close(number: usize, job: JobId, now: WallTime) -> Self {
         let command = Command::StageDone {
             job,
             stage: StageId(0),
             outputs: vec![Placed::default()],
             runs: Vec::new(),
-            ended_unix_ms: now_ms,
+            ended_at: now,
         };
         Self::new(number, job, command, Vec::new())
     }
 
     /// The end of a job that is not wanted any more.
-    pub(super) fn cancel(number: usize, job: JobId, now_ms: u64) -> Self {
-        let command = Command::EndJob { job, phase: JobPhase::Cancelled, ended_unix_ms: now_ms };
+    pub(super) fn cancel(number: usize, job: JobId, now: WallTime) -> Self {
+        let command = Command::EndJob { job, phase: JobPhase::Cancelled, ended_at: now };
         Self::new(number, job, command, Vec::new())
     }
 
     /// The end of the wish to keep a job's result.
-    pub(super) fn release(number: usize, job: JobId) -> Self {
-        Self::new(number, job, Command::Release { jobs: vec![job] }, Vec::new())
+    pub(super) fn release(number: usize, job: JobId, now: WallTime) -> Self {
+        let freed = Freed { why: WhyFreed::Released, at: now };
+        Self::new(number, job, Command::Release { jobs: vec![job], freed }, Vec::new())
     }
 
     fn new(number: usize, job: JobId, command: Command, frames: Vec<(TaskId, Placed)>) -> Self {

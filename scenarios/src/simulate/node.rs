@@ -12,7 +12,7 @@ use floe_consensus::membership::{Configuration, Decision, genesis};
 use floe_consensus::participant::Error;
 use floe_consensus::replica::{Config, OpenError, TICK_MS};
 use floe_consensus::{
-    Action, Command, Entry, Event, LogStore, Order, Participant, ProposeError, Replica, StateMachine,
+    Action, Command, Entry, Event, LogStore, Order, Participant, ProposeError, Reading, Replica, StateMachine,
 };
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, MeshView, Report};
@@ -43,9 +43,6 @@ const MAX_HOPS: u32 = 2;
 
 /// How often a node ticks.
 pub(super) const NODE_TICK_MS: u64 = TICK_MS;
-
-/// Clocks show the year 2023 when a run begins.
-pub(super) const EPOCH_MS: u64 = 1_700_000_000_000;
 
 /// What travels between nodes.
 #[derive(Clone, Debug)]
@@ -140,7 +137,7 @@ pub(super) struct Start {
     pub(super) election_ticks: usize,
     pub(super) checkpoint_entries: u64,
     pub(super) kept_entries: u64,
-    pub(super) now_ms: u64,
+    pub(super) reading: Reading,
     /// Whether it was told whom to join, so that it never founds a mesh while it finds nobody.
     pub(super) joins: bool,
     pub(super) bug: Option<Bug>,
@@ -159,8 +156,8 @@ struct Forwarded {
 pub(super) struct Node {
     pub(super) participant: Participant<Disk>,
     pub(super) out: Vec<Out>,
-    /// The node's own clock.
-    pub(super) now_ms: u64,
+    /// What its machine's clocks show.
+    pub(super) reading: Reading,
     pub(super) held: BTreeMap<TaskId, OutputMeta>,
     /// Standing jobs whose drivers are connected to it.
     pub(super) sessions: BTreeSet<JobId>,
@@ -185,7 +182,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn start(start: Start, disk: Disk) -> Result<Self, OpenError> {
-        let Start { member, election_ticks, checkpoint_entries, kept_entries, now_ms, joins, bug } = start;
+        let Start { member, election_ticks, checkpoint_entries, kept_entries, reading, joins, bug } = start;
         let mut config = Config::new(member.id);
         // One value to choose from leaves nothing to chance outside of the seed.
         config.election_ticks = election_ticks..election_ticks + 1;
@@ -195,9 +192,9 @@ impl Node {
         // Ids that nobody else chooses: the participant's, and those of what is asked here.
         let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation) << 40;
         Ok(Self {
-            participant: Participant::new(member, replica, RequestId(request), now_ms),
+            participant: Participant::new(member, replica, RequestId(request), reading),
             out: Vec::new(),
-            now_ms,
+            reading,
             held: BTreeMap::new(),
             sessions: BTreeSet::new(),
             peers: BTreeSet::new(),
@@ -210,13 +207,17 @@ impl Node {
             views: BTreeMap::new(),
             attempts: Vec::new(),
             started: BTreeMap::new(),
-            looking_since_ms: now_ms,
+            looking_since_ms: reading.awake_ms,
             look_due_ms: 0,
             ask_due_ms: 0,
             leaving_since_ms: None,
             joins,
             bug,
         })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.reading.awake_ms
     }
 
     pub(super) fn id(&self) -> NodeId {
@@ -251,7 +252,7 @@ impl Node {
     }
 
     pub(super) fn leave(&mut self) {
-        self.leaving_since_ms.get_or_insert(self.now_ms);
+        self.leaving_since_ms.get_or_insert(self.now_ms());
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -260,35 +261,35 @@ impl Node {
 
     /// [`TICK_MS`] passed.
     pub(super) fn tick(&mut self) {
-        self.participant.tick(self.now_ms);
-        if self.now_ms >= self.look_due_ms {
-            self.look_due_ms = self.now_ms + LOOK_INTERVAL_MS;
+        self.participant.tick(self.reading);
+        if self.now_ms() >= self.look_due_ms {
+            self.look_due_ms = self.now_ms() + LOOK_INTERVAL_MS;
             self.keep_place();
         }
     }
 
     pub(super) fn peer_up(&mut self, peer: NodeId) {
         self.peers.insert(peer);
-        self.participant.connected(self.now_ms, peer);
+        self.participant.connected(self.reading, peer);
     }
 
     pub(super) fn peer_down(&mut self, peer: NodeId) {
         self.peers.remove(&peer);
         self.views.remove(&peer);
-        self.participant.disconnected(self.now_ms, peer);
+        self.participant.disconnected(self.reading, peer);
     }
 
     pub(super) fn receive(&mut self, from: NodeId, wire: Wire) {
         match wire {
             Wire::Peer(message) => {
                 self.go_wrong(&message);
-                self.participant.receive(self.now_ms, from, message);
+                self.participant.receive(self.reading, from, message);
             }
             Wire::AskView => {
                 let view = self.participant.view();
                 self.send(from, Wire::View(Box::new(view)));
             }
-            Wire::View(view) => drop(self.views.insert(from, (*view, self.now_ms))),
+            Wire::View(view) => drop(self.views.insert(from, (*view, self.now_ms()))),
             Wire::Propose { call, entry } => self.propose(entry, Asker::Peer(from, call)),
             Wire::Answer { call, proposed } => {
                 let Some(Forwarded { entry, asker, hops }) = self.forwarded.remove(&call) else { return };
@@ -331,7 +332,7 @@ impl Node {
     pub(super) fn end_task(&mut self, attempt: AttemptId, outcome: Result<OutputMeta, Failure>) {
         let Some(assignment) = self.running(attempt) else { return };
         let fence = assignment.fence;
-        let since_ms = self.started.get(&attempt).copied().unwrap_or(self.now_ms);
+        let since_ms = self.started.get(&attempt).copied().unwrap_or(self.now_ms());
         self.attempts.retain(|assignment| assignment.attempt != attempt);
         self.started.remove(&attempt);
         let outcome = outcome.map(|meta| match self.held.get(&attempt.task) {
@@ -345,8 +346,8 @@ impl Node {
             stage: attempt.task.stage,
             partition: attempt.task.partition,
             node: self.id(),
-            started_unix_ms: since_ms,
-            elapsed_ms: self.now_ms.saturating_sub(since_ms),
+            started_at: self.reading.wall,
+            elapsed_ms: self.now_ms().saturating_sub(since_ms),
         };
         if outcome.is_ok() {
             self.runs.insert(attempt.task, run.clone());
@@ -406,7 +407,7 @@ impl Node {
     fn fill_slots(&mut self) {
         for assignment in self.attempts.iter().take(self.participant.member().slots as usize) {
             if !self.started.contains_key(&assignment.attempt) {
-                self.started.insert(assignment.attempt, self.now_ms);
+                self.started.insert(assignment.attempt, self.now_ms());
                 self.out.push(Out::Run(assignment.clone()));
             }
         }
@@ -432,6 +433,7 @@ impl Node {
             held: self.held.iter().map(|(task, meta)| (*task, meta.clone())).collect(),
             runs: self.runs.iter().map(|(task, run)| (*task, run.clone())).collect(),
             running: self.attempts.iter().map(|assignment| assignment.attempt).collect(),
+            reading: Vec::new(),
             sessions: self.sessions.iter().copied().collect(),
             load: self.load(),
         }
@@ -499,7 +501,7 @@ impl Node {
                     self.answer(asker, Proposed::Applied(outcome.clone(), fence));
                 }
             }
-            Event::JobsFreed { jobs } => self.free(jobs),
+            Event::JobsFreed { jobs, .. } => self.free(jobs),
             Event::LeaderChanged { leader, .. } => self.answer_all(Proposed::NotLeader(*leader)),
             _ => {}
         }
@@ -516,7 +518,7 @@ impl Node {
     fn left(&mut self, era: Era) {
         self.stop_tasks(|_| true);
         self.answer_all(Proposed::NotLeader(None));
-        self.looking_since_ms = self.now_ms;
+        self.looking_since_ms = self.now_ms();
         self.out.push(Out::Note(Note::Left(era)));
     }
 
@@ -534,10 +536,10 @@ impl Node {
     /// Makes this start known to the mesh. One that was removed while it was away hears of no leader by itself:
     /// it asks its peers.
     fn come_back(&mut self) {
-        if self.now_ms < self.ask_due_ms {
+        if self.now_ms() < self.ask_due_ms {
             return self.ask_for_views();
         }
-        self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
+        self.ask_due_ms = self.now_ms() + ASK_INTERVAL_MS;
         let entry = self.entry(Command::Join { member: self.member().clone() });
         let own = self.era();
         let same = self.views.values().filter(|(view, _)| view.era == own);
@@ -550,7 +552,7 @@ impl Node {
     }
 
     fn ask_for_views(&mut self) {
-        let since_ms = self.now_ms.saturating_sub(VIEW_MS);
+        let since_ms = self.now_ms().saturating_sub(VIEW_MS);
         self.views.retain(|_, (_, at_ms)| *at_ms >= since_ms);
         for peer in self.peers.clone() {
             self.send(peer, Wire::AskView);
@@ -558,15 +560,15 @@ impl Node {
     }
 
     fn go(&mut self, since_ms: u64) {
-        if self.era().is_none() || self.now_ms >= since_ms + LEAVE_PATIENCE_MS {
+        if self.era().is_none() || self.now_ms() >= since_ms + LEAVE_PATIENCE_MS {
             self.out.push(Out::Stop { clean: false });
         } else if self.has_left() {
             // Only the leader knows whether the vote still counts.
             if let Some(leader) = self.participant.leader() {
                 self.send(leader, Wire::AskNeeded);
             }
-        } else if self.now_ms >= self.ask_due_ms {
-            self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
+        } else if self.now_ms() >= self.ask_due_ms {
+            self.ask_due_ms = self.now_ms() + ASK_INTERVAL_MS;
             let entry = self.entry(Command::Leave { node: self.id() });
             self.ask(entry, Asker::Nobody);
         }
@@ -583,16 +585,16 @@ impl Node {
         }
         let views = self.views.iter().map(|(node, (view, _))| (*node, view.clone())).collect();
         let left = self.participant.replica().log().left();
-        let elapsed_ms = self.now_ms.saturating_sub(self.looking_since_ms);
+        let elapsed_ms = self.now_ms().saturating_sub(self.looking_since_ms);
         match genesis(self.id(), &views, left, elapsed_ms, None) {
-            Decision::Join { through, .. } if self.now_ms >= self.ask_due_ms => {
-                self.ask_due_ms = self.now_ms + ASK_INTERVAL_MS;
+            Decision::Join { through, .. } if self.now_ms() >= self.ask_due_ms => {
+                self.ask_due_ms = self.now_ms() + ASK_INTERVAL_MS;
                 let target = views.get(&through).and_then(|view| view.leader).unwrap_or(through);
                 let entry = self.entry(Command::Join { member: self.member().clone() });
                 self.forward(target, entry, Asker::Nobody, MAX_HOPS);
             }
             Decision::Found => {
-                let mesh = MeshId(u128::from(self.now_ms) << 80 | u128::from(self.id().0));
+                let mesh = MeshId(u128::from(self.now_ms()) << 80 | u128::from(self.id().0));
                 // It can only fail on a log that was used, and then there is a mesh.
                 let _ = self.participant.found(mesh);
             }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use floe_consensus::state_machine::MAX_STAGE_TASKS;
-use floe_consensus::{Command, Effect, Entry, Event, Input, Scheduler, StateMachine};
+use floe_consensus::{Command, Effect, Entry, Event, Input, Now, Scheduler, StateMachine};
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
-    Era, Exchange, Fence, JobId, Load, Member, MeshId, NodeId, PeerMessage, RequestId, Stage, StageGraph,
-    StageId, TaskSpec, Work,
+    Era, Exchange, Fence, Freed, JobId, Load, Member, MeshId, NodeId, PeerMessage, RequestId, Stage,
+    StageGraph, StageId, TaskSpec, WallTime, WhyFreed, Work,
 };
 
 use super::jobs::made;
@@ -119,7 +119,7 @@ fn measure(nodes: u64) -> Result<Cost> {
         };
         state.apply(id, &Entry { request: RequestId(u128::from(id)), command });
     }
-    let scheduler = Scheduler::new(fence, 0, &state);
+    let scheduler = Scheduler::new(fence, Now::at(0), &state);
     let mut leader = Leader { state, scheduler, now_ms: 0, given: VecDeque::new(), spent: Duration::ZERO };
     for id in (1..=nodes).map(NodeId) {
         let name = format!("n{}", id.0);
@@ -129,6 +129,7 @@ fn measure(nodes: u64) -> Result<Cost> {
             held: vec![],
             runs: vec![],
             running: vec![],
+            reading: Vec::new(),
             sessions: vec![],
             load: Load::default(),
         };
@@ -149,7 +150,8 @@ fn measure(nodes: u64) -> Result<Cost> {
         let status = leader.state.job(JobId(job)).context("the job was refused")?;
         anyhow::ensure!(status.phase.is_terminal(), "job {job} did not end");
         // Its result is not wanted: what it leaves behind is no part of what is measured.
-        leader.commit(Command::Release { jobs: vec![JobId(job)] });
+        let freed = Freed { why: WhyFreed::Released, at: WallTime::default() };
+        leader.commit(Command::Release { jobs: vec![JobId(job)], freed });
     }
     let dispatching = std::mem::take(&mut leader.spent);
     for heartbeat in 0..HEARTBEATS {
@@ -166,7 +168,7 @@ impl Leader {
     /// The scheduler's time counts, and nothing else does.
     fn step(&mut self, input: Input) {
         let start = Instant::now();
-        let effects = self.scheduler.step(self.now_ms, input);
+        let effects = self.scheduler.step(Now::at(self.now_ms), input);
         self.spent += start.elapsed();
         for effect in effects {
             match effect {
@@ -192,7 +194,7 @@ impl Leader {
             unseen_by: vec![],
         };
         let graph = StageGraph { stages: vec![stage], schema: Bytes::new() };
-        self.commit(Command::Submit { job, label: String::new(), graph, submitted_unix_ms: 0 });
+        self.commit(Command::Submit { job, label: String::new(), graph, submitted_at: WallTime::default() });
     }
 
     fn commit(&mut self, command: Command) {
@@ -211,7 +213,7 @@ fn report(node: NodeId, assignment: &Assignment, now_ms: u64) -> Input {
         stage: attempt.task.stage,
         partition: attempt.task.partition,
         node,
-        started_unix_ms: now_ms,
+        started_at: WallTime::from_unix_ms(now_ms),
         elapsed_ms: 50,
     };
     let report = Report { fence, attempt, outcome: Ok(made(assignment)), run };

@@ -27,12 +27,13 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 use super::check::Checker;
+use super::clocks::{Clocks, wall};
 use super::dice::Dice;
 use super::disk::{Disk, Fate};
 use super::faults::{Fault, Targets, draw, halves};
 use super::jobs::{Order, is_poison, is_standing, made};
 use super::network::{Change, Network, Weather};
-use super::node::{Asker, Bug, EPOCH_MS, NODE_TICK_MS, Node, Note, Out, Proposed, Start, Wire};
+use super::node::{Asker, Bug, NODE_TICK_MS, Node, Note, Out, Proposed, Start, Wire};
 
 /// When jobs and faults begin: the mesh is founded by then, unless its nodes do not see each other.
 const BEGIN_MS: u64 = 5_000;
@@ -95,9 +96,10 @@ struct Machine {
     life: u64,
     /// Ticks without a leader before it campaigns, different from all others'.
     patience: usize,
-    /// By how much its clock is wrong.
-    clock_ms: i64,
+    clocks: Clocks,
     paused: bool,
+    /// Since when its machine sleeps, and for how long by its own account.
+    sleeps: Option<(u64, u64)>,
     /// What happened to it while it was paused.
     backlog: Vec<Event>,
     /// How long it stays down after a write that failed.
@@ -304,8 +306,9 @@ impl World {
             fate: Rc::default(),
             life: 0,
             patience: 0,
-            clock_ms: self.dice.between(0..=2_000) as i64 - 1_000,
+            clocks: Clocks::draw(&mut self.dice),
             paused: false,
+            sleeps: None,
             backlog: Vec::new(),
             down_ms: 0,
             gone: false,
@@ -399,7 +402,7 @@ impl World {
             election_ticks,
             checkpoint_entries,
             kept_entries,
-            now_ms: clock(now_ms, machine.clock_ms),
+            reading: machine.clocks.read(now_ms),
             joins: machine.joins,
             bug,
         };
@@ -428,7 +431,7 @@ impl World {
         }
         let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
         let Some(mut node) = machine.node.take() else { return Ok(()) };
-        node.now_ms = clock(self.now_ms, machine.clock_ms);
+        node.reading = machine.clocks.read(self.now_ms);
         act(&mut node);
         let settled = node.settle();
         let mut stops = settled.is_err();
@@ -476,6 +479,7 @@ impl World {
         let Some(node) = machine.node.take() else { return };
         machine.log = node.participant.replica().log().after_crash();
         machine.paused = false;
+        machine.sleeps = None;
         machine.backlog.clear();
         self.network.stopped(id);
         self.after(down_ms.max(1), Event::Boot(id));
@@ -518,6 +522,9 @@ impl World {
             return Ok(());
         }
         machine.paused = false;
+        if let Some((since_ms, told_ms)) = machine.sleeps.take() {
+            machine.clocks.slept(self.now_ms - since_ms, told_ms);
+        }
         let backlog = std::mem::take(&mut machine.backlog);
         self.tell(format!("n{} goes on", id.0));
         let tick_first = self.dice.chance(500);
@@ -648,7 +655,7 @@ impl World {
         let wait_ms = self.dice.between(200..=1_200);
         self.after(wait_ms, Event::Submit);
         let number = self.orders.len();
-        let now_ms = EPOCH_MS + self.now_ms;
+        let now = wall(self.now_ms);
         let promised: Vec<_> = self.checker.promised_jobs().into_iter().collect();
         let running = self.running();
         if running.is_empty() {
@@ -656,10 +663,13 @@ impl World {
             return;
         }
         let order = match (self.dice.between(0..=9), self.dice.pick(&promised)) {
-            (0, Some(job)) => Order::cancel(number, job, now_ms),
-            (1, Some(job)) => Order::release(number, job),
-            (2, _) if self.dice.chance(500) => Order::stand(number, now_ms),
-            _ => Order::submit(&mut self.dice, number, &running, now_ms),
+            (0, Some(job)) => Order::cancel(number, job, now),
+            (1, Some(job)) => {
+                self.checker.unwanted(job);
+                Order::release(number, job, now)
+            }
+            (2, _) if self.dice.chance(500) => Order::stand(number, now),
+            _ => Order::submit(&mut self.dice, number, &running, now),
         };
         for (task, placed) in &order.frames {
             for holder in &placed.nodes {
@@ -704,7 +714,7 @@ impl World {
                 return Ok(());
             }
             let number = self.orders.len();
-            self.orders.push(Order::close(number, job, EPOCH_MS + self.now_ms));
+            self.orders.push(Order::close(number, job, wall(self.now_ms)));
             self.after(0, Event::Drive(number));
             return Ok(());
         }
@@ -775,6 +785,14 @@ impl World {
                     self.after(ms, Event::Resume(node, life));
                 }
             }
+            Fault::Sleep { node, ms, told_ms } => {
+                if let Some(machine) = self.machines.get_mut(&node) {
+                    machine.paused = true;
+                    machine.sleeps = Some((self.now_ms, told_ms));
+                    let life = machine.life;
+                    self.after(ms, Event::Resume(node, life));
+                }
+            }
             Fault::Cut { links, ms } => self.cut(links, ms),
             Fault::Weather { weather, ms } => {
                 self.network.weather = weather;
@@ -782,7 +800,7 @@ impl World {
             }
             Fault::Clock { node, by_ms } => {
                 if let Some(machine) = self.machines.get_mut(&node) {
-                    machine.clock_ms += by_ms;
+                    machine.clocks.set(by_ms);
                 }
             }
             Fault::LostQuorum { nodes, down_ms, recover_after_ms } => {
@@ -1043,10 +1061,6 @@ impl Machine {
             None => self.life > 0 && !self.log.is_empty(),
         }
     }
-}
-
-fn clock(now_ms: u64, off_ms: i64) -> u64 {
-    (EPOCH_MS + now_ms).saturating_add_signed(off_ms)
 }
 
 fn name(attempt: AttemptId) -> String {

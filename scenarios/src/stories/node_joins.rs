@@ -27,9 +27,9 @@ async fn play(scene: &mut Scene, round: &mut Round) -> Result<()> {
     round.tell_at(ready_ms, format!("{} is a member", scene.name(joined)));
     if let Some(status) = scene.judge(round, &job).await? {
         let runs = scene.runs(&status).await?;
-        let later = runs.iter().filter(|run| run.started_unix_ms >= ready_ms).count();
+        let later = runs.iter().filter(|run| run.started_at >= ready_ms).count();
         let mut its_own: Vec<f64> =
-            runs.iter().filter(|run| run.node == joined).map(|run| run.started_unix_ms).collect();
+            runs.iter().filter(|run| run.node == joined).map(|run| run.started_at).collect();
         its_own.sort_by(f64::total_cmp);
         let first = *its_own.first().context("the node that joined got no work")?;
         round.tell_at(

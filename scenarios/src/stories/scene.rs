@@ -99,7 +99,7 @@ pub(super) struct Run {
     pub(super) node: usize,
     /// Stage and partition.
     pub(super) task: (u32, u32),
-    pub(super) started_unix_ms: f64,
+    pub(super) started_at: f64,
     pub(super) elapsed_ms: f64,
 }
 
@@ -223,9 +223,9 @@ impl Scene {
         let mesh = self.cluster.status(living).await?;
         let runs = job.timeline.iter().filter_map(|run| {
             let node = self.cluster.number_of(&mesh, run.node)?;
-            let started_unix_ms = run.started_unix_ms as f64;
+            let started_at = run.started_at.unix_ms() as f64;
             let elapsed_ms = run.elapsed_ms as f64;
-            Some(Run { node, task: (run.stage.0, run.partition), started_unix_ms, elapsed_ms })
+            Some(Run { node, task: (run.stage.0, run.partition), started_at, elapsed_ms })
         });
         Ok(runs.collect())
     }
@@ -242,7 +242,7 @@ impl Scene {
         let ordered = self.done(round, job).into_iter().filter(|done| done.term >= election.term);
         let ordered: Vec<_> = ordered.map(|done| (done.node, done.task)).collect();
         let runs = self.runs(status).await?.into_iter().filter(|run| ordered.contains(&(run.node, run.task)));
-        if let Some(first) = runs.map(|run| run.started_unix_ms).min_by(f64::total_cmp) {
+        if let Some(first) = runs.map(|run| run.started_at).min_by(f64::total_cmp) {
             round.tell_at(first, format!("a first task starts by order of {}", self.name(election.node)));
             round.measured(takeover.scheduling, first - lost_unix_ms);
         }

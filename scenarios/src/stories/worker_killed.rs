@@ -47,11 +47,11 @@ async fn play(scene: &mut Scene, round: &mut Round) -> Result<()> {
     let runs = scene.runs(&status).await?;
     let again = runs
         .iter()
-        .filter(|run| run.node != worker && run.started_unix_ms >= killed_ms && anew.contains(&run.task));
+        .filter(|run| run.node != worker && run.started_at >= killed_ms && anew.contains(&run.task));
     let again: Vec<_> = again.copied().collect();
     // What it ran when it died never came to its end there.
     let ran = again.iter().filter(|run| !by_worker.contains(&run.task));
-    if let Some(last) = ran.map(|run| run.started_unix_ms).max_by(f64::total_cmp) {
+    if let Some(last) = ran.map(|run| run.started_at).max_by(f64::total_cmp) {
         round.tell_at(last, format!("the last task that {} ran runs elsewhere", scene.name(worker)));
         round.measured(&ELSEWHERE, last - killed_ms);
     }

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .errors import PartitionWarning as PartitionWarning
     from .errors import QueryError as QueryError
     from .errors import Refused as Refused
+    from .errors import ResultFreed as ResultFreed
     from .errors import SchemaMismatch as SchemaMismatch
     from .errors import TimeLimitExceeded as TimeLimitExceeded
     from .errors import Unavailable as Unavailable
@@ -94,6 +95,7 @@ _HOME = {
             "PartitionWarning",
             "QueryError",
             "Refused",
+            "ResultFreed",
             "SchemaMismatch",
             "TimeLimitExceeded",
             "Unavailable",

@@ -32,6 +32,7 @@ __all__ = [
     "Cancelled",
     "Exhausted",
     "NoSuchJob",
+    "ResultFreed",
     "Lost",
     "InternalError",
     "NotAFrame",
@@ -162,7 +163,11 @@ class Exhausted(Error):
 
 
 class NoSuchJob(Error, LookupError):
-    """The mesh does not know the job, or no longer."""
+    """The mesh does not know the job. If it ever did, it ended so long ago that it is forgotten."""
+
+
+class ResultFreed(NoSuchJob):
+    """The job has ended, and its result is not kept any more; the sentence says why and since when."""
 
 
 class Lost(Error):
@@ -207,6 +212,7 @@ _BY_KIND: dict[str, type[Error]] = {
     "cancelled": Cancelled,
     "exhausted": Exhausted,
     "no_such_job": NoSuchJob,
+    "freed": ResultFreed,
     "lost": Lost,
     "result_changed": Lost,
     "internal": InternalError,
