@@ -80,6 +80,26 @@ async fn a_driver_goes_on_where_nobody_knows_its_job() {
     }
 }
 
+/// Two workers and a small machine that only votes: any one of them may go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_witness_votes_and_runs_nothing() {
+    let mut cluster = cluster().nodes(3).witnesses(1).start().await.unwrap();
+    let tables = flights(cluster.dir(), "parquet");
+    let status = cluster.status(0).await.unwrap();
+    assert!(status.nodes.iter().all(|node| node.role != NodeRole::Learner), "{status:?}");
+    let witness = status.nodes.iter().find(|node| node.member.slots == 0).unwrap().member.id;
+    let worker = usize::from(cluster.leader().await.unwrap() == 0);
+    // Its driver may well be connected to it.
+    let mesh = cluster.client(2).await.unwrap();
+    let job = half_done(&mesh, &tables).await;
+    cluster.node(worker).kill().await.unwrap();
+    let found = job.collect().await.unwrap();
+    same_rows(&found, &tables.run(&slow_query()).unwrap(), false).unwrap();
+    let ran = ended(&job).await.timeline;
+    assert!(!ran.is_empty() && ran.iter().all(|run| run.node != witness), "{ran:?}");
+    assert_eq!(cluster.status(2).await.unwrap().era.unwrap().epoch, 1, "a majority was there all along");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_data_directory_and_a_foreign_log_are_refused() {
     let mut cluster = cluster().nodes(3).start().await.unwrap();

@@ -1,7 +1,5 @@
 //! A short pass of every story that `cargo run -p floe-scenarios -- run` plays at length: one round each, on a
 //! fixed seed.
-//!
-//! Not among them are `quorum-lost` and `mesh-of-two`.
 
 use floe_scenarios::stories::{self, Order};
 
@@ -47,6 +45,7 @@ stories! {
     five_boot_at_once: "simultaneous-boot", Some(5);
     quorum_lost: "quorum-lost", None;
     mesh_of_two: "mesh-of-two", None;
+    two_cut: "two-cut", None;
 }
 
 #[tokio::test]

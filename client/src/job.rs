@@ -177,6 +177,14 @@ impl Job {
         if status.phase.is_terminal() {
             self.saw_end();
         }
+        if let Some(other) = status.other_ends.first() {
+            tracing::warn!(
+                job = %self.id,
+                "the job is {}, and in a part of the mesh that was cut off it was {}",
+                status.phase.name(),
+                other.name()
+            );
+        }
     }
 
     /// Notes that the job has ended.

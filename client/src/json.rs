@@ -64,6 +64,7 @@ pub fn job(status: &JobStatus) -> Value {
         "label": status.label,
         "phase": status.phase.name(),
         "failure": failure,
+        "other_ends": status.other_ends.iter().map(JobPhase::name).collect::<Vec<_>>(),
         "submitted_unix_ms": status.submitted_at.unix_ms(),
         "ended_unix_ms": status.ended_at.map(|at| at.unix_ms()),
         "tasks": tasks,

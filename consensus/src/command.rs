@@ -4,7 +4,8 @@
 use floe_protocol::frame::{FrameError, decode, encode};
 use floe_protocol::job::TaskRun;
 use floe_protocol::{
-    Era, Freed, JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId, WallTime,
+    Claim, Era, Freed, JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId,
+    WallTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -82,12 +83,19 @@ pub enum Command {
     },
     /// Jobs of another era become this one's, under the same ids.
     Adopt {
-        /// The eras that end with this, the one that hands over first.
-        eras: Vec<Era>,
+        /// What the era claims that hands over, and ends with that.
+        claim: Claim,
+        /// The eras that have ended with it.
+        ended: Vec<Era>,
         /// What that one knows of them.
         jobs: Vec<(JobId, Job)>,
         /// Jobs of which it knows no more than that they have ended.
         tombstones: Vec<(JobId, Freed)>,
+    },
+    /// This era has met another one that it is compared with by what both have done. What is said first stays.
+    Claim {
+        /// See [`Claim::work_ms`].
+        work_ms: u64,
     },
     /// This era ends, since its jobs are in another's hands: the last entry that changes anything.
     Yield {

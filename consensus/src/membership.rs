@@ -121,18 +121,20 @@ pub fn has_left(left: &[Era], era: Era) -> bool {
 /// elections' time at least, in which a living one would have spoken.
 pub const SURVIVOR_MS: u64 = 2_000;
 
-/// The same, for one that has not heard of the other since it started: both may just be starting.
-pub const ALONE_MS: u64 = 6_000;
+/// The same, for one that has not heard of the other since it started, or went on after it slept or was stopped: longer
+/// than a laptop takes to be on its network again, or both may just be starting.
+pub const ALONE_MS: u64 = 15_000;
 
 /// Whether this node, without a leader, goes on without the other voters: when a majority must contain one
 /// other node, and just that one is silent. `heard_ms_ago` says of whom this node has heard how long ago, and of
-/// nobody else since it started, `up_ms` ago.
+/// nobody else since it started or was last asleep, `up_ms` ago. `configurations` are the one that holds and, in order,
+/// those that changes in this node's log lead to that may have been agreed on without its knowledge.
 ///
 /// With three voters or more a majority of them decides, and this node may just be cut off from it; of a pair
 /// each may think so of the other, and both carry on until they meet again.
 pub fn survives(
     me: NodeId,
-    configuration: &Configuration,
+    configurations: &[Configuration],
     heard_ms_ago: &BTreeMap<NodeId, u64>,
     up_ms: u64,
 ) -> bool {
@@ -140,11 +142,14 @@ pub fn survives(
         Some(ago_ms) => *ago_ms >= SURVIVOR_MS,
         None => up_ms >= ALONE_MS,
     };
-    let Configuration { voters, outgoing, .. } = configuration;
     let left_over = |pair: &BTreeSet<NodeId>| {
         pair.len() == 2 && pair.contains(&me) && pair.iter().any(|node| *node != me && silent(node))
     };
-    left_over(voters) || left_over(outgoing)
+    // If one of them needs no word of this node, others may have gone on by it.
+    let needed = |configuration: &Configuration| {
+        left_over(&configuration.voters) || left_over(&configuration.outgoing)
+    };
+    !configurations.is_empty() && configurations.iter().all(needed)
 }
 
 /// How many voters a mesh of `members` nodes wants: few enough that a commit stays quick, and an odd number,

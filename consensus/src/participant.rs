@@ -81,8 +81,8 @@ pub enum Action {
     },
     /// Break a connection that only seems to stand.
     Disconnect(NodeId),
-    /// This node has left its era, and with it its mesh, and must join the one that goes on. Its partitions stay,
-    /// what it ran is of no use, and nobody answers its proposals.
+    /// This node has left its era, and with it its mesh, and must join the one that goes on. Its partitions stay, and
+    /// what it runs: the other one's leader takes over what it wants of that. Nobody answers its proposals.
     Left {
         /// What it left.
         era: Era,
@@ -422,6 +422,7 @@ impl<L: LogStore> Participant<L> {
         MeshView {
             node: self.member.id,
             era: self.state().era(),
+            work_ms: self.state().claim().and_then(|claim| claim.work_ms),
             leader,
             peers,
             ended: self.state().ended_eras().chain(self.replica.log().left().iter().copied()).collect(),
@@ -431,7 +432,7 @@ impl<L: LogStore> Participant<L> {
 
     /// An era that wins over this node's own, if any is seen.
     pub fn rival(&self) -> Option<Rival> {
-        let view = self.healing.winner(self.state().era()?, self.replica.log().left())?;
+        let view = self.healing.winner(self.state().claim()?, self.replica.log().left())?;
         Some(Rival { era: view.era?, node: view.node, leader: view.leader })
     }
 
@@ -485,7 +486,9 @@ impl<L: LogStore> Participant<L> {
             PeerMessage::Lost { partition, node } => self.schedule(Input::PartitionLost { partition, node }),
             PeerMessage::Report(report) => self.schedule(Input::Report { node: from, report }),
             PeerMessage::View(view) => self.viewed(from, *view),
-            PeerMessage::Adopt { eras, jobs_changed, jobs } => self.adopt(from, eras, jobs_changed, &jobs),
+            PeerMessage::Adopt { claim, ended, jobs_changed, jobs } => {
+                self.adopt(from, claim, ended, jobs_changed, &jobs);
+            }
             PeerMessage::Adopted { era, jobs_changed, jobs } => {
                 self.handed_over(from, era, jobs_changed, jobs);
             }
@@ -721,11 +724,12 @@ impl<L: LogStore> Participant<L> {
         if leads || !self.state().members().contains_key(&self.member.id) || self.leaving_for.is_some() {
             return;
         }
-        let ago = |heard_ms: &u64| self.now_ms().saturating_sub(*heard_ms);
-        let heard = self.heard_ms.iter().map(|(node, heard_ms)| (*node, ago(heard_ms))).collect();
-        let up_ms = self.now_ms().saturating_sub(self.born_ms);
-        let configuration = self.replica.standing().configuration;
-        if survives(self.member.id, &configuration, &heard, up_ms) {
+        let now_ms = self.now_ms();
+        // Whoever was heard of before this node slept may be gone by now, or this node's network.
+        let up_ms = self.clock.continuous_ms();
+        let ago = self.heard_ms.iter().map(|(node, heard_ms)| (*node, now_ms.saturating_sub(*heard_ms)));
+        let heard = ago.filter(|(_, ago_ms)| *ago_ms < up_ms).collect();
+        if survives(self.member.id, &self.replica.configurations(), &heard, up_ms) {
             // While an output waits to be persisted it cannot be; the next tick finds it the same.
             let _ = self.carry_on();
         }

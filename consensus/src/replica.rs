@@ -320,10 +320,7 @@ impl<L: LogStore> Replica<L> {
     /// agreed on with this node's help is in it.
     pub fn outlook(&self) -> StateMachine {
         let mut state = self.state.clone();
-        let log = &self.raw.raft.raft_log;
-        let tail =
-            log.slice(state.applied() + 1, log.last_index() + 1, None, GetEntriesContext::empty(false));
-        for entry in tail.unwrap_or_default() {
+        for entry in self.tail() {
             match Entry::decode(&entry.data) {
                 Ok(command) if entry.entry_type == EntryType::EntryNormal && !entry.data.is_empty() => {
                     state.apply(entry.index, &command);
@@ -332,6 +329,28 @@ impl<L: LogStore> Replica<L> {
             }
         }
         state
+    }
+
+    /// Entries of this node's log that are not applied yet.
+    fn tail(&self) -> Vec<RaftEntry> {
+        let log = &self.raw.raft.raft_log;
+        let (from, to) = (self.state.applied() + 1, log.last_index() + 1);
+        log.slice(from, to, None, GetEntriesContext::empty(false)).unwrap_or_default()
+    }
+
+    /// The voters and learners as they are and, in order, as they will be after each change in this node's log that it
+    /// does not know to be agreed on.
+    pub fn configurations(&self) -> Vec<Configuration> {
+        let mut all = vec![self.configuration()];
+        for entry in self.tail() {
+            if entry.entry_type == EntryType::EntryNormal {
+                continue;
+            }
+            // An unreadable change is refused by every node.
+            let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { continue };
+            all.extend(all.last().map(|before| after(before, &change)));
+        }
+        all
     }
 
     /// Takes in a peer's message in raft-rs' encoding.
@@ -729,6 +748,28 @@ fn some_node(id: u64) -> Option<NodeId> {
 fn encode_messages(messages: Vec<Message>) -> Vec<(NodeId, Bytes)> {
     let encode = |message: Message| Some((NodeId(message.to), Bytes::from(message.write_to_bytes().ok()?)));
     messages.into_iter().filter_map(encode).collect()
+}
+
+/// The configuration that a change leads to: more than one step at once goes through one in which the votes of both
+/// count, and no step at all leaves that.
+fn after(before: &Configuration, change: &ConfChangeV2) -> Configuration {
+    let mut after = Configuration { outgoing: BTreeSet::new(), ..before.clone() };
+    for step in &change.changes {
+        let node = NodeId(step.node_id);
+        let (votes, learns) = match step.change_type {
+            ConfChangeType::AddNode => (true, false),
+            ConfChangeType::AddLearnerNode => (false, true),
+            ConfChangeType::RemoveNode => (false, false),
+        };
+        let keep =
+            |set: &mut BTreeSet<NodeId>, keeps| if keeps { set.insert(node) } else { set.remove(&node) };
+        keep(&mut after.voters, votes);
+        keep(&mut after.learners, learns);
+    }
+    if change.changes.len() > 1 {
+        after.outgoing = before.voters.clone();
+    }
+    after
 }
 
 /// The failure a driver sees when a proposal was not taken.

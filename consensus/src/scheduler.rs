@@ -72,6 +72,9 @@ pub const ORPHAN_MS: u64 = 120_000;
 /// How long after a job was adopted its holders may take to join this mesh.
 pub const ADOPTION_MS: u64 = 5_000;
 
+/// What a job that was taken on counts for, when eras are compared by what they have done.
+const ACCEPTED_WORK_MS: u64 = 1_000;
+
 /// How many such jobs are remembered. Beyond it they wait for the next inventory.
 const MAX_ORPHANS: usize = 16_384;
 
@@ -195,6 +198,9 @@ pub struct Scheduler {
     /// When a job was last adopted, while its holders may be on their way.
     adopted_ms: Option<u64>,
     leased_ms: u64,
+    /// How much this leader has seen done, in milliseconds of tasks.
+    work_ms: u64,
+    ticked_ms: u64,
     aborts: BTreeMap<NodeId, Vec<AttemptId>>,
     effects: Vec<Effect>,
 }
@@ -221,6 +227,8 @@ impl Scheduler {
             orphans: BTreeMap::new(),
             adopted_ms: None,
             leased_ms: 0,
+            work_ms: 0,
+            ticked_ms: now_ms,
             aborts: BTreeMap::new(),
             effects: Vec::new(),
         };
@@ -286,6 +294,11 @@ impl Scheduler {
     /// The fence under which everything is sent.
     pub fn fence(&self) -> Fence {
         self.fence
+    }
+
+    /// How much was done under this leader, in milliseconds of tasks; what was taken on counts too.
+    pub fn work_ms(&self) -> u64 {
+        self.work_ms
     }
 
     /// A job's live progress; `None` if the job is unknown here or has ended, and the replicated state knows
@@ -354,6 +367,7 @@ impl Scheduler {
     fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
         if !self.jobs.contains_key(&id) {
             self.add_job(id, graph, &[], false);
+            self.work_ms = self.work_ms.saturating_add(ACCEPTED_WORK_MS);
             self.lose_absent();
         }
     }
@@ -509,6 +523,7 @@ impl Scheduler {
     }
 
     fn tick(&mut self) {
+        self.count_work();
         self.check_leases();
         let jobs: Vec<_> = self.jobs.keys().copied().collect();
         for id in jobs {
@@ -528,6 +543,17 @@ impl Scheduler {
         if self.adopted_ms.is_some() {
             self.lose_absent();
         }
+    }
+
+    /// Counts what is going on, for when this era meets another one.
+    fn count_work(&mut self) {
+        let attempts: usize = self.nodes.iter().map(|(_, node)| node.attempt_count()).sum();
+        let attended = self.jobs.values().filter_map(|job| job.attended_ms);
+        let attended = attended.filter(|attended_ms| self.now_ms <= attended_ms + 2 * RECONCILE_MS);
+        let busy = (attempts + attended.count()) as u64;
+        self.work_ms =
+            self.work_ms.saturating_add(busy.saturating_mul(self.now_ms.saturating_sub(self.ticked_ms)));
+        self.ticked_ms = self.now_ms;
     }
 
     /// Assigns tasks, one of each job in turn, while nodes can take them.
@@ -588,9 +614,8 @@ impl Scheduler {
         let apart = job.runs_apart(place);
         let task = job.task_id(place);
         let tries = &mut job.task_mut(place).tries;
-        let number = (self.fence.term & u64::from(u32::MAX)) << 32 | u64::from(*tries);
+        let attempt = AttemptId::new(task, self.fence, *tries);
         *tries = tries.wrapping_add(1);
-        let attempt = AttemptId { task, attempt: number };
         job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
         self.nodes.reserve(node, attempt, memory_bytes);
         let budget_bytes = self.nodes.get(node).map_or(memory_bytes, |node| node.memory_bytes());

@@ -14,10 +14,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use floe_protocol::frame::{self, FrameError};
-use floe_protocol::job::{MAX_TIMELINE, TaskRun};
+use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
 use floe_protocol::{
-    Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, Placed, RequestId, StageGraph, StageId,
-    StageProgress, WallTime, WhyFreed, Work,
+    Claim, Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, Placed, RequestId, StageGraph,
+    StageId, StageProgress, WallTime, WhyFreed, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,8 @@ const SNAPSHOT_VERSION: u32 = 3;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateMachine {
     era: Option<Era>,
+    /// What this era has done, once it was compared with another one.
+    work_ms: Option<u64>,
     /// Eras whose jobs are this one's now, the one that ended first in front.
     ended_eras: VecDeque<Era>,
     yielded: Option<Yielded>,
@@ -176,6 +178,18 @@ impl StateMachine {
         self.era
     }
 
+    /// What this era brings forward against others.
+    pub fn claim(&self) -> Option<Claim> {
+        self.era.map(|era| Claim { era, work_ms: self.work_ms })
+    }
+
+    /// Whether an era with this claim is to hand its jobs over to this one; also a node of one that has done so already,
+    /// and that may not know what its era had done.
+    pub fn takes_over(&self, claim: &Claim) -> bool {
+        let wins = self.claim().and_then(|own| own.wins_over(claim));
+        wins == Some(true) || self.ended_eras.contains(&claim.era)
+    }
+
     /// Eras whose jobs are this one's now.
     pub fn ended_eras(&self) -> impl Iterator<Item = Era> {
         self.ended_eras.iter().copied()
@@ -198,6 +212,7 @@ impl StateMachine {
             let epoch = era.epoch.checked_add(1).ok_or_else(|| refused(format!("no era follows {era}")))?;
             *era = Era { mesh: era.mesh, epoch, founder };
         }
+        self.work_ms = None;
         self.applied = index;
         Ok(())
     }
@@ -259,6 +274,7 @@ impl StateMachine {
             label: job.label.clone(),
             phase: job.phase.clone(),
             stages: job.stages.clone(),
+            other_ends: job.other_ends.clone(),
             submitted_at: job.submitted_at,
             ended_at: job.ended_at,
             timeline: job.timeline.clone(),
@@ -303,7 +319,13 @@ impl StateMachine {
                 self.release(jobs, *freed, events);
                 Ok(())
             }
-            Command::Adopt { eras, jobs, tombstones } => self.adopt(eras, jobs, tombstones, events),
+            Command::Adopt { claim, ended, jobs, tombstones } => {
+                self.adopt(claim, ended, jobs, tombstones, events)
+            }
+            Command::Claim { work_ms } => {
+                self.work_ms.get_or_insert(*work_ms);
+                Ok(())
+            }
             Command::Yield { to, members, jobs_changed } => {
                 if *jobs_changed != self.jobs_changed {
                     return Err(refused("a job has changed since it was handed over".to_owned()));
@@ -319,7 +341,8 @@ impl StateMachine {
     /// may have been told so.
     fn adopt(
         &mut self,
-        eras: &[Era],
+        claim: &Claim,
+        ended: &[Era],
         jobs: &[(JobId, Job)],
         tombstones: &[(JobId, Freed)],
         events: &mut Vec<Event>,
@@ -331,16 +354,19 @@ impl StateMachine {
             let weight = weight.map_err(|error| refused(format!("job {id} cannot be adopted: {error}")))?;
             weights.insert(*id, weight);
         }
-        let new = |(id, job): &&(JobId, Job)| job.work.is_some() && self.find(*id).is_err();
+        let new = |(id, job): &&(JobId, Job)| match self.find(*id) {
+            Ok(known) => takes_result(known, job),
+            Err(Failure::NoSuchJob { .. }) => job.work.is_some(),
+            Err(_) => false,
+        };
         let more: usize = jobs.iter().filter(new).map(|(id, _)| weights[id]).sum();
         if more > 0 && self.work_bytes + more > MAX_ADOPTED_BYTES {
             let message = "the mesh is full: it can take another's jobs when some of its own have ended";
             return Err(Failure::Unavailable { message: message.to_owned() });
         }
-        // An era that would win cannot have ended with one that loses.
-        for era in eras.iter().filter(|era| Some(**era) < self.era).take(MAX_ENDED_ERAS) {
-            if !self.ended_eras.contains(era) {
-                self.ended_eras.push_back(*era);
+        for era in self.ends_with(claim, ended).into_iter().take(MAX_ENDED_ERAS) {
+            if !self.ended_eras.contains(&era) {
+                self.ended_eras.push_back(era);
                 // Whoever takes over from this era must know of those too.
                 self.jobs_changed = self.applied;
             }
@@ -380,10 +406,50 @@ impl StateMachine {
                     let adopted = work.map(|work| Event::JobAdopted { job: *id, work, succeeded: true });
                     events.extend(adopted.or(freed));
                 }
-                Some(_) => {}
+                Some(false) => {}
+                Some(true) => self.reconcile(*id, job, weights[id], events),
             }
         }
         Ok(())
+    }
+
+    /// The eras that are given up when one with this claim, and with it others before, hands its jobs over.
+    fn ends_with(&self, claim: &Claim, ended: &[Era]) -> Vec<Era> {
+        let Some(own) = self.era else { return Vec::new() };
+        // An era that would win cannot have ended with one that loses. Two of one epoch were compared then.
+        let loses = |era: &&Era| {
+            let sibling = (era.mesh, era.epoch) == (own.mesh, own.epoch);
+            if sibling { **era != own } else { **era < own }
+        };
+        let first = self.takes_over(claim).then_some(claim.era);
+        first.into_iter().chain(ended.iter().filter(loses).copied()).collect()
+    }
+
+    /// A job has ended here and in another era, where it may have ended otherwise. Somebody was told of either end, so
+    /// both are kept; a result goes before none, since it may yet be collected.
+    fn reconcile(&mut self, id: JobId, other: &Job, weight_bytes: usize, events: &mut Vec<Event>) {
+        let Some(known) = self.jobs.get(&id) else { return };
+        let takes = takes_result(known, other);
+        let (stays, goes) = if takes { (other, known) } else { (known, other) };
+        let mut other_ends = stays.other_ends.clone();
+        for phase in goes.other_ends.iter().chain([&goes.phase]) {
+            let new = phase.is_terminal() && *phase != stays.phase && !other_ends.contains(phase);
+            if new && other_ends.len() < MAX_OTHER_ENDS {
+                other_ends.push(phase.clone());
+            }
+        }
+        if takes {
+            self.jobs.remove(&id);
+            self.history.forget(id);
+            self.insert(id, Job { weight_bytes, other_ends, ..other.clone() });
+            let work = other.work.clone();
+            events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true }));
+        } else if other_ends != known.other_ends
+            && let Some(known) = self.jobs.get_mut(&id)
+        {
+            known.other_ends = other_ends;
+            self.jobs_changed = self.applied;
+        }
     }
 
     /// Takes a job in, and forgets what there is no room for any more: not what has a result.
@@ -478,6 +544,7 @@ impl StateMachine {
             submitted_at,
             ended_at: None,
             freed: None,
+            other_ends: Vec::new(),
             stages,
             timeline: Vec::new(),
             weight_bytes,
@@ -597,6 +664,11 @@ impl StateMachine {
             events.push(Event::JobsFreed { jobs, freed });
         }
     }
+}
+
+/// Whether a job that has ended without a result has one in another era.
+fn takes_result(known: &Job, other: &Job) -> bool {
+    other.has_result() && matches!(known.phase, JobPhase::Failed(_) | JobPhase::Cancelled)
 }
 
 fn refused(message: String) -> Failure {

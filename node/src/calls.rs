@@ -247,6 +247,7 @@ fn answer_of(proposed: Proposed) -> Response {
         Proposed::Applied(Ok(())) => Response::Done,
         Proposed::Applied(Err(failure)) => Response::Failed(failure),
         Proposed::NotLeader(leader) => Response::NotLeader(leader),
+        Proposed::NotNow(message) => Response::Failed(Failure::Unavailable { message }),
     }
 }
 

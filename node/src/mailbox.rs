@@ -76,6 +76,8 @@ pub enum Proposed {
     Applied(Result<(), Failure>),
     /// This node does not lead (any more); that one does, as far as it knows.
     NotLeader(Option<NodeId>),
+    /// This node leads and cannot take it just now, for this reason.
+    NotNow(String),
 }
 
 /// The loop's address. Cheap to clone.
@@ -183,6 +185,10 @@ impl Mailbox {
             let mut next = match self.ask(&here).await? {
                 Proposed::Applied(outcome) => return outcome,
                 Proposed::NotLeader(leader) => leader,
+                Proposed::NotNow(reason) => {
+                    tracing::debug!(reason, "this node leads and cannot decide yet");
+                    None
+                }
             };
             // A node that no longer leads names its successor; two steps cover a hand-over.
             for _ in 0..2 {

@@ -444,7 +444,6 @@ impl Loop {
                 }
                 Action::Left { era, to } => {
                     tracing::warn!("this node's mesh ({era}) has merged into another ({to}): joining that");
-                    self.worker.abort(&self.worker.running());
                     self.refuse_pending();
                     self.changed.send_modify(|count| *count += 1);
                 }
@@ -589,7 +588,7 @@ impl Loop {
                 let _ = reply.send(job);
             }
             Ask::Room(reply) => {
-                let _ = reply.send(self.participant.state().check_room(0));
+                let _ = reply.send(self.room());
             }
             Ask::Current(reply) => self.read(reply),
             Ask::Jobs(reply) => {
@@ -633,7 +632,7 @@ impl Loop {
     fn propose(&mut self, entry: Entry, reply: oneshot::Sender<Proposed>) {
         if self.pending.len() >= MAX_PENDING {
             let message = format!("{MAX_PENDING} proposals wait for agreement already");
-            let _ = reply.send(Proposed::Applied(Err(Failure::Unavailable { message })));
+            let _ = reply.send(Proposed::NotNow(message));
             return;
         }
         let request = entry.request;
@@ -643,10 +642,19 @@ impl Loop {
                 let _ = reply.send(Proposed::NotLeader(leader));
             }
             Err(error) => {
-                let message = error.to_string();
-                let _ = reply.send(Proposed::Applied(Err(Failure::Unavailable { message })));
+                let _ = reply.send(Proposed::NotNow(error.to_string()));
             }
         }
+    }
+
+    /// Whether another job would be taken on, as far as this node knows.
+    fn room(&self) -> Result<(), Failure> {
+        let state = self.participant.state();
+        if !state.members().is_empty() && state.members().values().all(|member| member.slots == 0) {
+            let message = "no node of this mesh runs anything: all were started with --slots 0".to_owned();
+            return Err(Failure::Unavailable { message });
+        }
+        state.check_room(0)
     }
 
     fn read(&mut self, reply: oneshot::Sender<bool>) {

@@ -9,7 +9,7 @@
 //! left is the best there is; should they come back after all, they hand over what only they knew.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use floe_protocol::message::{Status, Survivor};
@@ -101,13 +101,26 @@ async fn look(mailbox: &Mailbox) -> Result<(NodeId, Era), Failure> {
         return Err(refused("this node has no mesh yet, so there is nothing to recover".to_owned()));
     };
     let status = mailbox.ask(Ask::Status).await?;
-    let mut survivors = others(mailbox).await;
+    let (mut survivors, silent) = others(mailbox).await;
     survivors.insert(own.node, own);
+    // Any of them may have the longest log, and one that is merely busy would lose what only it knows.
+    if let Some(node) = silent.iter().find(|node| status.voters.contains(node)) {
+        return Err(Failure::Unavailable {
+            message: format!(
+                "{} has a vote and is connected, but did not say within {} s what it holds: try again, or stop it first \
+                 if it hangs",
+                name_of(&status, *node),
+                config::CALL_TIMEOUT.as_secs()
+            ),
+        });
+    }
     if let Some(message) = needless(&status, &survivors) {
         return Err(refused(message));
     }
     let same = survivors.values().filter_map(|survivor| Some((survivor.era?, survivor)));
-    let same = same.filter(|(era, _)| era.mesh == mesh);
+    let led: BTreeSet<Era> =
+        survivors.values().filter(|s| s.leader.is_some()).filter_map(|s| s.era).collect();
+    let same = same.filter(|(era, _)| era.mesh == mesh && !led.contains(era));
     let chosen = same.max_by_key(|(era, survivor)| (*era, survivor.log, Reverse(survivor.node)));
     let Some((era, Survivor { node: chosen, .. })) = chosen else {
         return Err(Failure::internal("this node does not know itself"));
@@ -146,16 +159,24 @@ async fn disbelieving(mailbox: &Mailbox) -> Result<Survivor, Failure> {
     }
 }
 
-async fn others(mailbox: &Mailbox) -> BTreeMap<NodeId, Survivor> {
+/// What the nodes that are connected hold, and which of them did not say so.
+async fn others(mailbox: &Mailbox) -> (BTreeMap<NodeId, Survivor>, Vec<NodeId>) {
     let network = mailbox.network();
     let peers = network.peers().into_iter().filter(|peer| peer.connected);
     let calls = peers.map(|peer| async move {
         match network.call(peer.node, &Request::Survivor, config::CALL_TIMEOUT).await {
-            Ok(Response::Survivor(survivor)) => Some((peer.node, survivor)),
-            Ok(_) | Err(_) => None,
+            Ok(Response::Survivor(survivor)) => Ok((peer.node, survivor)),
+            Ok(_) | Err(_) => Err(peer.node),
         }
     });
-    join_all(calls).await.into_iter().flatten().collect()
+    let (mut survivors, mut silent) = (BTreeMap::new(), Vec::new());
+    for answer in join_all(calls).await {
+        match answer {
+            Ok((node, survivor)) => drop(survivors.insert(node, survivor)),
+            Err(node) => silent.push(node),
+        }
+    }
+    (survivors, silent)
 }
 
 /// Why a mesh must not be recovered by force, as far as living leaders tell.
@@ -174,14 +195,14 @@ fn needless(status: &Status, survivors: &BTreeMap<NodeId, Survivor>) -> Option<S
              the rest of its nodes",
             own.mesh, era.mesh
         ))
-    } else if era > own {
+    } else if era.supersedes(&own) {
         Some(format!(
             "the mesh has been recovered already, and {node} is in its epoch {}; this node joins it by itself in a few \
              seconds",
             era.epoch
         ))
     } else {
-        // A former era that still has a leader joins the one that this begins.
+        // A former era that still has a leader, or another of the same epoch, joins the one that this begins.
         None
     }
 }

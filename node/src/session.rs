@@ -118,6 +118,11 @@ impl Sessions {
         let Some(_standing) = self.stand() else {
             return write_frame(&mut stream, &Response::Failed(self.full())).await.map_err(Failure::internal);
         };
+        if self.0.worker.slots() == 0 {
+            let message = "this node is a witness, which runs nothing (--slots 0)".to_owned();
+            let failure = Response::Failed(Failure::Refused { message });
+            return write_frame(&mut stream, &failure).await.map_err(Failure::internal);
+        }
         write_frame(&mut stream, &Response::Done).await.map_err(Failure::internal)?;
         let (calls, results) = seat::start(self.0.worker.clone(), self.0.mailbox.network().node(), id);
         wire::serve(stream, calls, results).await;

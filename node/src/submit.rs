@@ -274,19 +274,15 @@ impl Submitter {
     /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are.
     async fn copy(&self, task: TaskId, meta: &floe_protocol::OutputMeta, status: &Status) -> Vec<NodeId> {
         let mut nodes = vec![status.node];
-        let others: Vec<_> = status
-            .nodes
-            .iter()
-            .filter(|i| i.alive && i.member.id != status.node)
-            .map(|i| i.member.id)
-            .collect();
-        // Copies of different partitions go to different nodes.
-        let first = task.partition as usize;
-        for offset in 0..others.len() {
+        let others = status.nodes.iter().filter(|i| i.alive && i.member.id != status.node);
+        let (workers, witnesses): (Vec<_>, Vec<_>) = others.partition(|i| i.member.slots > 0);
+        // Copies of different partitions go to different nodes, and to those that run nothing only for want of others.
+        let first = (task.partition as usize).checked_rem(workers.len()).unwrap_or(0);
+        let in_turn = workers[first..].iter().chain(&workers[..first]).chain(&witnesses);
+        for node in in_turn.map(|i| i.member.id) {
             if nodes.len() == FRAME_COPIES {
                 break;
             }
-            let node = others[(first + offset) % others.len()];
             match self.streams.copy_to(node, task, meta.clone()).await {
                 Ok(()) => nodes.push(node),
                 Err(error) => tracing::warn!(%node, partition = %task, %error, "frame not copied"),

@@ -20,12 +20,14 @@ mod k_of_n_killed;
 mod leader_killed;
 mod leader_leaves;
 mod leader_paused;
+mod machines;
 mod mesh_of_two;
 mod network_cut;
 mod node_joins;
 mod quorum_lost;
 mod rolling;
 mod simultaneous_boot;
+mod two_cut;
 mod worker_killed;
 mod worker_paused;
 
@@ -62,6 +64,7 @@ pub const ALL: &[Story] = &[
     simultaneous_boot::STORY,
     quorum_lost::STORY,
     mesh_of_two::STORY,
+    two_cut::STORY,
 ];
 
 /// One story.

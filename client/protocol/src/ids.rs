@@ -114,9 +114,28 @@ impl fmt::Display for TaskId {
 pub struct AttemptId {
     /// The task.
     pub task: TaskId,
-    /// Which try, unique among the tries of this task across leaders: the high half holds the Raft term's low
-    /// bits, the low half counts within it.
+    /// Which try, unique among the tries of this task across leaders and eras: a digest of the era in the high
+    /// half, then the Raft term's and a count's low 16 bits.
     pub attempt: u64,
+}
+
+impl AttemptId {
+    /// A leader's try at a task, after so many others of its own.
+    pub fn new(task: TaskId, fence: Fence, count: u32) -> Self {
+        let low = |number: u64| number & u64::from(u16::MAX);
+        let attempt = u64::from(fence.era.digest()) << 32 | low(fence.term) << 16 | low(count.into());
+        Self { task, attempt }
+    }
+
+    /// The low bits of the term of the leader that assigned it.
+    pub fn term(self) -> u64 {
+        self.attempt >> 16 & u64::from(u16::MAX)
+    }
+
+    /// How many tries at the task the leader had assigned before, or their low bits.
+    pub fn count(self) -> u64 {
+        self.attempt & u64::from(u16::MAX)
+    }
 }
 
 impl fmt::Display for AttemptId {
@@ -128,8 +147,8 @@ impl fmt::Display for AttemptId {
 /// One history of a mesh, and with it one replicated log: from genesis, or from where a single node went on
 /// without the others (the survivor of two, or after a recovery), to where the next one goes on.
 ///
-/// The greater of two eras wins when they meet: of one mesh the later epoch, of two meshes the one founded
-/// first. The rule looks at nothing that could change meanwhile, so that all nodes choose alike.
+/// Of one mesh the later epoch is greater, of two meshes the one founded first, as far as their founders' clocks tell.
+/// When two eras meet the greater wins, but of two of one epoch the one that did more work ([`Claim`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Era {
     /// The mesh.
@@ -145,6 +164,40 @@ impl Era {
     /// would not have to be agreed on here too.
     pub fn supersedes(&self, other: &Self) -> bool {
         self.mesh == other.mesh && self.epoch > other.epoch
+    }
+}
+
+impl Era {
+    /// Some bits that tell it from others.
+    fn digest(&self) -> u32 {
+        let (mesh, epoch) = (self.mesh.0.to_be_bytes(), self.epoch.to_be_bytes());
+        let parts = [mesh.as_slice(), &epoch, &self.founder.0.to_be_bytes()];
+        xxhash_rust::xxh3::xxh3_64(&parts.concat()) as u32
+    }
+}
+
+/// What an era brings forward when it meets another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Claim {
+    /// The era.
+    pub era: Era,
+    /// How much it has done since it began, in milliseconds of tasks; agreed on once, when it first meets one that it
+    /// is compared with by that, and never changed.
+    pub work_ms: Option<u64>,
+}
+
+impl Claim {
+    /// Whether this era wins over another one when they meet. The rule looks at nothing that could change meanwhile,
+    /// so that all nodes choose alike; nothing as long as it is not known what one of them has done. No era wins over
+    /// itself.
+    ///
+    /// Two eras of one mesh and epoch come from a pair of which each node went on without the other: the one that was
+    /// asleep, or that nobody was connected to, should give way.
+    pub fn wins_over(&self, other: &Self) -> Option<bool> {
+        if (self.era.mesh, self.era.epoch) != (other.era.mesh, other.era.epoch) || self.era == other.era {
+            return Some(self.era > other.era);
+        }
+        Some((self.work_ms?, self.era) > (other.work_ms?, other.era))
     }
 }
 
@@ -205,5 +258,45 @@ mod tests {
         assert!(era(5, 2, 8).supersedes(&era(5, 1, 2)));
         assert!(!era(5, 2, 3).supersedes(&era(5, 2, 8)), "two that went on without each other");
         assert!(!era(5, 2, 3).supersedes(&era(7, 1, 1)), "another mesh");
+    }
+
+    #[test]
+    fn of_two_eras_of_one_epoch_the_one_that_worked_wins() {
+        let claim = |mesh, epoch, founder, work_ms| {
+            let era = Era { mesh: MeshId(mesh), epoch, founder: NodeId(founder) };
+            Claim { era, work_ms }
+        };
+        let wins = |one: Claim, other: Claim| {
+            let forth = one.wins_over(&other);
+            assert_eq!(other.wins_over(&one), forth.map(|wins| !wins), "they agree");
+            forth
+        };
+        assert_eq!(wins(claim(5, 2, 8, Some(9_000)), claim(5, 2, 3, Some(20))), Some(true));
+        assert_eq!(wins(claim(5, 2, 8, Some(20)), claim(5, 2, 3, Some(20))), Some(false), "as before");
+        assert_eq!(wins(claim(5, 2, 8, None), claim(5, 2, 3, Some(20))), None);
+        // Only there: all else is decided by what the eras are.
+        assert_eq!(wins(claim(5, 3, 8, None), claim(5, 2, 3, Some(9_000))), Some(true));
+        assert_eq!(wins(claim(7, 9, 1, Some(9_000)), claim(5, 1, 2, None)), Some(false));
+        let own = claim(5, 2, 8, None);
+        assert_eq!(own.wins_over(&own), Some(false));
+    }
+
+    #[test]
+    fn attempts_of_two_eras_differ_although_their_terms_do_not() {
+        let task = TaskId { job: JobId(1), stage: StageId(0), partition: 2 };
+        let attempt = |epoch, founder, term, count| {
+            let era = Era { mesh: MeshId(5), epoch, founder: NodeId(founder) };
+            AttemptId::new(task, Fence { era, term }, count)
+        };
+        let all = [
+            attempt(2, 3, 7, 0),
+            attempt(2, 8, 7, 0),
+            attempt(1, 3, 7, 0),
+            attempt(2, 3, 8, 0),
+            attempt(2, 3, 7, 1),
+        ];
+        let different: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!((all[3].term(), all[4].count()), (8, 1));
     }
 }

@@ -149,6 +149,9 @@ pub struct JobStatus {
     pub submitted_at: WallTime,
     /// When it ended, likewise.
     pub ended_at: Option<WallTime>,
+    /// How else it ended: parts of the mesh that were cut off from each other have told their drivers different ends.
+    /// Empty for almost every job, and at most [`MAX_OTHER_ENDS`].
+    pub other_ends: Vec<JobPhase>,
     /// Tasks that ran, in order of their end: who ran what, when. At most [`MAX_TIMELINE`] of them.
     pub timeline: Vec<TaskRun>,
 }
@@ -159,6 +162,9 @@ impl JobStatus {
         self.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))
     }
 }
+
+/// How many ends of a job that contradict the one it has are remembered.
+pub const MAX_OTHER_ENDS: usize = 3;
 
 /// How many task runs a job's status lists at most; the first ones are kept.
 pub const MAX_TIMELINE: usize = 4096;

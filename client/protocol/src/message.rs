@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::function::Blob;
 use crate::graph::{OutputMeta, Placed, StageGraph, Work};
-use crate::ids::{AttemptId, BlobId, Era, Fence, JobId, NodeId, RequestId, StageId, TaskId};
+use crate::ids::{AttemptId, BlobId, Claim, Era, Fence, JobId, NodeId, RequestId, StageId, TaskId};
 use crate::job::{JobStatus, TaskRun};
 use crate::node::{Load, Member, NodeInfo};
 
@@ -71,8 +71,10 @@ pub enum PeerMessage {
     /// Leader to the leader of an era that wins over its own (or a node that has lost its leader to it): take
     /// over these jobs. Repeated until answered.
     Adopt {
-        /// The eras that end with this, the sender's own first.
-        eras: Vec<Era>,
+        /// What the sender's own era claims.
+        claim: Claim,
+        /// The eras that have ended with it.
+        ended: Vec<Era>,
         /// Which state of its jobs this is.
         jobs_changed: u64,
         /// Some of its jobs, as the replicated state's own encoding.
@@ -477,6 +479,8 @@ pub struct MeshView {
     pub node: NodeId,
     /// Its mesh and era, if it has one.
     pub era: Option<Era>,
+    /// What that has done, if its mesh has agreed on that ([`Claim::work_ms`]).
+    pub work_ms: Option<u64>,
     /// Its leader, if it knows one.
     pub leader: Option<NodeId>,
     /// The nodes it is connected to, itself included.
@@ -485,6 +489,13 @@ pub struct MeshView {
     pub ended: Vec<Era>,
     /// Some members of its mesh with their addresses, the leader first.
     pub members: Vec<Member>,
+}
+
+impl MeshView {
+    /// What its era brings forward against others.
+    pub fn claim(&self) -> Option<Claim> {
+        self.era.map(|era| Claim { era, work_ms: self.work_ms })
+    }
 }
 
 /// How much of its mesh's log a node has, and whether the mesh is alive as far as it knows.

@@ -139,6 +139,7 @@ pub(crate) fn job(phase: JobPhase) -> Response {
         stages: Vec::new(),
         submitted_at: WallTime::default(),
         ended_at: None,
+        other_ends: Vec::new(),
         timeline: Vec::new(),
     })
 }

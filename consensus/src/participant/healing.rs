@@ -1,22 +1,25 @@
 //! Two eras with one mesh key meet, and become one.
 //!
 //! ```text
-//!   loser: sees a greater era ──> frozen: hands its jobs over ──all adopted──> yields ──applied──> leaves, joins
+//!   both of one epoch: say what they have done, each once ──> the one that did less is the loser
+//!
+//!   loser: sees an era that wins ──> frozen: hands its jobs over ──all adopted──> yields ──applied──> leaves, joins
 //!                                      │                                          (every node of the era)
 //!                                      └──too slow──> thawed for a while, then again
 //!
-//!   stranded: no leader, and a greater era that this one ended with ──> hands its jobs over ──> leaves, joins
+//!   stranded: no leader, and an era that wins and that this one ended with ──> hands its jobs over ──> leaves, joins
 //! ```
 //!
 //! Everything is said again until it is answered. Adopting a job twice changes nothing; and the era yields only
 //! if no job changed since it was handed over, by whichever leader, so freezing merely keeps it from being in
 //! vain. Logs are never merged: whoever leaves an era joins the other with an empty log.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use floe_protocol::message::MeshView;
-use floe_protocol::{Era, Freed, JobId, NodeId, PeerMessage, RequestId, frame};
+use floe_protocol::{Claim, Era, Freed, JobId, NodeId, PeerMessage, RequestId, frame};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +68,8 @@ pub(super) struct Healing {
     rounds_ms: u64,
     /// When the leader was told of the era that wins, or a node of that era was dialled.
     passed_on_ms: u64,
+    /// When it was last proposed what this era has done.
+    claimed_ms: u64,
     leaderless_since_ms: Option<u64>,
     handing_over: Option<HandingOver>,
     thawed_until_ms: u64,
@@ -126,10 +131,35 @@ impl Healing {
 
     /// What is known of the era that wins over all others, if that is not `own`, nor one that this node has `left`:
     /// from a node that knows its leader, if possible.
-    pub(super) fn winner(&self, own: Era, left: &[Era]) -> Option<&MeshView> {
-        let wins = |view: &&MeshView| view.era.is_some_and(|era| era > own && !has_left(left, era));
+    pub(super) fn winner(&self, own: Claim, left: &[Era]) -> Option<&MeshView> {
+        // One that this era has ended with wins, also where it is not known here any more what this era had done.
+        let wins = |view: &&MeshView| {
+            let claim = view.claim().filter(|claim| claim.era != own.era);
+            claim.is_some_and(|claim| match claim.wins_over(&own) {
+                Some(wins) => wins,
+                None => view.ended.contains(&own.era),
+            })
+        };
         let others = self.seen.values().map(|(view, _)| view).filter(wins);
-        others.max_by_key(|view| (view.era, view.leader.is_some(), view.node))
+        let open = others.filter(|view| view.era.is_some_and(|era| !has_left(left, era)));
+        open.max_by(|one, other| {
+            let rank = |view: &MeshView| (view.work_ms, view.era, view.leader.is_some(), view.node);
+            let wins = one
+                .claim()
+                .zip(other.claim())
+                .and_then(|(one, other)| (one.era != other.era).then(|| one.wins_over(&other)).flatten());
+            match wins {
+                Some(true) => Ordering::Greater,
+                Some(false) => Ordering::Less,
+                None => rank(one).cmp(&rank(other)),
+            }
+        })
+    }
+
+    /// A node of an era of which it is not known yet whether it wins.
+    fn undecided(&self, own: Claim) -> Option<&MeshView> {
+        let undecided = |view: &&MeshView| view.claim().is_some_and(|claim| claim.wins_over(&own).is_none());
+        self.seen.values().map(|(view, _)| view).find(undecided)
     }
 }
 
@@ -137,14 +167,16 @@ impl<L: LogStore> Participant<L> {
     /// To be called at every tick: brings this era together with others that are seen.
     pub(super) fn heal(&mut self) {
         let now_ms = self.now_ms();
-        let (Some(own), None) = (self.state().era(), self.leaving_for) else { return };
+        let (Some(claim), None) = (self.state().claim(), self.leaving_for) else { return };
+        let own = claim.era;
         self.healing.seen.retain(|_, (_, at_ms)| now_ms < *at_ms + VIEW_MS);
         self.healing.leaderless_since_ms = match self.leader() {
             Some(_) => None,
             None => self.healing.leaderless_since_ms.or(Some(now_ms)),
         };
         self.tell_strangers();
-        let Some(view) = self.healing.winner(own, self.replica.log().left()).cloned() else {
+        self.compare(claim);
+        let Some(view) = self.healing.winner(claim, self.replica.log().left()).cloned() else {
             self.healing.handing_over = None;
             return;
         };
@@ -152,7 +184,7 @@ impl<L: LogStore> Participant<L> {
         // If an era that went on from this one ended there, so did this one.
         let ended = view.ended.iter().chain(&view.era).any(|era| *era == own || era.supersedes(&own));
         if self.scheduler.is_some() || (ended && leaderless_ms >= STRANDED_MS) {
-            self.hand_over(own, &view);
+            self.hand_over(&view);
         } else {
             self.healing.handing_over = None;
             if let Some(leader) = self.leader().filter(|leader| *leader != self.member.id) {
@@ -161,17 +193,37 @@ impl<L: LogStore> Participant<L> {
         }
     }
 
+    /// Sees to it that what this era has done is agreed on, where that decides.
+    fn compare(&mut self, own: Claim) {
+        let now_ms = self.now_ms();
+        let Some(view) = self.healing.undecided(own).cloned() else { return };
+        match &self.scheduler {
+            Some(scheduler) if own.work_ms.is_none() && now_ms >= self.healing.claimed_ms + TELL_MS => {
+                let work_ms = scheduler.work_ms();
+                self.healing.claimed_ms = now_ms;
+                self.decide(Command::Claim { work_ms });
+            }
+            Some(_) => {}
+            None => {
+                if let Some(leader) = self.leader().filter(|leader| *leader != self.member.id) {
+                    self.pass_on(leader, view);
+                }
+            }
+        }
+    }
+
     /// A node said which era it is of; or another member of this one says what a node told it.
     pub(super) fn viewed(&mut self, from: NodeId, mut view: MeshView) {
-        let Some(own) = self.state().era() else { return };
+        let Some(own) = self.state().claim() else { return };
         if view.node == self.member.id || (view.node != from && !self.state().members().contains_key(&from)) {
             return;
         }
-        if view.era <= Some(own) {
+        let wins = view.claim().map_or(Some(false), |claim| claim.wins_over(&own));
+        if wins != Some(true) && view.era.is_some_and(|era| era != own.era) {
+            self.tell(from);
+        }
+        if wins == Some(false) {
             self.healing.seen.remove(&view.node);
-            if view.era.is_some_and(|era| era < own) {
-                self.tell(from);
-            }
             return;
         }
         if self.healing.seen.len() < MAX_SEEN || self.healing.seen.contains_key(&view.node) {
@@ -223,7 +275,7 @@ impl<L: LogStore> Participant<L> {
 
     /// Gives this era's jobs to the leader of the one that wins, and then ends it; or, where there is no leader to
     /// agree on that, this node's part in it.
-    fn hand_over(&mut self, own: Era, view: &MeshView) {
+    fn hand_over(&mut self, view: &MeshView) {
         let (Some(to), Some(leader)) = (view.era, view.leader) else {
             self.healing.handing_over = None;
             return;
@@ -295,9 +347,10 @@ impl<L: LogStore> Participant<L> {
                 let tombstones = if handing.answered { Vec::new() } else { state.tombstones().collect() };
                 let handed = HandedOver { jobs: batch.unwrap_or_default(), tombstones };
                 let Ok(jobs) = frame::encode(&handed) else { return };
-                let eras = [own].into_iter().chain(state.ended_eras()).collect();
+                let Some(claim) = state.claim() else { return };
+                let ended = state.ended_eras().collect();
                 let jobs = Bytes::from(jobs);
-                self.send(leader, PeerMessage::Adopt { eras, jobs_changed, jobs });
+                self.send(leader, PeerMessage::Adopt { claim, ended, jobs_changed, jobs });
             }
         }
     }
@@ -317,9 +370,18 @@ impl<L: LogStore> Participant<L> {
     }
 
     /// A node of an era that loses hands its jobs over: the mesh must agree to have them.
-    pub(super) fn adopt(&mut self, from: NodeId, eras: Vec<Era>, jobs_changed: u64, jobs: &[u8]) {
-        let Some(own) = self.state().era() else { return };
-        let Some(era) = eras.first().copied().filter(|era| *era < own) else { return };
+    pub(super) fn adopt(
+        &mut self,
+        from: NodeId,
+        claim: Claim,
+        ended: Vec<Era>,
+        jobs_changed: u64,
+        jobs: &[u8],
+    ) {
+        if !self.state().takes_over(&claim) {
+            return;
+        }
+        let era = claim.era;
         let waits = self.healing.adopting.values().any(|adopting| adopting.by == from);
         if self.scheduler.is_none() || waits || self.healing.adopting.len() >= MAX_ADOPTING {
             return;
@@ -327,7 +389,7 @@ impl<L: LogStore> Participant<L> {
         let Ok(HandedOver { jobs, tombstones }) = frame::decode(jobs) else { return };
         let request = self.next_request();
         let ids = jobs.iter().map(|(id, _)| *id).collect();
-        let entry = Entry { request, command: Command::Adopt { eras, jobs, tombstones } };
+        let entry = Entry { request, command: Command::Adopt { claim, ended, jobs, tombstones } };
         if self.propose(&entry).is_ok() {
             self.healing.adopting.insert(request, Adopting { by: from, era, jobs_changed, jobs: ids });
         }

@@ -41,6 +41,13 @@ impl History {
         self.record_bytes += bytes;
     }
 
+    /// A job has a result after all.
+    pub(super) fn forget(&mut self, id: JobId) {
+        let bytes: usize = self.records.iter().filter(|(of, _)| *of == id).map(|(_, bytes)| bytes).sum();
+        self.record_bytes -= bytes;
+        self.records.retain(|(of, _)| *of != id);
+    }
+
     /// A job whose record there is no room for any more, if any: the newest one stays, however large.
     pub(super) fn surplus(&mut self) -> Option<JobId> {
         if self.record_bytes <= MAX_RECORD_BYTES || self.records.len() <= 1 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use floe_protocol::frame::{self, FrameError};
-use floe_protocol::job::{MAX_TIMELINE, TaskRun};
+use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
 use floe_protocol::{Freed, JobPhase, Placed, Read, Stage, StageGraph, StageProgress, WallTime, Work};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,8 @@ pub struct Job {
     pub ended_at: Option<WallTime>,
     /// Why `work` was dropped, and when; a job with neither cannot be.
     pub freed: Option<Freed>,
+    /// How else it ended, in eras that this one has taken over from.
+    pub other_ends: Vec<JobPhase>,
     /// Progress by stage, kept beyond `work`.
     pub stages: Vec<StageProgress>,
     /// Tasks that ran, at most [`MAX_TIMELINE`].
@@ -111,7 +113,10 @@ fn results_bytes(graph: &StageGraph) -> usize {
 
 /// Whether another era's job is one that this one could have made of it; and if so, roughly its size.
 pub(super) fn check_job(job: &Job) -> Result<usize, String> {
-    if job.timeline.len() > MAX_TIMELINE || job.stages.len() > MAX_STAGES {
+    if job.timeline.len() > MAX_TIMELINE
+        || job.stages.len() > MAX_STAGES
+        || job.other_ends.len() > MAX_OTHER_ENDS
+    {
         return Err("it has too long a history".to_owned());
     }
     let Some(work) = &job.work else {

@@ -127,8 +127,9 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(job, ok)| end(job, if ok { JobPhase::Cancelled } else { JobPhase::Succeeded })),
         prop::collection::vec(0..4_u64, 0..3).prop_map(release),
         (prop::collection::vec(other_era(), 0..3), prop::collection::vec((0..6_u64, other_job()), 0..3))
-            .prop_map(|(eras, jobs)| Command::Adopt {
-                eras,
+            .prop_map(|(ended, jobs)| Command::Adopt {
+                claim: claim(LOSER),
+                ended,
                 jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect(),
                 tombstones: vec![],
             }),
@@ -145,6 +146,11 @@ fn command() -> impl Strategy<Value = Command> {
 const OWN: Era = Era { mesh: MeshId(9), epoch: 1, founder: NodeId(1) };
 const LOSER: Era = Era { mesh: MeshId(12), epoch: 3, founder: NodeId(5) };
 const WINNER: Era = Era { mesh: MeshId(3), epoch: 1, founder: NodeId(7) };
+
+/// What an era says that was not compared with another.
+fn claim(era: Era) -> Claim {
+    Claim { era, work_ms: None }
+}
 
 fn genesis() -> Command {
     Command::Genesis { mesh: OWN.mesh, member: member(1) }
@@ -188,7 +194,7 @@ fn other_job() -> impl Strategy<Value = Job> {
 
 fn adopt(jobs: impl IntoIterator<Item = (u64, Job)>) -> Command {
     let jobs = jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect();
-    Command::Adopt { eras: vec![LOSER], jobs, tombstones: vec![] }
+    Command::Adopt { claim: claim(LOSER), ended: vec![], jobs, tombstones: vec![] }
 }
 
 fn hand_over(state: &StateMachine) -> Command {
@@ -276,7 +282,8 @@ proptest! {
             let now = &state.job(JobId(*id)).unwrap().phase;
             let known = before.get(&JobId(*id)).map(|job| &job.phase);
             prop_assert!(now.is_terminal() || (!job.phase.is_terminal() && known.is_none_or(|p| !p.is_terminal())));
-            prop_assert!(known.is_none_or(|known| !known.is_terminal() || now == known));
+            let other_ends = &state.job(JobId(*id)).unwrap().other_ends;
+            prop_assert!(known.is_none_or(|known| !known.is_terminal() || now == known || other_ends.contains(known)));
         }
         prop_assert!(before.keys().all(|id| state.jobs().contains_key(id)));
         let once = state.clone();
@@ -496,7 +503,7 @@ fn what_has_ended_in_another_era_is_known_to_have_ended() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Expired, at: at(3) };
     let tombstones = vec![(JobId(4), freed), (JobId(1), freed)];
-    let command = Command::Adopt { eras: vec![LOSER], jobs: vec![], tombstones };
+    let command = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
     apply(&mut state, [genesis(), submit(1), command.clone()]);
     assert_eq!(state.find(JobId(4)), Err(Failure::Freed { job: JobId(4), freed }));
     assert!(state.job(JobId(1)).is_some(), "more is known of it here");
@@ -558,8 +565,8 @@ fn of_a_job_that_both_know_the_one_that_ended_is_right() {
             Event::JobsFreed { jobs: vec![JobId(2)], freed: Freed { why: WhyFreed::Cancelled, at: at(9) } },
         ]
     );
-    assert_eq!(events.len(), 5, "of jobs 3 and 4 nothing is new: {events:?}");
-    assert_eq!(state.job(JobId(3)).unwrap().phase, JobPhase::Cancelled);
+    assert!(matches!(events[4], Event::JobAdopted { job: JobId(3), .. }), "it has a result: {events:?}");
+    assert_eq!(events.len(), 6, "of job 4 nothing is new: {events:?}");
     let kept = state.job(JobId(4)).unwrap().work.as_ref().unwrap();
     assert_eq!(kept.outputs[0].as_ref().unwrap()[0].nodes, [NodeId(1)], "this era's own outputs stay");
 }
@@ -645,8 +652,9 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
     apply(&mut state, [submit(most), done(1, 0, MAX_TIMELINE, u64::MAX), done(1, 1, 1, u64::MAX)]);
     let job = state.job(JobId(1)).expect("it is accepted").clone();
     assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_WORK_BYTES, MAX_TIMELINE));
-    let eras = vec![LOSER; MAX_ENDED_ERAS + 1];
-    let command = Command::Adopt { eras, jobs: vec![(JobId(1), job)], tombstones: vec![] };
+    let ended = vec![LOSER; MAX_ENDED_ERAS];
+    let command =
+        Command::Adopt { claim: claim(LOSER), ended, jobs: vec![(JobId(1), job)], tombstones: vec![] };
     let entry = Entry { request: RequestId(1), command };
     assert!(entry.encode().unwrap().len() <= crate::replica::MAX_ENTRY_BYTES);
 }
@@ -656,7 +664,10 @@ fn eras_that_ended_are_remembered_within_limits() {
     let mut state = StateMachine::default();
     apply(&mut state, [genesis()]);
     let era = |n: usize| Era { mesh: MeshId(100 + n as u128), ..LOSER };
-    let adopt = |eras: Vec<Era>| Command::Adopt { eras, jobs: vec![], tombstones: vec![] };
+    let adopt = |mut eras: Vec<Era>| {
+        let ended = eras.split_off(1);
+        Command::Adopt { claim: claim(eras[0]), ended, jobs: vec![], tombstones: vec![] }
+    };
     // Its own, and one that would win, have not ended with one that loses.
     apply(&mut state, [adopt(vec![era(0), OWN, WINNER]), adopt(vec![era(0)])]);
     assert_eq!(state.ended_eras().collect::<Vec<_>>(), [era(0)]);
@@ -736,4 +747,62 @@ fn no_era_follows_the_last_one() {
     let before = state.clone();
     assert!(state.carry_on(NodeId(2), 40).is_err());
     assert_eq!(state, before);
+}
+
+#[test]
+fn what_an_era_has_done_is_said_once_and_its_successor_begins_anew() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), Command::Claim { work_ms: 700 }, Command::Claim { work_ms: 90_000 }]);
+    assert_eq!(state.claim(), Some(Claim { era: OWN, work_ms: Some(700) }));
+    state.carry_on(NodeId(2), 40).unwrap();
+    assert_eq!(state.claim().unwrap().work_ms, None);
+}
+
+#[test]
+fn an_era_of_the_same_epoch_ends_with_the_one_that_did_more() {
+    let sibling = Era { founder: NodeId(9), ..OWN };
+    let adopt = |work_ms| {
+        let claim = Claim { era: sibling, work_ms: Some(work_ms) };
+        Command::Adopt { claim, ended: vec![], jobs: vec![], tombstones: vec![] }
+    };
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), Command::Claim { work_ms: 700 }, adopt(701)]);
+    assert_eq!(state.ended_eras().count(), 0, "that one would win");
+    apply(&mut state, [adopt(699)]);
+    assert_eq!(state.ended_eras().collect::<Vec<_>>(), [sibling]);
+}
+
+#[test]
+fn two_ends_that_contradict_are_both_kept_and_a_result_goes_before_none() {
+    let failed = || job_after([end(1, JobPhase::Failed(Failure::Query { message: "no".to_owned() }))]);
+    let phase = |state: &StateMachine| state.job_status(JobId(1)).map(|job| (job.phase, job.other_ends));
+    let own = |commands: &[Command]| {
+        let mut state = StateMachine::default();
+        apply(&mut state, [genesis(), submit(1)]);
+        apply(&mut state, commands.iter().cloned());
+        state
+    };
+    // Here it was cancelled, there it has a result, which somebody may collect.
+    let mut state = own(&[end(1, JobPhase::Cancelled)]);
+    let events = apply(&mut state, [adopt([(1, succeeded_job())])]);
+    let adopted = Event::JobAdopted { job: JobId(1), work: succeeded_job().work.unwrap(), succeeded: true };
+    assert!(events.contains(&adopted), "{events:?}");
+    assert_eq!(phase(&state), Ok((JobPhase::Succeeded, vec![JobPhase::Cancelled])));
+    assert!(state.job(JobId(1)).unwrap().has_result());
+    // The other way round it stays as it is.
+    let mut state = own(&[done(1, 0, 2, 4), done(1, 1, 1, 4)]);
+    apply(&mut state, [adopt([(1, cancelled_job())])]);
+    assert_eq!(phase(&state), Ok((JobPhase::Succeeded, vec![JobPhase::Cancelled])));
+    // A third one says yet something else; and what it says again, or agrees with, adds nothing.
+    apply(&mut state, [adopt([(1, failed())])]);
+    let changed = state.jobs_changed();
+    apply(&mut state, [adopt([(1, failed())]), adopt([(1, succeeded_job())]), adopt([(1, released_job())])]);
+    assert_eq!(state.jobs_changed(), changed);
+    let ends = phase(&state).unwrap().1;
+    assert_eq!(ends, [JobPhase::Cancelled, failed().phase]);
+    // Without a result the end that is known here stays the first.
+    let mut state = own(&[end(1, JobPhase::Cancelled)]);
+    apply(&mut state, [adopt([(1, failed())])]);
+    assert_eq!(phase(&state), Ok((JobPhase::Cancelled, vec![failed().phase])));
+    assert_eq!(StateMachine::restore(&state.snapshot().unwrap()).unwrap(), state);
 }

@@ -401,7 +401,6 @@ impl Mesh {
                 Action::Dial(_) | Action::Refused { .. } => {}
                 Action::Disconnect(other) => broken.push(other.0),
                 Action::Left { era, to } => {
-                    node.running.clear();
                     node.lonely_since_ms = self.now_ms;
                     writeln!(self.story, "n{id} leaves {} for {}", name(era), name(to)).unwrap();
                 }
@@ -565,8 +564,9 @@ fn describe(message: &PeerMessage) -> Option<String> {
         PeerMessage::Assign(assignment) => {
             format!("run {} under {}", task_name(assignment.attempt.task), assignment.fence)
         }
-        PeerMessage::Adopt { eras, jobs, .. } => {
-            let eras: Vec<_> = eras.iter().map(|era| name(*era)).collect();
+        PeerMessage::Adopt { claim, ended, jobs, .. } => {
+            let eras = [claim.era].into_iter().chain(ended.iter().copied());
+            let eras: Vec<_> = eras.map(name).collect();
             let handed: HandedOver = floe_protocol::frame::decode(jobs).unwrap_or_default();
             let jobs: Vec<_> =
                 handed.jobs.iter().map(|(id, job)| format!("{} {}", id.0, job.phase.name())).collect();

@@ -1,10 +1,10 @@
 //! Replication: golden scripts, hostile messages, and random faults.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt::Write as _;
 
-use floe_consensus::membership::Change;
+use floe_consensus::membership::{Change, survives};
 use floe_consensus::{Command, LogStore, MemoryLog, ProposeError};
 use floe_protocol::{Era, NodeId, RequestId};
 use goldenscript::Context;
@@ -83,6 +83,9 @@ enum ScriptCommand {
     LeaveEra(u64),
     /// Which era a node is of, who its members are, and which eras it has left.
     Era(u64),
+    /// Who votes by a node's log: as it holds, and after each change that the node does not know to be agreed on; and
+    /// whether the node goes on alone when nobody is heard.
+    Votes(u64),
     /// Hands over the leadership.
     Transfer {
         from: u64,
@@ -163,6 +166,23 @@ impl goldenscript::Runner for Runner {
                 let left: Vec<_> = replica.log().left().iter().map(|era| name(*era)).collect();
                 let (members, left) = (members.join(" "), left.join(", "));
                 writeln!(cluster.story, "n{id}: {era}, members=[{members}] left=[{left}]")?;
+            }
+            ScriptCommand::Votes(id) => {
+                let configurations = cluster.running.get(id).ok_or("not running")?.configurations();
+                let voters = |set: &BTreeSet<NodeId>| {
+                    set.iter().map(|node| format!("n{}", node.0)).collect::<Vec<_>>().join(" ")
+                };
+                let texts = configurations.iter().map(|configuration| {
+                    let joint = match voters(&configuration.outgoing) {
+                        outgoing if outgoing.is_empty() => outgoing,
+                        outgoing => format!(" with [{outgoing}]"),
+                    };
+                    format!("[{}]{joint}", voters(&configuration.voters))
+                });
+                let texts: Vec<_> = texts.collect();
+                let alone = survives(NodeId(*id), &configurations, &BTreeMap::new(), u64::MAX);
+                let then = if alone { "goes on alone" } else { "waits" };
+                writeln!(cluster.story, "n{id}: {}; {then}", texts.join(", then "))?;
             }
             ScriptCommand::Transfer { from, to } => {
                 cluster.running.get_mut(from).ok_or("not running")?.transfer_leader(NodeId(*to))?;

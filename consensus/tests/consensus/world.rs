@@ -356,7 +356,7 @@ pub(crate) fn graph(lines: &[String]) -> StageGraph {
 
 /// `1/0/2 try 3.0`: task 2 of stage 0 of job 1, the first try under the leader of term 3.
 pub(crate) fn name(attempt: AttemptId) -> String {
-    format!("{} try {}.{}", task_name(attempt.task), attempt.attempt >> 32, attempt.attempt & 0xffff_ffff)
+    format!("{} try {}.{}", task_name(attempt.task), attempt.term(), attempt.count())
 }
 
 fn task_name(task: TaskId) -> String {

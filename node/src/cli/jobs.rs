@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use floe_client::json;
-use floe_protocol::{JobStatus, WallTime};
+use floe_protocol::{JobPhase, JobStatus, WallTime};
 use serde_json::Value;
 
 use super::connect::ConnectArgs;
@@ -46,7 +46,7 @@ fn as_table(jobs: &[JobStatus], now: WallTime) -> String {
             let end = job.ended_at.unwrap_or(now);
             [
                 job.id.to_string(),
-                job.phase.name().to_owned(),
+                phase(job),
                 format!("{done}/{tasks}"),
                 table::span(job.submitted_at.span_to(now)),
                 table::span(job.submitted_at.span_to(end)),
@@ -55,6 +55,15 @@ fn as_table(jobs: &[JobStatus], now: WallTime) -> String {
         })
         .collect();
     table::layout(["JOB", "PHASE", "TASKS", "AGE", "TIME", "QUERY"], &rows)
+}
+
+/// How it stands; and how else it ended, where parts of the mesh that were cut off from each other said so.
+fn phase(job: &JobStatus) -> String {
+    let others: Vec<_> = job.other_ends.iter().map(JobPhase::name).collect();
+    match others.as_slice() {
+        [] => job.phase.name().to_owned(),
+        others => format!("{} (elsewhere {})", job.phase.name(), others.join(", ")),
+    }
 }
 
 fn shorten(label: &str) -> String {

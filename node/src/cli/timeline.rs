@@ -92,6 +92,7 @@ mod tests {
             stages: Vec::new(),
             submitted_at: WallTime::default(),
             ended_at: None,
+            other_ends: Vec::new(),
             timeline,
         }
     }

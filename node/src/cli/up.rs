@@ -45,8 +45,8 @@ pub(super) struct UpArgs {
     /// Memory for tasks and partitions, for example 256MiB; half the machine's unless given
     #[arg(long, value_name = "SIZE", value_parser = config::parse_memory)]
     memory: Option<u64>,
-    /// How many tasks run at once; one a core unless given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many tasks run at once; one a core unless given. With 0 the node is a witness: it votes and does no work
+    #[arg(long, value_name = "N")]
     slots: Option<u32>,
     /// The Python that functions run with, where its version is the one they need; found unless given
     #[arg(long, value_name = "FILE", env = "FLOE_PYTHON")]
@@ -162,7 +162,7 @@ impl UpArgs {
     pub(super) fn configure_threads(&self) {
         const THREADS: &str = "POLARS_MAX_THREADS";
         if std::env::var_os(THREADS).is_none() {
-            let slots = self.slots.unwrap_or_else(config::default_slots);
+            let slots = self.slots.unwrap_or_else(config::default_slots).max(1);
             // SAFETY: the caller has started no thread yet that could read the environment meanwhile.
             unsafe { std::env::set_var(THREADS, slots.to_string()) };
         }

@@ -20,6 +20,7 @@ pub struct Builder {
     binary: PathBuf,
     nodes: usize,
     slots: u32,
+    witnesses: usize,
     memory: Option<String>,
     env: Vec<(String, String)>,
     discover: bool,
@@ -53,6 +54,12 @@ impl Builder {
     /// Each node's `--slots`; one unless told otherwise.
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots;
+        self
+    }
+
+    /// How many nodes, the last ones, run nothing.
+    pub fn witnesses(mut self, witnesses: usize) -> Self {
+        self.witnesses = witnesses;
         self
     }
 
@@ -142,6 +149,7 @@ impl Cluster {
             binary: binary.into(),
             nodes: 3,
             slots: 1,
+            witnesses: 0,
             memory: None,
             env: Vec::new(),
             discover: false,
@@ -177,6 +185,7 @@ impl Cluster {
 
     async fn spawn(&mut self) -> Result<()> {
         let (number, builder) = (self.started, &self.builder);
+        let slots = if number + builder.witnesses >= builder.nodes { 0 } else { builder.slots };
         let dir = self.floe.home().join(format!("node-{number}"));
         let data = dir.join("data");
         let mut args = vec![
@@ -187,7 +196,7 @@ impl Cluster {
             "--key-file".to_owned(),
             self.key_file.display().to_string(),
             "--slots".to_owned(),
-            builder.slots.to_string(),
+            slots.to_string(),
         ];
         if let Some(memory) = &builder.memory {
             args.extend(["--memory".to_owned(), memory.clone()]);

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use floe_consensus::Event;
-use floe_protocol::{AttemptId, Era, Failure, Fence, Freed, JobId, NodeId, RequestId, WhyFreed};
+use floe_consensus::state_machine::Job;
+use floe_protocol::{AttemptId, Era, Failure, Fence, Freed, JobId, JobPhase, NodeId, RequestId, WhyFreed};
 
 use super::node::{Node, Note};
 
@@ -32,6 +33,8 @@ pub(super) struct Checker {
     agreed: BTreeMap<(Era, JobId), bool>,
     accepted: BTreeSet<(Life, Era, JobId)>,
     ended: BTreeSet<(Life, Era, JobId)>,
+    /// How jobs have ended, each in some era.
+    ends: BTreeMap<JobId, BTreeSet<&'static str>>,
     outcomes: BTreeMap<(Era, RequestId), bool>,
     fences: BTreeMap<Life, Fence>,
     assigned: BTreeMap<(Era, AttemptId), (NodeId, Fence)>,
@@ -190,7 +193,8 @@ impl Checker {
                 self.promised(*job, false, fence);
             }
             // Whoever watches the job hears of it.
-            Event::JobEnded { job, .. } => {
+            Event::JobEnded { job, phase } => {
+                self.ends.entry(*job).or_default().insert(phase.name());
                 if !self.ended.insert((life, era, *job)) {
                     return Err(format!("n{id} ends job {job} twice in {era}"));
                 }
@@ -229,6 +233,17 @@ impl Checker {
         Ok(())
     }
 
+    /// In the end every end that a driver may have been told of is the job's, or shown beside it.
+    pub(super) fn shows_ends(&self, id: JobId, job: &Job) -> Result<(), String> {
+        let shown: BTreeSet<_> =
+            [&job.phase].into_iter().chain(&job.other_ends).map(JobPhase::name).collect();
+        let told = self.ends.get(&id).into_iter().flatten();
+        match told.copied().find(|end| !shown.contains(end)) {
+            Some(end) => Err(format!("job {id} was said to be {end}, and is shown as {shown:?}")),
+            None => Ok(()),
+        }
+    }
+
     /// What was promised in an era.
     fn promises_of(&self, era: Era) -> impl Iterator<Item = (JobId, Promise)> {
         let range = (era, JobId(0))..=(era, JobId(u64::MAX));
@@ -259,8 +274,10 @@ impl Checker {
     /// An era ends only when all that it promised is agreed on in one that wins over it, which has to keep it. That
     /// is `to`, or what has become of `to` meanwhile.
     fn hands_over(&mut self, era: Era, to: Era) -> Result<(), String> {
-        let heirs: BTreeSet<_> =
-            self.leaders.keys().map(|(heir, _)| *heir).filter(|heir| *heir > era).collect();
+        // Of two eras of one epoch it depends on what they did which of them goes on.
+        let sibling = |heir: &Era| (heir.mesh, heir.epoch) == (era.mesh, era.epoch) && *heir != era;
+        let heirs = self.leaders.keys().map(|(heir, _)| *heir);
+        let heirs: BTreeSet<_> = heirs.filter(|heir| *heir > era || sibling(heir)).collect();
         for (job, promise) in self.promises_of(era).collect::<Vec<_>>() {
             let known = heirs.iter().filter_map(|heir| Some((*heir, *self.agreed.get(&(*heir, job))?)));
             let known: Vec<_> = known.filter(|(_, ended)| *ended || promise.ended.is_none()).collect();

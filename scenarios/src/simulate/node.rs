@@ -516,7 +516,6 @@ impl Node {
 
     /// Its era goes on in another, which it has to join. What it ran was for leaders that are no more.
     fn left(&mut self, era: Era) {
-        self.stop_tasks(|_| true);
         self.answer_all(Proposed::NotLeader(None));
         self.looking_since_ms = self.now_ms();
         self.out.push(Out::Note(Note::Left(era)));

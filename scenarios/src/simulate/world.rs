@@ -42,7 +42,7 @@ const BEGIN_MS: u64 = 5_000;
 const CALM_MS: u64 = 21_000;
 
 /// Within this time after faults stop all nodes are one mesh, and every job ends.
-const PATIENCE_MS: u64 = 30_000;
+const PATIENCE_MS: u64 = 45_000;
 
 /// How often connections are looked at.
 const LOOK_MS: u64 = 50;
@@ -145,6 +145,8 @@ pub(super) struct World {
     calm: bool,
     /// A machine was lost for good.
     lost: bool,
+    /// The node that somebody has just told to go on alone.
+    recovering: Option<NodeId>,
     bug: Option<Bug>,
     hasher: DefaultHasher,
     told: VecDeque<String>,
@@ -216,6 +218,7 @@ impl World {
             cuts: 0,
             calm: false,
             lost: false,
+            recovering: None,
             bug,
             hasher: DefaultHasher::new(),
             told: VecDeque::new(),
@@ -424,6 +427,27 @@ impl World {
         self.dice.pick(&free).unwrap_or(10)
     }
 
+    /// A node goes on by itself only where nothing can have been agreed on without it: from a pair, whatever it has heard
+    /// of a third voter.
+    fn check_carried_on(&self, id: NodeId, era: Era, applied: u64) -> Result<(), String> {
+        if self.recovering == Some(id) {
+            return Ok(());
+        }
+        let ahead = |node: &&Node| node.era() == Some(era) && node.state().applied() > applied;
+        for node in self.nodes().filter(ahead) {
+            let configuration = node.participant.replica().standing().configuration;
+            if configuration.voters.len() > 2 && configuration.outgoing.len() != 2 {
+                let voters = configuration.voters.len();
+                let other = node.id().0;
+                return Err(format!(
+                    "n{} goes on alone from {era}, of which n{other} knows {voters} voters",
+                    id.0
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Does something with a node that is awake, and carries out what comes of it.
     fn with_node(&mut self, id: NodeId, life: u64, act: impl FnOnce(&mut Node)) -> Result<(), String> {
         if !self.is_awake(id, life) {
@@ -432,6 +456,7 @@ impl World {
         let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
         let Some(mut node) = machine.node.take() else { return Ok(()) };
         node.reading = machine.clocks.read(self.now_ms);
+        let before = (node.era(), node.state().applied());
         act(&mut node);
         let settled = node.settle();
         let mut stops = settled.is_err();
@@ -446,6 +471,11 @@ impl World {
                     if let Note::Left(era) = &note {
                         self.tell(format!("n{} leaves {era}", id.0));
                         self.tally.left += 1;
+                    }
+                    if let (Note::Event(_, floe_consensus::Event::CarriedOn { .. }), (Some(era), applied)) =
+                        (&note, before)
+                    {
+                        self.check_carried_on(id, era, applied)?;
                     }
                     self.checker.note(&node, &note)?;
                 }
@@ -841,11 +871,12 @@ impl World {
             return;
         };
         let led = survivors.iter().filter(|survivor| survivor.leader.is_some()).filter_map(|s| s.era);
-        if self.calm || led.into_iter().any(|era| era.mesh != own.mesh || era >= own) {
+        let led: BTreeSet<Era> = led.collect();
+        if self.calm || led.iter().any(|era| era.mesh != own.mesh || *era == own || era.supersedes(&own)) {
             return;
         }
         let same = survivors.iter().filter_map(|survivor| Some((survivor.era?, survivor)));
-        let same = same.filter(|(era, _)| era.mesh == own.mesh);
+        let same = same.filter(|(era, _)| era.mesh == own.mesh && !led.contains(era));
         let longest = same.max_by_key(|(era, survivor)| (*era, survivor.log, Reverse(survivor.node)));
         let Some((era, chosen)) = longest.map(|(era, survivor)| (era, survivor.node)) else { return };
         self.tell(format!("n{} is to carry on alone from {era}", chosen.0));
@@ -861,7 +892,9 @@ impl World {
             return Ok(());
         }
         let mut outcome = Ok(());
+        self.recovering = Some(id);
         self.with_node(id, life, |node| outcome = node.participant.recover(era))?;
+        self.recovering = None;
         self.tally.recovered += u64::from(outcome.is_ok());
         self.tell(format!("n{} carries on: {outcome:?}", id.0));
         Ok(())
@@ -991,6 +1024,7 @@ impl World {
     fn check_failures(&self) -> Result<(), String> {
         let Some(leader) = self.leader() else { return Ok(()) };
         for (id, job) in leader.state().jobs() {
+            self.checker.shows_ends(*id, job)?;
             let poison = || self.orders.iter().any(|order| order.job == *id && order.is_poison());
             if job.phase == JobPhase::Succeeded && poison() {
                 return Err(format!("job {id} succeeded, which nothing survives"));
@@ -1107,8 +1141,8 @@ fn describe(wire: &Wire) -> String {
         }
         Wire::Peer(PeerMessage::Lost { partition, node }) => format!("{partition} is not on n{}", node.0),
         Wire::Peer(PeerMessage::View(view)) => format!("is told {}", of_mesh(view)),
-        Wire::Peer(PeerMessage::Adopt { eras, jobs_changed, jobs }) => {
-            format!("hands over {} bytes of jobs as of {jobs_changed}, of {}", jobs.len(), eras[0])
+        Wire::Peer(PeerMessage::Adopt { claim, jobs_changed, jobs, .. }) => {
+            format!("hands over {} bytes of jobs as of {jobs_changed}, of {}", jobs.len(), claim.era)
         }
         Wire::Peer(PeerMessage::Adopted { era, jobs_changed, jobs }) => {
             format!("has adopted {} jobs as of {jobs_changed} of {era}", jobs.len())

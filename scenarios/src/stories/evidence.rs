@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use floe_protocol::JobId;
+use floe_protocol::{AttemptId, JobId, StageId, TaskId};
 
 use crate::harness::{LogLine, Node};
 
@@ -71,9 +71,10 @@ pub(super) fn lines(
 pub(super) fn done(nodes: &[Node], since_unix_ms: f64, job: JobId) -> Vec<Done> {
     let mut found: Vec<_> = lines(nodes, since_unix_ms, "task done")
         .filter_map(|(node, line)| {
-            let (of, task, attempt) = attempt(line.field("attempt")?)?;
+            let attempt = attempt(line.field("attempt")?)?;
+            let (of, task) = (attempt.task.job, (attempt.task.stage.0, attempt.task.partition));
             let bytes = line.field("bytes")?.parse().ok()?;
-            let (term, earlier) = (attempt >> 32, attempt & u64::from(u32::MAX));
+            let (term, earlier) = (attempt.term(), attempt.count());
             (of == job).then_some(Done { node, unix_ms: line.unix_ms, task, term, earlier, bytes })
         })
         .collect();
@@ -93,12 +94,13 @@ pub(super) fn again(done: &[Done]) -> (usize, u64) {
 }
 
 /// Reads `job/stage/partition#attempt`.
-fn attempt(text: &str) -> Option<(JobId, (u32, u32), u64)> {
+fn attempt(text: &str) -> Option<AttemptId> {
     let (task, number) = text.split_once('#')?;
     let mut parts = task.split('/');
     let job = parts.next()?.parse().ok()?;
-    let task = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    Some((job, task, u64::from_str_radix(number, 16).ok()?))
+    let (stage, partition) = (StageId(parts.next()?.parse().ok()?), parts.next()?.parse().ok()?);
+    let task = TaskId { job, stage, partition };
+    Some(AttemptId { task, attempt: u64::from_str_radix(number, 16).ok()? })
 }
 
 #[cfg(test)]
@@ -107,8 +109,9 @@ mod tests {
 
     #[test]
     fn attempts_are_read_as_nodes_log_them() {
-        let read = attempt("0000000000000abc/1/12#500000002");
-        assert_eq!(read, Some((JobId(0xabc), (1, 12), (5 << 32) | 2)));
+        let read = attempt("0000000000000abc/1/12#9876543200050002").expect("an attempt");
+        assert_eq!(read.task, TaskId { job: JobId(0xabc), stage: StageId(1), partition: 12 });
+        assert_eq!((read.term(), read.count()), (5, 2));
         assert_eq!(attempt("abc"), None);
     }
 

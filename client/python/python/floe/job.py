@@ -79,7 +79,8 @@ class Job(Generic[T]):
         return self._core.id
 
     def status(self) -> dict[str, Any]:
-        """All that is known of it: ``phase``, ``stages`` with their tasks, times."""
+        """All that is known of it: ``phase``, ``stages`` with their tasks, times; and ``other_ends``, how else it ended
+        where parts of the mesh that were cut off from each other disagree."""
         return json.loads(_translated(self._core.status))
 
     @property
