@@ -9,10 +9,11 @@ use floe_client::function::{
 use floe_client::{Failure, Job, JobId, Mesh, NodeId, StageId, Submission, TaskId};
 use floe_protocol::message::Made;
 use floe_protocol::{Request, Response};
-use floe_scenarios::harness::{DEADLINE, wait_until};
+use floe_scenarios::harness::{DEADLINE, Node, wait_until};
 use floe_transport::files::read_checked;
 use floe_transport::{Body, Connection, read_frame};
 use futures::TryStreamExt;
+use futures::future::join_all;
 use polars::prelude::{DataFrame, IpcReader, IpcStreamReader, IpcWriter, SerReader, SerWriter, df};
 
 use crate::{cluster, connection};
@@ -26,9 +27,14 @@ fn file_of(mut frame: DataFrame) -> Vec<u8> {
 
 /// Gives `cat` frames of these files, of which this is said.
 async fn submit_cat(mesh: &Mesh, said: &[Frame], files: &[Vec<u8>]) -> Result<Job, String> {
+    submit_shell(mesh, "cat", said, files).await
+}
+
+/// Gives a shell's command frames of these files.
+async fn submit_shell(mesh: &Mesh, command: &str, said: &[Frame], files: &[Vec<u8>]) -> Result<Job, String> {
     let program = Program {
-        file: ProgramFile::OnPath("cat".into()),
-        arguments: Vec::new(),
+        file: ProgramFile::OnPath("sh".into()),
+        arguments: vec!["-c".into(), command.into()],
         stdin: Format::Arrow,
         stdout: Format::Arrow,
         typed: false,
@@ -103,9 +109,7 @@ async fn a_partition_is_had_from_its_holder_and_by_way_of_every_other_node() {
     for node in 0..3 {
         nodes.push(connection(&mut cluster, node).await);
     }
-    let frames: Vec<_> = (0..6).map(|n| df!("n" => vec![n; 50_000]).unwrap()).collect();
-    let files: Vec<_> = frames.iter().cloned().map(file_of).collect();
-    let said: Vec<_> = files.iter().map(|file| Frame { rows: 50_000, bytes: file.len() as u64 }).collect();
+    let (frames, files, said) = six_frames();
     let job = submit_cat(&cluster.client(0).await.unwrap(), &said, &files).await.unwrap().id();
 
     let (answer, mut stream) =
@@ -150,6 +154,63 @@ async fn a_partition_is_had_from_its_holder_and_by_way_of_every_other_node() {
     assert_eq!(beyond.to_string(), format!("job {job} has no partition 6"));
     let unknown = fetch(&nodes[other], Request::Partition { id: JobId(1), partition: 0 }).await.unwrap_err();
     assert_eq!(unknown, Failure::NoSuchJob { job: JobId(1) });
+}
+
+/// Frames of some size, and what is said of them.
+fn six_frames() -> (Vec<DataFrame>, Vec<Vec<u8>>, Vec<Frame>) {
+    let frames: Vec<_> = (0..6).map(|n| df!("n" => vec![n; 50_000]).unwrap()).collect();
+    let files: Vec<_> = frames.iter().cloned().map(file_of).collect();
+    let said = files.iter().map(|file| Frame { rows: 50_000, bytes: file.len() as u64 }).collect();
+    (frames, files, said)
+}
+
+async fn collected(job: &Job) -> Vec<DataFrame> {
+    let partitions: Vec<Bytes> = job.partitions().try_collect().await.unwrap();
+    let read = |partition| IpcStreamReader::new(Cursor::new(partition)).finish().unwrap();
+    partitions.into_iter().map(read).collect()
+}
+
+/// Waits until some of a job's calls have ended, and not all.
+async fn under_way(job: &Job) {
+    let mut statuses = job.watch();
+    while let Some(status) = statuses.try_next().await.unwrap() {
+        assert!(!status.phase.is_terminal(), "it was to last longer");
+        if status.stages.last().is_some_and(|stage| stage.done > 0) {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_job_survives_that_every_node_is_killed_at_once() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let (frames, files, said) = six_frames();
+    let mesh = cluster.client(0).await.unwrap();
+    let job = submit_shell(&mesh, "sleep 1; cat", &said, &files).await.unwrap();
+    under_way(&job).await;
+    for node in cluster.nodes_mut() {
+        node.kill().await.unwrap();
+    }
+    for ready in join_all(cluster.nodes_mut().iter_mut().map(Node::restart)).await {
+        ready.unwrap();
+    }
+    let again = cluster.client(1).await.unwrap().job(job.id());
+    assert_eq!(collected(&again).await, frames);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_job_survives_that_one_node_after_the_other_is_started_again() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let (frames, files, said) = six_frames();
+    let job = submit_shell(&cluster.client(0).await.unwrap(), "sleep 2; cat", &said, &files).await.unwrap();
+    under_way(&job).await;
+    // As soon as one is back the next one goes: what the first brought back must count by then.
+    for node in 0..3 {
+        cluster.node(node).restart().await.unwrap();
+        cluster.settled().await.unwrap();
+    }
+    let again = cluster.client(2).await.unwrap().job(job.id());
+    assert_eq!(collected(&again).await, frames);
 }
 
 fn read(files: &[Bytes]) -> DataFrame {

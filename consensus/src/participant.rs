@@ -102,6 +102,13 @@ pub enum Order {
     Abort(Vec<AttemptId>),
     /// Stop all of these jobs, and drop their partitions.
     Free(Vec<JobId>),
+    /// Give another node a copy of a partition, and then say so: [`Participant::copied`].
+    Copy {
+        /// The partition.
+        partition: TaskId,
+        /// The node.
+        to: NodeId,
+    },
     /// Answer with an inventory under this fence: [`Participant::send`].
     Inventory {
         /// Who asks.
@@ -293,6 +300,13 @@ impl<L: LogStore> Participant<L> {
         }
     }
 
+    /// Another node has a copy of a partition that this one holds.
+    pub fn copied(&mut self, partition: TaskId, node: NodeId) {
+        if let Some(leader) = self.leader() {
+            self.send(leader, PeerMessage::Copied { partition, node });
+        }
+    }
+
     /// Proposes an entry, if this node leads and is not about to hand over to another era.
     pub fn propose(&mut self, entry: &Entry) -> Result<(), ProposeError> {
         if self.healing.is_frozen() { Err(ProposeError::Busy) } else { self.replica.propose(entry) }
@@ -471,6 +485,12 @@ impl<L: LogStore> Participant<L> {
                     self.actions.push_back(Action::Order(Order::Free(jobs)));
                 }
             }
+            PeerMessage::Copy { fence, partition, to } => {
+                if self.obeys(from, fence) {
+                    self.actions.push_back(Action::Order(Order::Copy { partition, to }));
+                }
+            }
+            PeerMessage::Copied { partition, node } => self.schedule(Input::Copied { partition, node }),
             PeerMessage::AskInventory { fence } => {
                 if self.obeys(from, fence) {
                     self.actions.push_back(Action::Order(Order::Inventory { to: from, fence }));

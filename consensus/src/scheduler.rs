@@ -32,6 +32,7 @@ use crate::command::Command;
 use crate::event::Event;
 use crate::state_machine::{JobWork, StateMachine};
 
+mod copies;
 mod job;
 mod leases;
 mod placement;
@@ -39,6 +40,7 @@ mod recovery;
 mod sessions;
 mod stuck;
 
+pub use copies::COPY_PATIENCE_MS;
 pub use leases::RESULT_LEASE_MS;
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
@@ -46,8 +48,9 @@ pub use recovery::{
     SLOW_MS,
 };
 pub use sessions::SESSION_PATIENCE_MS;
-pub use stuck::UNSEEN_PATIENCE_MS;
+pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
 
+use copies::Copies;
 use job::{Attempt, Job, Place};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
@@ -162,6 +165,13 @@ pub enum Input {
         /// The node that was asked.
         node: NodeId,
     },
+    /// A node has given another one a copy of a partition.
+    Copied {
+        /// The partition.
+        partition: TaskId,
+        /// Who has it now too.
+        node: NodeId,
+    },
     /// Time passed. To be given every 50 to 100 ms.
     Tick,
 }
@@ -191,6 +201,9 @@ pub struct Scheduler {
     /// Commands that end jobs, until they apply, and when they were last proposed.
     ending: BTreeMap<JobId, (Command, u64)>,
     leases: Leases,
+    copies: Copies,
+    /// When jobs were last said to be on their way here.
+    submitting: BTreeMap<JobId, u64>,
     /// Members whose inventories are awaited before anything is assigned.
     settling: Option<BTreeSet<NodeId>>,
     /// Jobs that nodes hold partitions of and nobody knows, since when.
@@ -223,6 +236,8 @@ impl Scheduler {
             queued: BTreeSet::new(),
             ending: BTreeMap::new(),
             leases: Leases::default(),
+            copies: Copies::default(),
+            submitting: BTreeMap::new(),
             settling: None,
             orphans: BTreeMap::new(),
             adopted_ms: None,
@@ -280,6 +295,7 @@ impl Scheduler {
                 self.drop_partitions(node, [partition]);
                 self.doubt(node);
             }
+            Input::Copied { partition, node } => self.copied(partition, node),
             Input::Tick => self.tick(),
         }
         self.settle();
@@ -539,6 +555,7 @@ impl Scheduler {
             }
         }
         self.expire();
+        self.keep_copies();
         self.free_orphans();
         if self.adopted_ms.is_some() {
             self.lose_absent();

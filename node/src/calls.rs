@@ -19,14 +19,14 @@ use crate::blobs::Blobs;
 use crate::clock::wall_time;
 use crate::config;
 use crate::fault;
+use crate::in_use::InUse;
 use crate::job_status;
 use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Proposed};
-use crate::readers::Readers;
 use crate::recovery;
 use crate::results::Results;
 use crate::session::Sessions;
-use crate::store::Store;
+use crate::store::{Keep, Store};
 use crate::stream::Streams;
 use crate::submit::{Submitter, blocking};
 use crate::worker::task_logs::TaskLogs;
@@ -41,7 +41,7 @@ pub struct Calls {
     pub(crate) submitter: Submitter,
     pub(crate) streams: Arc<Streams>,
     pub(crate) results: Results,
-    pub(crate) readers: Readers,
+    pub(crate) reading: InUse,
     pub(crate) store: Store,
     pub(crate) blobs: Blobs,
     pub(crate) sessions: Sessions,
@@ -80,6 +80,7 @@ impl Calls {
                     Body::new(stream).refuse(&failure).await;
                     return Ok(());
                 }
+                let _use = self.submitter.begin(id);
                 let outcome = match read_spec(&mut stream).await {
                     Ok(spec) => self.submitter.submit(id, spec, again, &mut stream).await,
                     Err(failure) => Err(failure),
@@ -103,19 +104,19 @@ impl Calls {
             }
             Request::Watch { id } => job_status::watch(&self.mailbox, &mut stream, id).await,
             Request::Result { id, from_partition } => {
-                let _reading = self.readers.begin(id);
+                let _use = self.reading.begin(id);
                 self.results.result(stream, id, from_partition).await
             }
             Request::Partitions { id, from_partition } => {
-                let _reading = self.readers.begin(id);
+                let _use = self.reading.begin(id);
                 self.results.partitions(stream, id, from_partition).await
             }
             Request::Partition { id, partition } => {
-                let _reading = self.readers.begin(id);
+                let _use = self.reading.begin(id);
                 self.results.relay(stream, id, partition).await
             }
             Request::Fetch { partition, bucket } => {
-                let _reading = (!from.is_node()).then(|| self.readers.begin(partition.job));
+                let _use = (!from.is_node()).then(|| self.reading.begin(partition.job));
                 self.streams.serve_fetch(stream, partition, bucket).await
             }
             Request::Session { id, label } => self.sessions.attend(stream, id, label).await,
@@ -221,7 +222,7 @@ impl Calls {
             .await
             .map_err(|error| Failure::internal(format!("a copied partition was not received: {error}")))?;
         let store = self.store.clone();
-        blocking(move || store.put_segments(partition, segments, meta).map(drop)).await?
+        blocking(move || store.put_segments(partition, segments, meta, Keep::OnDisk).map(drop)).await?
     }
 }
 

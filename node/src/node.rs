@@ -38,9 +38,9 @@ use crate::clock;
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
 use crate::formation;
+use crate::in_use::InUse;
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
-use crate::readers::Readers;
 use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
@@ -153,7 +153,7 @@ impl Node {
             submitter,
             streams,
             results,
-            readers: Readers::default(),
+            reading: InUse::default(),
             store: store.clone(),
             blobs,
             sessions: sessions.clone(),
@@ -357,6 +357,13 @@ impl Loop {
         }
         self.worker.abort(&self.worker.running());
         self.worker.hosts().shutdown().await;
+        let store = self.store.clone();
+        let written = tokio::task::spawn_blocking(move || store.write_all());
+        if tokio::time::timeout(config::LEAVE_PATIENCE, written).await.is_err() {
+            tracing::warn!(
+                "not all partitions were written to disk in time: they are made again where needed"
+            );
+        }
         self.network.clone().shutdown().await;
         Ok(())
     }
@@ -463,6 +470,7 @@ impl Loop {
                 self.runs.retain(|task, _| !jobs.contains(&task.job));
                 self.free(jobs);
             }
+            Order::Copy { partition, to } => self.copy(partition, to),
             Order::Inventory { to, fence } => {
                 let inventory = self.inventory(fence);
                 self.participant.send(to, PeerMessage::Inventory(inventory));
@@ -485,7 +493,8 @@ impl Loop {
             runs,
             running: self.worker.running(),
             sessions: self.sessions.attended(),
-            reading: self.calls.readers.recent(),
+            reading: self.calls.reading.recent(),
+            submitting: self.calls.submitter.submitting(),
             load: self.load(),
         }
     }
@@ -544,6 +553,18 @@ impl Loop {
     fn free(&self, jobs: Vec<JobId>) {
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || store.free(&jobs));
+    }
+
+    /// Gives another node a copy of a partition. If that fails, the leader orders it again.
+    fn copy(&self, partition: TaskId, to: NodeId) {
+        let (streams, mailbox) = (Arc::clone(&self.calls.streams), self.calls.mailbox.clone());
+        let Some(meta) = self.store.meta(partition) else { return };
+        tokio::spawn(async move {
+            match streams.copy_to(to, partition, meta).await {
+                Ok(()) => mailbox.tell(Ask::Copied(partition, to)).await,
+                Err(failure) => tracing::warn!(%partition, node = %to, %failure, "a frame was not copied"),
+            }
+        });
     }
 
     /// Makes sure that the network knows where a member is.
@@ -613,6 +634,7 @@ impl Loop {
                 let _ = reply.send(self.refusals.iter().cloned().collect());
             }
             Ask::Lost(partition, node) => self.participant.lost(partition, node),
+            Ask::Copied(partition, node) => self.participant.copied(partition, node),
             Ask::Survivor(reply) => {
                 let _ = reply.send(self.participant.survivor());
             }

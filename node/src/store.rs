@@ -1,16 +1,17 @@
 //! A node's partition store: what its tasks have made, and copies from peers, until the job is freed.
 //!
-//! Partitions are kept in memory for as long as the [`Budget`] allows, and in spill files beyond it. A
+//! Partitions are kept in memory for as long as the [`Budget`] allows, and in files beyond it. A
 //! partition has one segment a bucket, each an Arrow IPC file with its checksum. Readers get the bytes as they
 //! lie, compressed or not, which Arrow IPC tells them.
 //!
 //! ```text
-//!   put ──> the budget has room ──> in memory, plain ──> a task waits for memory ──┐
-//!    └────> it has none ──────────> in a spill file, LZ4 or plain <──────────────────┘
-//!                                        └──> its checksum does not fit: lost
+//!   put ──> the budget has room ──> in memory, plain ──a moment later──> also in a file ──> synced
+//!    │                                    └──a task waits for memory──┐      ▲
+//!    └────> it has none, or the bytes are a driver's own ─────────────┴─> in a file, LZ4 or plain
 //! ```
 //!
-//! The store starts empty: partitions of a former process are computed again where a job still needs them.
+//! What is in a file is here again after a restart, and after a power cut what was synced. A checksum that does not fit
+//! when it is read means that the partition is lost.
 
 pub mod ipc;
 mod memory;
@@ -19,6 +20,7 @@ mod spill;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 use std::{io, mem, thread};
 
 use bytes::Bytes;
@@ -29,7 +31,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::memory::Buffer;
 pub use self::memory::{Budget, Reservation};
-use self::spill::{Extent, SegmentError, Spill, SpillFile, SpillWriter};
+use self::spill::{Extent, Footer, SegmentError, Spill, SpillFile, SpillWriter};
 
 /// A node's partitions. Cheap to clone; clones are one store.
 ///
@@ -53,23 +55,23 @@ pub struct SegmentBytes {
 pub struct Usage {
     /// Bytes of partitions in memory.
     pub memory_bytes: u64,
-    /// Bytes of spill files.
+    /// Bytes of partition files.
     pub spilled_bytes: u64,
 }
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The directory for spill files is of no use.
-    #[error("cannot use {} for spilled partitions: {source}", path.display())]
+    /// The directory for partition files is of no use.
+    #[error("cannot use {} for partitions: {source}", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The thread that makes room cannot be started.
-    #[error("cannot start a thread for evicting partitions: {0}")]
+    /// A thread that makes room, or puts things on disk, cannot be started.
+    #[error("cannot start a thread of the store: {0}")]
     Thread(io::Error),
 }
 
@@ -96,6 +98,7 @@ struct Partition {
     place: Place,
     /// The clock at its last use.
     used: u64,
+    since: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,25 +108,56 @@ struct Segment {
     checksum: u64,
 }
 
-/// Where a partition's segments are, in order.
-#[derive(Clone, Debug)]
-enum Place {
-    Memory(Arc<Vec<Bytes>>),
-    Spilled(Arc<SpillFile>, Arc<Vec<Extent>>),
+/// Where a partition's segments are, in order: in memory, in a file, or in both.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    memory: Option<Arc<Vec<Bytes>>>,
+    file: Option<Filed>,
 }
 
+/// A partition's file.
+#[derive(Clone, Debug)]
+struct Filed {
+    file: Arc<SpillFile>,
+    extents: Arc<Vec<Extent>>,
+}
+
+/// Where bytes that are put belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// They can be made again: in memory first, if there is room.
+    InMemory,
+    /// They came from a driver: in a file at once.
+    OnDisk,
+}
+
+/// How long a partition is in memory before it goes to disk too: most are needed no more by then.
+const WRITTEN_AFTER: Duration = Duration::from_secs(1);
+
+/// How often it is looked for what is to be written and synced.
+const WRITE_INTERVAL: Duration = Duration::from_millis(500);
+
 impl Store {
-    /// Opens node `node`'s store, which spills into `dir` what `budget` has no room for. Spill files of a
-    /// former process are removed.
+    /// Opens node `node`'s store, with the partitions that a former process left in `dir`. What `budget` has no room
+    /// for goes there.
     pub fn open(dir: &Path, node: NodeId, budget: Budget) -> Result<Self, Error> {
-        let spill = Spill::open(dir).map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
-        let inner = Arc::new(Inner { node, budget: budget.clone(), spill, index: Mutex::default() });
-        let evicted = Arc::downgrade(&inner);
-        thread::Builder::new()
-            .name("floe-evict".to_owned())
+        let opened = Spill::open(dir);
+        let (spill, found) = opened.map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
+        let index = Index { partitions: found.into_iter().map(partition_of).collect(), clock: 0 };
+        let index = Mutex::new(index);
+        let inner = Arc::new(Inner { node, budget: budget.clone(), spill, index });
+        let thread = |name: &str| thread::Builder::new().name(name.to_owned());
+        let (evicted, written) = (Arc::downgrade(&inner), Arc::downgrade(&inner));
+        thread("floe-evict")
             .spawn(move || evict_while_tasks_wait(&budget, &evicted))
             .map_err(Error::Thread)?;
+        thread("floe-write").spawn(move || write_in_background(&written)).map_err(Error::Thread)?;
         Ok(Self(inner))
+    }
+
+    /// Puts on disk what is in memory alone, since this process is about to end.
+    pub fn write_all(&self) {
+        self.0.write_older_than(Duration::ZERO);
     }
 
     /// Whose store it is.
@@ -144,11 +178,12 @@ impl Store {
         task: TaskId,
         mark: Option<u64>,
         buckets: Vec<DataFrame>,
+        keep: Keep,
     ) -> Result<OutputMeta, Failure> {
         if let Some(meta) = self.meta(task).filter(|meta| Some(meta.mark) == mark) {
             return Ok(meta);
         }
-        let mut writer = PartitionWriter::new(&self.0, task);
+        let mut writer = PartitionWriter::new(&self.0, task, keep);
         for frame in buckets {
             writer.push_frame(&frame)?;
         }
@@ -162,6 +197,7 @@ impl Store {
         task: TaskId,
         segments: Vec<Bytes>,
         meta: OutputMeta,
+        keep: Keep,
     ) -> Result<OutputMeta, Failure> {
         let sizes = segments.iter().map(|segment| segment.len() as u64);
         if !sizes.eq(meta.buckets.iter().map(|bucket| bucket.bytes)) {
@@ -171,7 +207,7 @@ impl Store {
         if let Some(there) = self.meta(task).filter(|there| there.mark == meta.mark) {
             return Ok(there);
         }
-        let mut writer = PartitionWriter::new(&self.0, task);
+        let mut writer = PartitionWriter::new(&self.0, task, keep);
         for (bytes, bucket) in segments.into_iter().zip(&meta.buckets) {
             writer.push_bytes(bytes, bucket.rows)?;
         }
@@ -200,16 +236,19 @@ impl Store {
             }
         };
         let bytes = match &partition.place {
-            Place::Memory(segments) => segments[wanted.clone()].to_vec(),
-            Place::Spilled(file, extents) => match read_back(file, &extents[wanted.clone()]) {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    let path = file.path().display();
-                    tracing::error!(partition = %task, %path, %error, "a spilled partition is damaged and lost");
-                    self.0.forget(task, file);
-                    return Err(lost());
+            Place { memory: Some(segments), .. } => segments[wanted.clone()].to_vec(),
+            Place { memory: None, file: Some(Filed { file, extents }) } => {
+                match read_back(file, &extents[wanted.clone()]) {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        let path = file.path().display();
+                        tracing::error!(partition = %task, %path, %error, "a partition file is damaged and lost");
+                        self.0.forget(task, file);
+                        return Err(lost());
+                    }
                 }
-            },
+            }
+            Place { memory: None, file: None } => return Err(lost()),
         };
         let segments = partition.segments[wanted].iter();
         Ok(segments
@@ -257,7 +296,7 @@ impl Store {
     /// How much is here.
     pub fn usage(&self) -> Usage {
         let index = self.0.lock();
-        let in_memory = index.partitions.values().filter(|p| matches!(p.place, Place::Memory(_)));
+        let in_memory = index.partitions.values().filter(|p| p.place.memory.is_some());
         Usage { memory_bytes: in_memory.map(Partition::bytes).sum(), spilled_bytes: self.0.spill.bytes() }
     }
 }
@@ -292,47 +331,93 @@ impl Inner {
         drop(forgotten);
     }
 
-    /// Moves the partition in memory that was used longest ago into a spill file. False: there is none, or
+    /// Takes the partition out of memory that was used longest ago, once it is in a file. False: there is none, or
     /// the disk does not take it.
     fn evict_oldest(&self) -> bool {
         let oldest = {
             let index = self.lock();
-            let in_memory = index.partitions.iter().filter_map(|(task, partition)| match &partition.place {
-                Place::Memory(segments) => Some((partition.used, *task, Arc::clone(segments))),
-                Place::Spilled(..) => None,
-            });
-            in_memory.min_by_key(|(used, ..)| *used)
+            let in_memory = index.partitions.iter().filter(|(_, partition)| partition.place.memory.is_some());
+            in_memory
+                .min_by_key(|(_, partition)| partition.used)
+                .map(|(task, partition)| (*task, partition.clone()))
         };
-        let Some((_, task, segments)) = oldest else {
+        let Some((task, partition)) = oldest else {
             return false;
         };
-        let spilled = match self.write_out(task, &segments) {
-            Ok(spilled) => spilled,
-            Err(failure) => {
-                tracing::error!(partition = %task, %failure, "cannot evict a partition from memory");
-                return false;
-            }
-        };
-        let unused = {
+        if partition.place.file.is_none()
+            && let Err(failure) = self.write_out(task, &partition)
+        {
+            tracing::error!(partition = %task, %failure, "cannot evict a partition from memory");
+            return false;
+        }
+        let evicted = {
             let mut index = self.lock();
-            match index.partitions.get_mut(&task) {
-                Some(partition) if partition.place.is_memory(&segments) => {
-                    mem::replace(&mut partition.place, spilled)
-                }
-                // It was freed in the meantime.
-                _ => spilled,
-            }
+            let place = index.partitions.get_mut(&task).map(|partition| &mut partition.place);
+            // It may have been freed in the meantime.
+            place.filter(|place| place.file.is_some()).and_then(|place| place.memory.take())
         };
-        drop(unused);
+        drop((evicted, partition));
         true
     }
 
-    /// Writes segments as they are: their checksums stay, and reading them back costs nothing.
-    fn write_out(&self, task: TaskId, segments: &[Bytes]) -> Result<Place, Failure> {
+    /// Writes a partition's segments as they are: their checksums stay, and reading them back costs nothing.
+    fn write_out(&self, task: TaskId, partition: &Partition) -> Result<(), Failure> {
+        let Some(memory) = &partition.place.memory else { return Ok(()) };
         let mut writer = self.spill.create(task)?;
         let extents =
-            segments.iter().map(|bytes| spill_bytes(&mut writer, bytes)).collect::<Result<_, _>>()?;
-        Ok(Place::Spilled(Arc::new(writer.finish()?), Arc::new(extents)))
+            memory.iter().map(|bytes| spill_bytes(&mut writer, bytes)).collect::<Result<Vec<_>, _>>()?;
+        let file = writer.finish(&footer_of(task, partition.mark, &partition.segments, &extents))?;
+        let filed = Filed { file: Arc::new(file), extents: Arc::new(extents) };
+        let superfluous = {
+            let mut index = self.lock();
+            match index.partitions.get_mut(&task) {
+                Some(there) if there.place.is_memory(memory) => there.place.file.replace(filed),
+                // It was freed in the meantime.
+                _ => Some(filed),
+            }
+        };
+        drop(superfluous);
+        Ok(())
+    }
+
+    /// Writes what has been in memory alone for longer than this, and syncs what was written. False if the disk does
+    /// not take something.
+    fn write_older_than(&self, age: Duration) -> bool {
+        let mut taken = self.sync();
+        let due: Vec<_> = {
+            let index = self.lock();
+            let alone =
+                |partition: &Partition| partition.place.file.is_none() && partition.since.elapsed() >= age;
+            let due = index.partitions.iter().filter(|(_, partition)| alone(partition));
+            due.map(|(task, partition)| (*task, partition.clone())).collect()
+        };
+        for (task, partition) in due {
+            if let Err(failure) = self.write_out(task, &partition) {
+                tracing::debug!(partition = %task, %failure, "a partition stays in memory alone");
+                return false;
+            }
+            drop(partition);
+            // Drivers' own bytes are to be safe soon, whatever else there is to write.
+            taken &= self.sync();
+        }
+        taken
+    }
+
+    /// Makes sure that what is in files survives a power cut.
+    fn sync(&self) -> bool {
+        let files: Vec<_> = {
+            let index = self.lock();
+            let files = index.partitions.values().filter_map(|partition| partition.place.file.as_ref());
+            files.filter(|filed| !filed.file.is_synced()).map(|filed| Arc::clone(&filed.file)).collect()
+        };
+        if files.is_empty() {
+            return true;
+        }
+        let synced = files.iter().try_for_each(|file| file.sync()).and_then(|()| self.spill.sync());
+        if let Err(error) = &synced {
+            tracing::warn!(%error, "partitions on disk cannot be synced: a power cut would lose them");
+        }
+        synced.is_ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {
@@ -344,6 +429,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.budget.close();
+        self.spill.close();
     }
 }
 
@@ -367,11 +453,11 @@ impl Partition {
 
 impl Place {
     fn is_memory(&self, these: &Arc<Vec<Bytes>>) -> bool {
-        matches!(self, Self::Memory(segments) if Arc::ptr_eq(segments, these))
+        self.memory.as_ref().is_some_and(|segments| Arc::ptr_eq(segments, these))
     }
 
     fn is_file(&self, this: &Arc<SpillFile>) -> bool {
-        matches!(self, Self::Spilled(file, _) if Arc::ptr_eq(file, this))
+        self.file.as_ref().is_some_and(|filed| Arc::ptr_eq(&filed.file, this))
     }
 }
 
@@ -380,6 +466,7 @@ impl Place {
 struct PartitionWriter<'a> {
     store: &'a Inner,
     task: TaskId,
+    keep: Keep,
     segments: Vec<Segment>,
     target: Target,
 }
@@ -390,13 +477,14 @@ enum Target {
 }
 
 impl<'a> PartitionWriter<'a> {
-    fn new(store: &'a Inner, task: TaskId) -> Self {
-        Self { store, task, segments: Vec::new(), target: Target::Memory(Vec::new()) }
+    fn new(store: &'a Inner, task: TaskId, keep: Keep) -> Self {
+        Self { store, task, keep, segments: Vec::new(), target: Target::Memory(Vec::new()) }
     }
 
     fn push_frame(&mut self, frame: &DataFrame) -> Result<(), Failure> {
         let rows = frame.height() as u64;
-        if let Target::Memory(segments) = &mut self.target
+        if self.keep == Keep::InMemory
+            && let Target::Memory(segments) = &mut self.target
             && let Some(bytes) = encode_in_memory(&self.store.budget, frame)?
         {
             self.segments.push(Segment { rows, bytes: bytes.len() as u64, checksum: xxh3_64(&bytes) });
@@ -418,6 +506,7 @@ impl<'a> PartitionWriter<'a> {
 
     fn push_bytes(&mut self, bytes: Bytes, rows: u64) -> Result<(), Failure> {
         let bytes = match &mut self.target {
+            Target::Memory(_) if self.keep == Keep::OnDisk => bytes,
             Target::Memory(segments) => match memory::charge(&self.store.budget, bytes) {
                 Ok(bytes) => {
                     self.segments.push(Segment {
@@ -455,17 +544,25 @@ impl<'a> PartitionWriter<'a> {
     }
 
     /// With this mark, or that of what was written.
-    fn finish(self, mark: Option<u64>) -> Result<Partition, Failure> {
+    fn finish(mut self, mark: Option<u64>) -> Result<Partition, Failure> {
+        if self.keep == Keep::OnDisk {
+            // Of no segments at all, too.
+            self.spill()?;
+        }
         let of_content = || {
             let checksums = self.segments.iter().flat_map(|segment| segment.checksum.to_le_bytes());
             xxh3_64(&checksums.collect::<Vec<_>>())
         };
         let mark = mark.unwrap_or_else(of_content);
         let place = match self.target {
-            Target::Memory(segments) => Place::Memory(Arc::new(segments)),
-            Target::Spill(writer, extents) => Place::Spilled(Arc::new(writer.finish()?), Arc::new(extents)),
+            Target::Memory(segments) => Place { memory: Some(Arc::new(segments)), file: None },
+            Target::Spill(writer, extents) => {
+                let file = writer.finish(&footer_of(self.task, mark, &self.segments, &extents))?;
+                let filed = Filed { file: Arc::new(file), extents: Arc::new(extents) };
+                Place { memory: None, file: Some(filed) }
+            }
         };
-        Ok(Partition { mark, segments: self.segments, place, used: 0 })
+        Ok(Partition { mark, segments: self.segments, place, used: 0, since: Instant::now() })
     }
 }
 
@@ -515,6 +612,39 @@ fn read_back(file: &SpillFile, extents: &[Extent]) -> io::Result<Vec<Bytes>> {
             }
         })
         .collect()
+}
+
+/// What a partition's file says of it.
+fn footer_of(task: TaskId, mark: u64, segments: &[Segment], extents: &[Extent]) -> Footer {
+    let segments = extents.iter().zip(segments).map(|(extent, segment)| (extent.clone(), segment.rows));
+    Footer { task, mark, segments: segments.collect() }
+}
+
+/// A partition that a former process left. Of several of one task the newest file counts, which comes last.
+fn partition_of((file, footer): (SpillFile, Footer)) -> (TaskId, Partition) {
+    let Footer { task, mark, segments } = footer;
+    let of = |(extent, rows): &(Extent, u64)| Segment::of(extent, *rows);
+    let extents = segments.iter().map(|(extent, _)| extent.clone()).collect();
+    let filed = Filed { file: Arc::new(file), extents: Arc::new(extents) };
+    let place = Place { memory: None, file: Some(filed) };
+    let segments = segments.iter().map(of).collect();
+    (task, Partition { mark, segments, place, used: 0, since: Instant::now() })
+}
+
+/// Puts on disk what stays, for as long as there is a store.
+fn write_in_background(store: &Weak<Inner>) {
+    let mut well = true;
+    loop {
+        thread::sleep(WRITE_INTERVAL);
+        let Some(store) = store.upgrade() else { return };
+        let taken = store.write_older_than(WRITTEN_AFTER);
+        if well && !taken {
+            tracing::warn!(
+                "the disk does not take partitions: those in memory would be lost with this process"
+            );
+        }
+        well = taken;
+    }
 }
 
 /// The lowest id that a task of a job can have.
@@ -582,7 +712,7 @@ mod tests {
     fn what_was_put_comes_back_by_bucket_and_whole_and_goes_with_its_job() {
         let (store, _dir) = store(10 << 20);
         let buckets = vec![frame(0), frame(0).clear(), frame(1)];
-        let meta = store.put(task(1, 0), Some(7), buckets.clone()).unwrap();
+        let meta = store.put(task(1, 0), Some(7), buckets.clone(), Keep::InMemory).unwrap();
         assert_eq!(meta.buckets.iter().map(|b| b.rows).collect::<Vec<_>>(), [5_000, 0, 5_000]);
         assert_eq!(read_all(&store, task(1, 0)), buckets);
         let one = store.get(task(1, 0), Some(2)).unwrap();
@@ -594,14 +724,14 @@ mod tests {
         assert_eq!(store.budget().used_bytes(), meta.bytes());
 
         // A second run of the task changes nothing: readers see one run's rows.
-        assert_eq!(store.put(task(1, 0), Some(7), vec![frame(9)]).unwrap(), meta);
+        assert_eq!(store.put(task(1, 0), Some(7), vec![frame(9)], Keep::InMemory).unwrap(), meta);
         assert_eq!(read_all(&store, task(1, 0)), buckets);
         // One of another plan does: its partitions do not go together with those of the first.
-        let other = store.put(task(1, 0), Some(8), vec![frame(9)]).unwrap();
+        let other = store.put(task(1, 0), Some(8), vec![frame(9)], Keep::InMemory).unwrap();
         assert_eq!((other.mark, read_all(&store, task(1, 0))), (8, vec![frame(9)]));
 
         for job in [0, 2, u64::MAX] {
-            store.put(task(job, 0), None, vec![frame(0)]).unwrap();
+            store.put(task(job, 0), None, vec![frame(0)], Keep::InMemory).unwrap();
         }
         store.free(&[JobId(1), JobId(u64::MAX), JobId(77)]);
         assert_eq!(store.held().iter().map(|(task, _)| task.job.0).collect::<Vec<_>>(), [0, 2]);
@@ -614,7 +744,7 @@ mod tests {
     fn what_the_budget_has_no_room_for_is_spilled_and_reads_the_same() {
         let (store, dir) = store(300 << 10);
         let buckets = vec![frame(0), frame(1), frame(2)];
-        let meta = store.put(task(1, 0), None, buckets.clone()).unwrap();
+        let meta = store.put(task(1, 0), None, buckets.clone(), Keep::InMemory).unwrap();
         let usage = store.usage();
         assert_eq!((usage.memory_bytes, store.budget().used_bytes()), (0, 0));
         assert!(usage.spilled_bytes >= meta.bytes(), "{usage:?}");
@@ -631,15 +761,17 @@ mod tests {
     #[test]
     fn a_copy_from_a_peer_is_kept_as_it_came() {
         let (from, _dir) = store(10 << 20);
-        let meta = from.put(task(1, 0), None, vec![frame(0), frame(1)]).unwrap();
+        let meta = from.put(task(1, 0), None, vec![frame(0), frame(1)], Keep::InMemory).unwrap();
         let sent: Vec<_> = from.get(task(1, 0), None).unwrap().into_iter().map(|s| s.bytes).collect();
-        for memory_bytes in [10 << 20, 300 << 10, 0] {
+        let ways =
+            [Keep::InMemory, Keep::OnDisk].map(|keep| [10 << 20, 300 << 10, 0].map(|bytes| (keep, bytes)));
+        for (keep, memory_bytes) in ways.into_iter().flatten() {
             let (to, _dir) = store(memory_bytes);
-            to.put_segments(task(1, 0), sent.clone(), meta.clone()).unwrap();
+            to.put_segments(task(1, 0), sent.clone(), meta.clone(), keep).unwrap();
             assert_eq!(to.held(), [(task(1, 0), meta.clone())]);
             let held: Vec<_> = to.get(task(1, 0), None).unwrap().into_iter().map(|s| s.bytes).collect();
             assert_eq!(held, sent);
-            let refused = to.put_segments(task(1, 1), sent[..1].to_vec(), meta.clone());
+            let refused = to.put_segments(task(1, 1), sent[..1].to_vec(), meta.clone(), keep);
             assert!(matches!(refused, Err(Failure::Refused { .. })));
         }
     }
@@ -648,15 +780,14 @@ mod tests {
     async fn a_task_that_waits_for_memory_evicts_the_partitions_used_longest_ago() {
         let (store, _dir) = store(1 << 20);
         for partition in 0..4 {
-            store.put(task(1, partition), None, vec![frame(partition.into())]).unwrap();
+            store.put(task(1, partition), None, vec![frame(partition.into())], Keep::InMemory).unwrap();
         }
         let size = store.meta(task(1, 0)).unwrap().bytes();
         store.get(task(1, 0), None).unwrap();
         // Two partitions have to go: not the first, which was just read.
         let free = (1 << 20) - 4 * size;
         let reservation = store.budget().reserve(free + size + 1).await;
-        let in_memory =
-            |partition| matches!(store.0.lock().partitions[&task(1, partition)].place, Place::Memory(_));
+        let in_memory = |partition| store.0.lock().partitions[&task(1, partition)].place.memory.is_some();
         assert_eq!([0, 1, 2, 3].map(in_memory), [true, false, false, true]);
         for partition in 0..4 {
             assert_eq!(read_all(&store, task(1, partition)), [frame(partition.into())]);
@@ -672,8 +803,8 @@ mod tests {
     #[test]
     fn a_damaged_spilled_partition_is_lost_and_no_longer_held() {
         let (store, dir) = store(0);
-        store.put(task(1, 0), None, vec![frame(0), frame(1)]).unwrap();
-        store.put(task(1, 1), None, vec![frame(2)]).unwrap();
+        store.put(task(1, 0), None, vec![frame(0), frame(1)], Keep::InMemory).unwrap();
+        store.put(task(1, 1), None, vec![frame(2)], Keep::InMemory).unwrap();
         let files = || {
             let mut paths: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
             paths.sort();
@@ -689,15 +820,58 @@ mod tests {
         assert_eq!(store.held().iter().map(|(task, _)| *task).collect::<Vec<_>>(), [task(1, 1)]);
         assert_eq!(files().len(), 1);
         // Computed again, it is here again.
-        store.put(task(1, 0), None, vec![frame(0), frame(1)]).unwrap();
+        store.put(task(1, 0), None, vec![frame(0), frame(1)], Keep::InMemory).unwrap();
         assert_eq!(read_all(&store, task(1, 0)), [frame(0), frame(1)]);
+    }
+
+    #[test]
+    fn partitions_are_here_again_after_a_restart_and_those_of_a_driver_at_once() {
+        let (first, dir) = store(10 << 20);
+        let again = || Store::open(dir.path(), NODE, Budget::new(10 << 20)).unwrap();
+        let buckets = vec![frame(0), frame(1)];
+        let meta = first.put(task(1, 0), Some(7), buckets.clone(), Keep::OnDisk).unwrap();
+        let empty = first.put_segments(task(1, 1), vec![], OutputMeta::default(), Keep::OnDisk).unwrap();
+        assert_eq!(first.usage().memory_bytes, 0);
+        let made = first.put(task(2, 0), Some(8), vec![frame(2)], Keep::InMemory).unwrap();
+        // As a process that is killed leaves them: nothing is dropped.
+        mem::forget(first);
+        let second = again();
+        assert_eq!(second.held(), [(task(1, 0), meta.clone()), (task(1, 1), empty)]);
+        assert_eq!(read_all(&second, task(1, 0)), buckets);
+        // And as one does that stops.
+        second.put(task(2, 0), Some(8), vec![frame(2)], Keep::InMemory).unwrap();
+        second.write_all();
+        assert_eq!(second.usage().memory_bytes, made.bytes(), "it is in memory too");
+        second.free(&[JobId(1)]);
+        drop(second);
+        let third = again();
+        assert_eq!(third.held(), [(task(2, 0), made)]);
+        assert_eq!(read_all(&third, task(2, 0)), [frame(2)]);
+        third.free(&[JobId(2)]);
+        assert_eq!((third.usage(), fs::read_dir(dir.path()).unwrap().count()), (Usage::default(), 0));
+    }
+
+    #[test]
+    fn what_stays_in_memory_goes_to_disk_in_the_background() {
+        let (store, dir) = store(10 << 20);
+        store.put(task(1, 0), None, vec![frame(0)], Keep::InMemory).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while fs::read_dir(dir.path()).unwrap().count() == 0 || !store.0.sync() {
+            assert!(Instant::now() < deadline, "it was not written");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(read_all(&store, task(1, 0)), [frame(0)]);
+        // It is evicted without being written again.
+        assert!(store.0.evict_oldest() && !store.0.evict_oldest());
+        assert_eq!((store.usage().memory_bytes, fs::read_dir(dir.path()).unwrap().count()), (0, 1));
+        assert_eq!(read_all(&store, task(1, 0)), [frame(0)]);
     }
 
     #[test]
     fn a_directory_that_cannot_be_written_is_named() {
         let (store, dir) = store(0);
         dir.close().unwrap();
-        let failure = store.put(task(1, 0), None, vec![frame(0)]).unwrap_err();
+        let failure = store.put(task(1, 0), None, vec![frame(0)], Keep::InMemory).unwrap_err();
         assert!(failure.to_string().contains("job-0000000000000001-stage-0-partition-0"), "{failure}");
 
         let file = tempfile::NamedTempFile::new().unwrap();

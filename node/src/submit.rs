@@ -22,8 +22,9 @@ use tokio::time::timeout;
 
 use crate::clock::wall_time;
 use crate::config;
+use crate::in_use::{InUse, Use};
 use crate::mailbox::{Ask, Mailbox};
-use crate::store::Store;
+use crate::store::{Keep, Store};
 use crate::stream::{Streams, chunks_of};
 use crate::worker::apart;
 
@@ -43,6 +44,8 @@ pub struct Submitter {
     mailbox: Mailbox,
     store: Store,
     streams: Arc<Streams>,
+    /// Jobs that are on their way: their frames are stored before anybody knows them.
+    arriving: InUse,
 }
 
 /// How a query is planned.
@@ -60,7 +63,17 @@ struct Looked(BTreeMap<NodeId, Result<Vec<Inspected>, String>>);
 impl Submitter {
     /// A submitter that keeps frames in `store`.
     pub fn new(mailbox: Mailbox, store: Store, streams: Arc<Streams>) -> Self {
-        Self { mailbox, store, streams }
+        Self { mailbox, store, streams, arriving: InUse::default() }
+    }
+
+    /// A driver is about to send a job. What is stored of it is kept for as long as this is.
+    pub fn begin(&self, id: JobId) -> Use {
+        self.arriving.begin(id)
+    }
+
+    /// Jobs that are on their way, or were a moment ago.
+    pub fn submitting(&self) -> Vec<JobId> {
+        self.arriving.recent()
     }
 
     /// Whether a job that a driver is about to send would be taken, as far as is known without it.
@@ -258,7 +271,7 @@ impl Submitter {
             for (stage, partition, frame) in frames {
                 let task = TaskId { job: id, stage, partition };
                 let store = self.store.clone();
-                let meta = blocking(move || store.put(task, None, vec![frame])).await??;
+                let meta = blocking(move || store.put(task, None, vec![frame], Keep::OnDisk)).await??;
                 let nodes = self.copy(task, &meta, status).await;
                 // The planner gives the partitions of a stage in order.
                 if let Some(stage) = graph.stages.get_mut(stage.0 as usize)

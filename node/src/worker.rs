@@ -40,7 +40,7 @@ use self::hosts::{Hosts, Returned};
 use self::slots::{Admitted, Slots};
 pub use self::slots::{MAX_QUEUED, Slot};
 use crate::clock::wall_time;
-use crate::store::{Reservation, Store};
+use crate::store::{Keep, Reservation, Store};
 
 /// How many of a task's input segments are fetched at once: enough to keep several holders and the link busy,
 /// and few enough that the slots' fetches together stay far below what a connection multiplexes.
@@ -284,7 +284,7 @@ impl Inner {
         };
         let buckets = (self.run)(assignment, fragment, inputs, stop)?;
         self.keep(assignment, token, |store| {
-            store.put(assignment.attempt.task, Some(assignment.mark), buckets)
+            store.put(assignment.attempt.task, Some(assignment.mark), buckets, Keep::InMemory)
         })
     }
 
@@ -318,7 +318,7 @@ impl Inner {
             let buckets = vec![BucketMeta { rows, bytes: file.len() as u64 }];
             let meta = OutputMeta { buckets, mark: assignment.mark };
             inner.keep(&assignment, &token, |store| {
-                store.put_segments(assignment.attempt.task, vec![file], meta.clone())?;
+                store.put_segments(assignment.attempt.task, vec![file], meta.clone(), Keep::InMemory)?;
                 Ok(meta)
             })
         });

@@ -36,6 +36,22 @@ pub enum PeerMessage {
         /// The jobs.
         jobs: Vec<JobId>,
     },
+    /// Leader to worker: give another node a copy of this partition, which cannot be made again.
+    Copy {
+        /// The leader's fence.
+        fence: Fence,
+        /// The partition.
+        partition: TaskId,
+        /// Who gets it.
+        to: NodeId,
+    },
+    /// Worker to leader: it was done.
+    Copied {
+        /// The partition.
+        partition: TaskId,
+        /// Who has it now too.
+        node: NodeId,
+    },
     /// Leader to worker: what do you hold and run? It renews the lease too: the leader sends it on election and
     /// then a [`PeerMessage::Lease`] regularly.
     AskInventory {
@@ -144,6 +160,9 @@ pub struct Inventory {
     pub sessions: Vec<JobId>,
     /// Jobs whose results drivers read here, or did a moment ago.
     pub reading: Vec<JobId>,
+    /// Jobs that drivers are just submitting through it: what nodes hold of them is not to be freed, though nobody
+    /// knows them yet.
+    pub submitting: Vec<JobId>,
     /// Its load.
     pub load: Load,
 }

@@ -95,6 +95,8 @@ pub(super) struct Task {
     pub(super) once_done: bool,
     /// Nodes where it failed.
     pub(super) excluded: Vec<NodeId>,
+    /// Nodes that held its partition when they were last heard of.
+    pub(super) away: Vec<NodeId>,
 }
 
 /// Where a task stands; see the module's diagram.
@@ -377,6 +379,9 @@ impl Job {
             return false;
         }
         placed.nodes.retain(|holder| *holder != node);
+        if !task.away.contains(&node) {
+            task.away.push(node);
+        }
         stage.agreed = false;
         stage.proposed_ms = None;
         if !placed.nodes.is_empty() {
@@ -388,6 +393,35 @@ impl Job {
             self.task_mut(ready).state = State::Waiting;
         }
         true
+    }
+
+    /// Another node holds a partition too: of what came with the submission every copy is the same. Of what tasks make
+    /// that is not so, be it as large. False if it is known, or not this partition.
+    pub(super) fn add_holder(&mut self, place: Place, node: NodeId, meta: Option<&OutputMeta>) -> bool {
+        let stage = &mut self.stages[place.stage];
+        let State::Done(placed) = &mut stage.tasks[place.partition as usize].state else { return false };
+        if placed.nodes.contains(&node) || meta.is_some_and(|meta| *meta != placed.meta) {
+            return false;
+        }
+        placed.nodes.push(node);
+        stage.agreed = false;
+        stage.proposed_ms = None;
+        true
+    }
+
+    /// A node that is back holds only some of what it may have held.
+    pub(super) fn not_with(&mut self, node: NodeId, holds: impl Fn(&TaskId) -> bool) {
+        let id = self.id;
+        for (number, stage) in self.stages.iter_mut().enumerate() {
+            for (partition, task) in
+                stage.tasks.iter_mut().enumerate().filter(|(_, task)| !task.away.is_empty())
+            {
+                let task_id = TaskId { job: id, stage: StageId(number as u32), partition: partition as u32 };
+                if !holds(&task_id) {
+                    task.away.retain(|holder| *holder != node);
+                }
+            }
+        }
     }
 
     /// Makes lost partitions wanted again where a task that is not done reads them, or the result is theirs.
@@ -535,6 +569,7 @@ impl Task {
             suspect: false,
             once_done: false,
             excluded: Vec::new(),
+            away: Vec::new(),
         }
     }
 

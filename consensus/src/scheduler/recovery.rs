@@ -321,9 +321,12 @@ impl Scheduler {
         if !self.nodes.get(node).is_some_and(|node| node.connected) {
             return;
         }
-        let Inventory { mut held, runs, running, sessions, reading, load, fence: _ } = inventory;
+        let Inventory { mut held, runs, running, sessions, reading, submitting, load, fence: _ } = inventory;
         self.attended(&sessions);
         self.read(&reading);
+        for job in submitting.into_iter().take(MAX_ORPHANS) {
+            self.submitting.insert(job, self.now_ms);
+        }
         let mut runs: BTreeMap<TaskId, TaskRun> = runs.into_iter().collect();
         self.nodes.update(node, |node| {
             node.standing = Standing::Live;
@@ -339,6 +342,15 @@ impl Scheduler {
                 continue;
             };
             let Some(place) = job.place(*task) else { continue };
+            if job.is_held(place.stage)
+                && let Some(job) = self.jobs.get_mut(&task.job)
+                && job.add_holder(place, node, Some(meta))
+            {
+                self.nodes.entry(node).held.insert(*task);
+                self.touch(task.job);
+                continue;
+            }
+            let Some(job) = self.jobs.get(&task.job) else { continue };
             if job.fits(place, meta) && !job.task(place).is_done() {
                 if let Some(run) = runs.remove(task) {
                     self.ran(*task, place, node, run);
@@ -353,6 +365,9 @@ impl Scheduler {
             .collect();
         for task in &missing {
             self.nodes.entry(node).held.remove(task);
+        }
+        for job in self.jobs.values_mut() {
+            job.not_with(node, |task| held.binary_search_by_key(task, |(held, _)| *held).is_ok());
         }
         self.drop_partitions(node, missing);
 
@@ -413,10 +428,11 @@ impl Scheduler {
     /// Frees partitions of jobs that are still unknown after a while.
     pub(super) fn free_orphans(&mut self) {
         let now_ms = self.now_ms;
+        self.submitting.retain(|_, said_ms| now_ms < *said_ms + ORPHAN_MS);
         let due: Vec<_> = self
             .orphans
             .iter()
-            .filter(|(_, since)| now_ms >= **since + ORPHAN_MS)
+            .filter(|((job, _), since)| now_ms >= **since + ORPHAN_MS && !self.submitting.contains_key(job))
             .map(|(key, _)| *key)
             .collect();
         for (job, node) in due {

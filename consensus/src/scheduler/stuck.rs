@@ -14,6 +14,10 @@ use super::placement::{Node, Nodes, Standing};
 /// function needs.
 pub const UNSEEN_PATIENCE_MS: u64 = 10_000;
 
+/// How long a job waits for the nodes that hold what came with it, and are members of the mesh: they may be starting
+/// again, and nobody else has it.
+pub const AWAY_PATIENCE_MS: u64 = 600_000;
+
 /// Nodes that are named together in a failure; of more than these, how many.
 const MAX_NAMED: usize = 4;
 
@@ -29,7 +33,7 @@ impl Scheduler {
         if self.settling.is_some() {
             return;
         }
-        let Some((failure, hope)) = self.stuck(id) else {
+        let Some((failure, patience_ms)) = self.stuck(id) else {
             if let Some(job) = self.jobs.get_mut(&id) {
                 job.stuck_since_ms = None;
             }
@@ -37,20 +41,25 @@ impl Scheduler {
         };
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let since = *job.stuck_since_ms.get_or_insert(self.now_ms);
-        if !hope || self.now_ms >= since + UNSEEN_PATIENCE_MS {
+        if self.now_ms >= since + patience_ms {
             self.fail(id, failure);
         }
     }
 
-    /// Why a job can run nowhere, and whether a node that is away might mend that.
-    fn stuck(&mut self, id: JobId) -> Option<(Failure, bool)> {
+    /// Why a job can run nowhere, and for how long a node that is away might mend that.
+    fn stuck(&mut self, id: JobId) -> Option<(Failure, u64)> {
+        let patience_ms = |away: bool| if away { UNSEEN_PATIENCE_MS } else { 0 };
         let now_ms = self.now_ms;
         let job = self.jobs.get_mut(&id)?;
         if let Some(lost) = job.lost_submission() {
             let partition = job.task_id(lost);
             let Work::Held(placed) = &job.graph.stages[lost.stage].work else { return None };
             let node = placed.get(lost.partition as usize)?.nodes.first().copied().unwrap_or(NodeId(0));
-            return Some((Failure::InputLost { partition, node }, true));
+            let absent =
+                |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing == Standing::Absent);
+            let away = job.task(lost).away.iter().any(absent);
+            let patience_ms = if away { AWAY_PATIENCE_MS } else { UNSEEN_PATIENCE_MS };
+            return Some((Failure::InputLost { partition, node }, patience_ms));
         }
         for position in 0..job.stages.len() {
             if job.next_ready(position).is_none() {
@@ -71,14 +80,14 @@ impl Scheduler {
                 seen_by.iter().copied().filter(|node| absent(node) && !refuses(node)).collect();
             if !unfit {
                 let failure = stage.unseen(&self.nodes, &away);
-                return Some((failure, !away.is_empty()));
+                return Some((failure, patience_ms(!away.is_empty())));
             }
             // Whoever was here a moment ago may be starting again.
             let lately = |node: &Node| now_ms < node.heard_ms + UNSEEN_PATIENCE_MS;
             let others = self.nodes.iter().filter(|(id, node)| absent(id) && !refuses(id) && lately(node));
             away.extend(others.map(|(id, _)| id));
             let failure = stage.none_fits(&self.nodes, &away);
-            return Some((failure, !away.is_empty()));
+            return Some((failure, patience_ms(!away.is_empty())));
         }
         None
     }

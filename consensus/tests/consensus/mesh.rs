@@ -427,11 +427,26 @@ impl Mesh {
                 node.running.retain(|attempt, _| !jobs.contains(&attempt.task.job));
                 node.held.retain(|task, _| !jobs.contains(&task.job));
             }
+            Order::Copy { partition, to } => {
+                let meta = node.held.get(&partition).cloned();
+                if let (Some(meta), Some(other)) = (meta, self.nodes.get_mut(&to.0)) {
+                    other.held.insert(partition, meta);
+                    self.nodes.get_mut(&id).unwrap().participant.copied(partition, to);
+                }
+            }
             Order::Inventory { to, fence } => {
                 let held = node.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
                 let running = node.running.keys().copied().collect();
-                let inventory =
-                    Inventory { fence, held, runs: vec![], running, sessions: vec![], reading: vec![], load };
+                let inventory = Inventory {
+                    fence,
+                    held,
+                    runs: vec![],
+                    running,
+                    sessions: vec![],
+                    reading: vec![],
+                    submitting: vec![],
+                    load,
+                };
                 node.participant.send(to, PeerMessage::Inventory(inventory));
             }
             Order::Alive { to, fence } => node.participant.send(to, PeerMessage::Alive { fence, load }),

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use floe_consensus::Command;
 use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
 use floe_protocol::{
-    AttemptId, Failure, Freed, JobId, JobPhase, NodeId, Placed, StageId, TaskId, WallTime, WhyFreed,
+    AttemptId, Failure, Freed, JobId, JobPhase, NodeId, OutputMeta, Placed, StageId, TaskId, WallTime,
+    WhyFreed, Work,
 };
 use goldenscript::Context;
 use proptest::prelude::*;
@@ -78,6 +79,18 @@ enum ScriptCommand {
     Elect,
     Cancel(u64),
     Release(u64),
+    /// Nodes have stored what came with a job.
+    Store {
+        job: u64,
+        nodes: Vec<u64>,
+    },
+    /// Nodes are submitting a job that nobody knows, of which these hold a partition.
+    Arrive {
+        job: u64,
+        nodes: Vec<u64>,
+    },
+    /// No node submits a job any more.
+    Arrived(u64),
     /// A driver connects to a node, and to no other, for its standing job; to none if none is named.
     Attend {
         job: u64,
@@ -213,6 +226,33 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Elect => self.0.elect(),
             ScriptCommand::Cancel(id) => drop(self.0.commit(cancel(*id))),
             ScriptCommand::Release(id) => drop(self.0.commit(release(vec![job(*id)]))),
+            ScriptCommand::Store { job: id, nodes } => {
+                let work =
+                    self.0.state.job(job(*id)).and_then(|job| job.work.clone()).ok_or("no such job")?;
+                for stage in &work.graph.stages {
+                    let Work::Held(placed) = &stage.work else { continue };
+                    for (partition, placed) in (0..).zip(placed) {
+                        let task = TaskId { job: job(*id), stage: stage.id, partition };
+                        for node in nodes {
+                            let worker = self.0.workers.get_mut(node).ok_or("no such node")?;
+                            worker.held.insert(task, placed.meta.clone());
+                        }
+                    }
+                }
+            }
+            ScriptCommand::Arrive { job: id, nodes } => {
+                let task = TaskId { job: job(*id), stage: StageId(0), partition: 0 };
+                for node in nodes {
+                    let worker = self.0.workers.get_mut(node).ok_or("no such node")?;
+                    worker.held.insert(task, OutputMeta::default());
+                    worker.submitting.insert(job(*id));
+                }
+            }
+            ScriptCommand::Arrived(id) => {
+                for worker in self.0.workers.values_mut() {
+                    worker.submitting.remove(&job(*id));
+                }
+            }
             ScriptCommand::Attend { job: id, node } => {
                 for (worker_id, worker) in &mut self.0.workers {
                     worker.sessions.remove(&job(*id));

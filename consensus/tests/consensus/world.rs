@@ -45,6 +45,8 @@ pub(crate) struct Worker {
     pub(crate) sessions: BTreeSet<JobId>,
     /// Jobs whose results drivers read through it.
     pub(crate) reading: BTreeSet<JobId>,
+    /// Jobs that drivers submit through it.
+    pub(crate) submitting: BTreeSet<JobId>,
 }
 
 impl World {
@@ -103,6 +105,7 @@ impl World {
         worker.held.clear();
         worker.sessions.clear();
         worker.reading.clear();
+        worker.submitting.clear();
         self.down(id);
     }
 
@@ -241,6 +244,14 @@ impl World {
                     }
                 }
             }
+            PeerMessage::Copy { partition, to, .. } => {
+                writeln!(self.story, "n{id} <- copy {} to n{}{lost}", task_name(partition), to.0).unwrap();
+                let meta = worker.held.get(&partition).cloned();
+                if let (true, Some(meta)) = (lost.is_empty(), meta) {
+                    self.workers.get_mut(&to.0).unwrap().held.insert(partition, meta);
+                    self.step(Input::Copied { partition, node: to });
+                }
+            }
             PeerMessage::AskInventory { fence } => {
                 writeln!(self.story, "n{id} <- inventory?{lost}").unwrap();
                 if lost.is_empty() {
@@ -248,7 +259,16 @@ impl World {
                     let running = worker.running.keys().copied().collect();
                     let sessions = worker.sessions.iter().copied().collect();
                     let reading = worker.reading.iter().copied().collect();
-                    let inventory = Inventory { fence, held, runs: vec![], running, sessions, reading, load };
+                    let inventory = Inventory {
+                        fence,
+                        held,
+                        runs: vec![],
+                        running,
+                        sessions,
+                        reading,
+                        submitting: worker.submitting.iter().copied().collect(),
+                        load,
+                    };
                     self.step(Input::Inventory { node: NodeId(id), inventory });
                 }
             }

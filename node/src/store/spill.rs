@@ -1,22 +1,37 @@
-//! Spill files: partitions that do not fit into memory, one file each.
+//! Partition files, one for each partition that is on disk.
 //!
-//! A file holds its segments back to back, each an Arrow IPC file of its own, on boundaries that suit mapping.
-//! Where they lie and their checksums stay in memory: a spilled partition does not outlive its node's process.
+//! ```text
+//!   segment, padding, segment, ..., footer (CBOR), u64 its length, u64 its XXH3-64, "floepart"
+//! ```
+//!
+//! A segment is an Arrow IPC file of its own, on a boundary that suits mapping. The footer says whose segments they are,
+//! where they lie and their checksums, so that a partition outlives its node's process, and a file that was not written
+//! to its end is told from one that was.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use floe_protocol::{Failure, TaskId};
+use floe_protocol::{Failure, TaskId, frame};
 use memmap2::Mmap;
-use xxhash_rust::xxh3::Xxh3;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// What spill files' names end with.
+/// What partition files' names end with.
 const EXTENSION: &str = "arrow";
+
+/// What they themselves end with.
+const MAGIC: &[u8; 8] = b"floepart";
+
+/// What follows the footer.
+const TRAILER_BYTES: usize = 24;
+
+/// The longest footer that is read back: of a partition with as many buckets as there may be it is far shorter.
+const MAX_FOOTER_BYTES: u64 = 4 << 20;
 
 /// Segments start at multiples of this, so that mapped columns are aligned for any of Arrow's types.
 const ALIGNMENT_BYTES: u64 = 64;
@@ -24,25 +39,44 @@ const ALIGNMENT_BYTES: u64 = 64;
 /// How much is gathered before it is written.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
-/// Where spill files lie, and how much they hold.
+/// Where partition files lie, and how much they hold.
 #[derive(Debug)]
 pub(super) struct Spill {
     dir: PathBuf,
     /// Tells files of one partition apart: an evicted one may still be there when the task runs again.
     next_number: AtomicU64,
-    bytes: Arc<AtomicU64>,
+    shared: Arc<Shared>,
 }
 
-/// A complete spill file, removed when it is dropped.
+/// What a directory has in common with its files.
+#[derive(Debug, Default)]
+struct Shared {
+    bytes: AtomicU64,
+    /// Files stay from now on: the next process finds them.
+    closed: AtomicBool,
+}
+
+/// A complete partition file, removed when it is dropped, unless its directory was closed before.
 #[derive(Debug)]
 pub(super) struct SpillFile {
     path: PathBuf,
     bytes: u64,
-    total: Arc<AtomicU64>,
+    synced: AtomicBool,
+    shared: Arc<Shared>,
+}
+
+/// What a file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Footer {
+    pub(super) task: TaskId,
+    /// See [`floe_protocol::OutputMeta::mark`].
+    pub(super) mark: u64,
+    /// Where each segment lies, and how many rows it has.
+    pub(super) segments: Vec<(Extent, u64)>,
 }
 
 /// Where a segment lies in its file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Extent {
     /// Its bytes in the file.
     pub(super) range: Range<u64>,
@@ -57,21 +91,50 @@ pub(super) struct SpillWriter {
 }
 
 impl Spill {
-    /// Takes a directory for spill files and removes those that a former process left.
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+    /// Takes a directory for partition files, with those that a former process left, the oldest first. What is no
+    /// whole file is removed.
+    pub(super) fn open(dir: &Path) -> io::Result<(Self, Vec<(SpillFile, Footer)>)> {
         fs::create_dir_all(dir)?;
+        let shared: Arc<Shared> = Arc::default();
+        let mut found = Vec::new();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION) {
-                fs::remove_file(&path)?;
+            let Some(number) = number_of(&path) else { continue };
+            match read_footer(&path) {
+                Ok((bytes, footer)) => {
+                    shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+                    let synced = AtomicBool::new(true);
+                    found.push((
+                        number,
+                        SpillFile { path, bytes, synced, shared: Arc::clone(&shared) },
+                        footer,
+                    ));
+                }
+                Err(error) => {
+                    tracing::info!(path = %path.display(), %error, "a partition file is not whole and is removed");
+                    fs::remove_file(&path)?;
+                }
             }
         }
-        Ok(Self { dir: dir.to_owned(), next_number: AtomicU64::new(0), bytes: Arc::default() })
+        found.sort_by_key(|(number, ..)| *number);
+        let next_number = AtomicU64::new(found.last().map_or(0, |(number, ..)| number.saturating_add(1)));
+        let found = found.into_iter().map(|(_, file, footer)| (file, footer)).collect();
+        Ok((Self { dir: dir.to_owned(), next_number, shared }, found))
     }
 
-    /// Bytes in all spill files.
+    /// Bytes in all partition files.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the files that there are to the next process.
+    pub(super) fn close(&self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes sure that the names of files that were synced survive a power cut too.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
     }
 
     /// Begins a partition's file.
@@ -83,7 +146,8 @@ impl Spill {
         );
         let path = self.dir.join(name);
         let file = File::create_new(&path).map_err(|error| write_failure(&path, &error))?;
-        let written = SpillFile { path, bytes: 0, total: Arc::clone(&self.bytes) };
+        let synced = AtomicBool::new(false);
+        let written = SpillFile { path, bytes: 0, synced, shared: Arc::clone(&self.shared) };
         Ok(SpillWriter { file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file), written })
     }
 }
@@ -107,10 +171,17 @@ impl SpillWriter {
         Ok(Extent { range: start..start + bytes, checksum: hash.digest() })
     }
 
-    /// Completes the file. It is not synced: what a crash loses is computed again.
-    pub(super) fn finish(self) -> Result<SpillFile, Failure> {
-        let Self { mut file, written } = self;
-        file.flush().map_err(|error| write_failure(&written.path, &error))?;
+    /// Completes the file. It is not synced yet.
+    pub(super) fn finish(self, footer: &Footer) -> Result<SpillFile, Failure> {
+        let Self { mut file, mut written } = self;
+        let mut end = frame::encode(footer).map_err(Failure::internal)?;
+        let (length, checksum) = (end.len() as u64, xxh3_64(&end));
+        end.extend(length.to_le_bytes());
+        end.extend(checksum.to_le_bytes());
+        end.extend(MAGIC);
+        let write = file.write_all(&end).and_then(|()| file.flush());
+        write.map_err(|error| write_failure(&written.path, &error))?;
+        written.grow(end.len() as u64);
         Ok(written)
     }
 }
@@ -163,6 +234,18 @@ impl Write for SegmentWriter<'_> {
 }
 
 impl SpillFile {
+    /// Makes sure that it survives a power cut.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_data()?;
+        self.synced.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether that was done.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Relaxed)
+    }
+
     /// Where it is, for the log.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -183,17 +266,55 @@ impl SpillFile {
 
     fn grow(&mut self, bytes: u64) {
         self.bytes += bytes;
-        self.total.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
 impl Drop for SpillFile {
     fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.shared.closed.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a spill file");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a partition file");
         }
     }
+}
+
+/// The number in a partition file's name; none if it is not one.
+fn number_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(EXTENSION)?.strip_suffix('.')?;
+    name.rsplit_once('.')?.1.parse().ok()
+}
+
+/// A file's length and what it says of itself, if it is whole.
+fn read_footer(path: &Path) -> io::Result<(u64, Footer)> {
+    let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let trailer_at = bytes.checked_sub(TRAILER_BYTES as u64).ok_or_else(|| damaged("it is too short"))?;
+    let mut trailer = [0; TRAILER_BYTES];
+    file.seek(SeekFrom::Start(trailer_at))?;
+    file.read_exact(&mut trailer)?;
+    let word = |at: usize| trailer[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let (length, checksum) = (word(0), word(8));
+    let at =
+        trailer_at.checked_sub(length).filter(|_| length <= MAX_FOOTER_BYTES && trailer.ends_with(MAGIC));
+    let at = at.ok_or_else(|| damaged("it does not end as a partition file does"))?;
+    let mut footer = vec![0; length as usize];
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(&mut footer)?;
+    if xxh3_64(&footer) != checksum {
+        return Err(damaged("the checksum of its footer does not fit"));
+    }
+    let footer: Footer = frame::decode(&footer).map_err(|error| damaged(&error.to_string()))?;
+    let within =
+        |(extent, _): &(Extent, u64)| extent.range.start <= extent.range.end && extent.range.end <= at;
+    if !footer.segments.iter().all(within) {
+        return Err(damaged("its segments are not within it"));
+    }
+    Ok((bytes, footer))
 }
 
 /// What a partition that cannot be written means for its task.
@@ -210,7 +331,6 @@ fn write_failure(path: &Path, error: &io::Error) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use floe_protocol::{JobId, StageId};
-    use xxhash_rust::xxh3::xxh3_64;
 
     use super::*;
 
@@ -220,14 +340,19 @@ mod tests {
         segments.iter().map(|bytes| writer.segment(|sink| sink.write_all(bytes)).unwrap()).collect()
     }
 
+    fn finish(writer: SpillWriter, extents: &[Extent]) -> SpillFile {
+        let segments = extents.iter().map(|extent| (extent.clone(), 1)).collect();
+        writer.finish(&Footer { task: TASK, mark: 9, segments }).unwrap()
+    }
+
     #[test]
     fn segments_come_back_aligned_and_a_dropped_file_is_gone_while_its_readers_read_on() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap();
+        let spill = Spill::open(dir.path()).unwrap().0;
         let mut writer = spill.create(TASK).unwrap();
         let segments: [&[u8]; 3] = [b"first", b"", &[7; 1000]];
         let extents = write_segments(&mut writer, &segments);
-        let file = writer.finish().unwrap();
+        let file = finish(writer, &extents);
         assert_eq!(spill.bytes(), fs::metadata(file.path()).unwrap().len());
         let name = file.path().file_name().unwrap().to_str().unwrap().to_owned();
         assert!(name.starts_with("job-0000000000000abc-stage-2-partition-7."), "{name}");
@@ -245,28 +370,92 @@ mod tests {
     #[test]
     fn a_file_that_is_not_finished_and_leftovers_are_removed_but_not_what_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap();
+        let spill = Spill::open(dir.path()).unwrap().0;
         let mut writer = spill.create(TASK).unwrap();
         write_segments(&mut writer, &[b"half"]);
         drop(writer);
         assert_eq!((spill.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
 
         fs::write(dir.path().join("job-1-stage-0-partition-0.0.arrow"), "left over").unwrap();
+        fs::write(dir.path().join("mine.arrow"), "the user's").unwrap();
         fs::write(dir.path().join("notes.txt"), "the user's").unwrap();
-        Spill::open(dir.path()).unwrap();
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["notes.txt"]);
+        Spill::open(dir.path()).unwrap().0;
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["mine.arrow", "notes.txt"]);
     }
 
     #[test]
     fn a_cut_file_is_refused_rather_than_mapped() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap();
+        let spill = Spill::open(dir.path()).unwrap().0;
         let mut writer = spill.create(TASK).unwrap();
-        write_segments(&mut writer, &[b"whole"]);
-        let file = writer.finish().unwrap();
+        let extents = write_segments(&mut writer, &[b"whole"]);
+        let file = finish(writer, &extents);
         fs::write(file.path(), "who").unwrap();
         assert_eq!(file.map().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn files_outlive_a_directory_that_is_closed_and_say_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let spill = Spill::open(dir.path()).unwrap().0;
+        let mut files = Vec::new();
+        for segments in [[b"one".as_slice(), b"two"], [b"three", b""]] {
+            let mut writer = spill.create(TASK).unwrap();
+            let extents = write_segments(&mut writer, &segments);
+            files.push(finish(writer, &extents));
+        }
+        assert!(!files[0].is_synced());
+        files[0].sync().unwrap();
+        spill.sync().unwrap();
+        assert!(files[0].is_synced() && !files[1].is_synced());
+        let bytes = spill.bytes();
+        spill.close();
+        drop(files);
+        let (again, found) = Spill::open(dir.path()).unwrap();
+        assert_eq!(again.bytes(), bytes);
+        let texts: Vec<Vec<Bytes>> = found
+            .iter()
+            .map(|(file, footer)| {
+                assert_eq!((footer.task, footer.mark), (TASK, 9));
+                let map = file.map().unwrap();
+                let ranges = footer.segments.iter().map(|(extent, _)| extent.range.clone());
+                ranges.map(|range| map.slice(range.start as usize..range.end as usize)).collect()
+            })
+            .collect();
+        assert_eq!(texts, [["one", "two"], ["three", ""]]);
+        // A new file takes nobody's name.
+        drop(again.create(TASK).unwrap());
+        drop(found);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_not_written_to_its_end_is_no_partition() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = {
+            let spill = Spill::open(dir.path()).unwrap().0;
+            let mut writer = spill.create(TASK).unwrap();
+            let extents = write_segments(&mut writer, &[&[7; 500]]);
+            let file = finish(writer, &extents);
+            fs::read(file.path()).unwrap()
+        };
+        let path = dir.path().join("job-1-stage-0-partition-0.0.arrow");
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(Spill::open(dir.path()).unwrap().1.is_empty(), "{length} bytes");
+            assert!(!path.exists());
+        }
+        // Nor is one whose footer was changed. What is before it is looked at when it is read.
+        for at in 500..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(&path, &changed).unwrap();
+            assert!(Spill::open(dir.path()).unwrap().1.is_empty(), "byte {at}");
+        }
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(Spill::open(dir.path()).unwrap().1.len(), 1);
     }
 
     #[test]

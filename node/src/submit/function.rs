@@ -21,6 +21,7 @@ use futures::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use super::{Looked, Planning, Submitter, blocking};
+use crate::store::Keep;
 
 /// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
 const COPIED_AT_ONCE: usize = 4;
@@ -139,7 +140,7 @@ impl Submitter {
             stream_of(&file).map_err(|error| Failure::Refused {
                 message: format!("partition {} of the input cannot be read: {error}", task.partition),
             })?;
-            store.put_segments(task, vec![file], meta)
+            store.put_segments(task, vec![file], meta, Keep::OnDisk)
         });
         let meta = stored.await??;
         let nodes = self.copy(task, &meta, status).await;

@@ -59,6 +59,10 @@ pub(super) enum Wire {
     Needed(bool),
     /// Put this into the log.
     Propose { call: u64, entry: Entry },
+    /// Keep this copy of a partition.
+    Put { partition: TaskId, meta: OutputMeta },
+    /// It is kept.
+    Kept(TaskId),
     /// What became of it.
     Answer { call: u64, proposed: Proposed },
 }
@@ -140,6 +144,8 @@ pub(super) struct Start {
     pub(super) reading: Reading,
     /// Whether it was told whom to join, so that it never founds a mesh while it finds nobody.
     pub(super) joins: bool,
+    /// The partitions on its disk.
+    pub(super) held: BTreeMap<TaskId, OutputMeta>,
     pub(super) bug: Option<Bug>,
 }
 
@@ -182,7 +188,8 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn start(start: Start, disk: Disk) -> Result<Self, OpenError> {
-        let Start { member, election_ticks, checkpoint_entries, kept_entries, reading, joins, bug } = start;
+        let Start { member, election_ticks, checkpoint_entries, kept_entries, reading, joins, held, bug } =
+            start;
         let mut config = Config::new(member.id);
         // One value to choose from leaves nothing to chance outside of the seed.
         config.election_ticks = election_ticks..election_ticks + 1;
@@ -195,7 +202,7 @@ impl Node {
             participant: Participant::new(member, replica, RequestId(request), reading),
             out: Vec::new(),
             reading,
-            held: BTreeMap::new(),
+            held,
             sessions: BTreeSet::new(),
             peers: BTreeSet::new(),
             pending: BTreeMap::new(),
@@ -301,6 +308,11 @@ impl Node {
                     proposed => self.answer(asker, proposed),
                 }
             }
+            Wire::Put { partition, meta } => {
+                self.held.insert(partition, meta);
+                self.send(from, Wire::Kept(partition));
+            }
+            Wire::Kept(partition) => self.participant.copied(partition, from),
             Wire::AskNeeded => {
                 let standing = self.participant.replica().standing();
                 let Configuration { voters, outgoing, .. } = standing.configuration;
@@ -382,6 +394,11 @@ impl Node {
                 self.free(&jobs);
                 self.runs.retain(|task, _| !jobs.contains(&task.job));
             }
+            Order::Copy { partition, to } => {
+                if let Some(meta) = self.held.get(&partition).cloned() {
+                    self.send(to, Wire::Put { partition, meta });
+                }
+            }
             Order::Inventory { to, fence } => {
                 self.out.push(Out::Note(Note::Obeyed(fence)));
                 let inventory = self.inventory(fence);
@@ -434,6 +451,7 @@ impl Node {
             runs: self.runs.iter().map(|(task, run)| (*task, run.clone())).collect(),
             running: self.attempts.iter().map(|assignment| assignment.attempt).collect(),
             reading: Vec::new(),
+            submitting: Vec::new(),
             sessions: self.sessions.iter().copied().collect(),
             load: self.load(),
         }

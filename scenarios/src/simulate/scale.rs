@@ -130,6 +130,7 @@ fn measure(nodes: u64) -> Result<Cost> {
             runs: vec![],
             running: vec![],
             reading: Vec::new(),
+            submitting: Vec::new(),
             sessions: vec![],
             load: Load::default(),
         };

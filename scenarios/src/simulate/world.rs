@@ -91,6 +91,7 @@ struct Machine {
     node: Option<Box<Node>>,
     /// What is on its disk while its node does not run.
     log: MemoryLog,
+    held: BTreeMap<TaskId, OutputMeta>,
     fate: Rc<Cell<Fate>>,
     /// Counts its starts.
     life: u64,
@@ -306,6 +307,7 @@ impl World {
             id,
             node: None,
             log: MemoryLog::new(),
+            held: BTreeMap::new(),
             fate: Rc::default(),
             life: 0,
             patience: 0,
@@ -407,6 +409,7 @@ impl World {
             kept_entries,
             reading: machine.clocks.read(now_ms),
             joins: machine.joins,
+            held: std::mem::take(&mut machine.held),
             bug,
         };
         let log = MemoryLog::from_parts(machine.log.parts().clone())
@@ -508,6 +511,10 @@ impl World {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let Some(node) = machine.node.take() else { return };
         machine.log = node.participant.replica().log().after_crash();
+        // What drivers brought is in files at once, what tasks made a little later.
+        let is_on_disk = |_: &TaskId, meta: &mut OutputMeta| meta.mark == 0 || self.dice.chance(500);
+        machine.held = node.held.into_iter().collect();
+        machine.held.retain(is_on_disk);
         machine.paused = false;
         machine.sleeps = None;
         machine.backlog.clear();
@@ -955,7 +962,7 @@ impl World {
     /// The standing job that runs still, if all others have ended.
     fn stands(&self) -> Option<String> {
         let mut jobs = self.leader()?.state().jobs().iter();
-        let (id, _) = jobs.find(|(_, job)| !job.phase.is_terminal())?;
+        let (id, _) = jobs.find(|(id, job)| !job.phase.is_terminal() && !self.waits_for_the_gone(**id))?;
         Some(format!("the standing job {id} runs without its driver"))
     }
 
@@ -977,6 +984,10 @@ impl World {
             }
         }
         for (id, job) in state.jobs() {
+            // It waits for a machine that may come back for all that the mesh knows.
+            if self.waits_for_the_gone(*id) {
+                continue;
+            }
             let stands = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
             if !job.phase.is_terminal() && !stands {
                 return Some(format!("job {id} runs: {:?}", job.stages));
@@ -986,6 +997,13 @@ impl World {
             }
         }
         None
+    }
+
+    /// Whether something that came with a job was stored only on machines that are gone for good.
+    fn waits_for_the_gone(&self, id: JobId) -> bool {
+        let gone = |node: &NodeId| self.machines.get(node).is_none_or(|machine| machine.gone);
+        let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
+        frames.into_iter().any(|(_, placed)| placed.nodes.iter().all(gone))
     }
 
     /// In what way the nodes that run are not one mesh, if any.
@@ -1147,6 +1165,14 @@ fn describe(wire: &Wire) -> String {
         Wire::Peer(PeerMessage::Adopted { era, jobs_changed, jobs }) => {
             format!("has adopted {} jobs as of {jobs_changed} of {era}", jobs.len())
         }
+        Wire::Peer(PeerMessage::Copy { partition, to, .. }) => {
+            format!("give n{} a copy of {partition}", to.0)
+        }
+        Wire::Peer(PeerMessage::Copied { partition, node }) => {
+            format!("n{} has a copy of {partition}", node.0)
+        }
+        Wire::Put { partition, .. } => format!("a copy of {partition}"),
+        Wire::Kept(partition) => format!("has the copy of {partition}"),
         Wire::AskView => "what mesh?".to_owned(),
         Wire::View(view) => of_mesh(view),
         Wire::AskNeeded => "am I needed?".to_owned(),

@@ -1,0 +1,136 @@
+//! What came with a submission lies on more than one node for as long as its job needs it: it cannot be made again.
+//!
+//! ```text
+//!   a holder goes ──for longer than a restart takes──> another one is told to copy ──Copied──> two holders again
+//! ```
+
+use std::collections::BTreeMap;
+
+use floe_protocol::{NodeId, PeerMessage, TaskId};
+
+use super::Scheduler;
+use super::job::{Job, Place, State};
+use super::placement::{Node, Standing};
+
+/// How many nodes hold a partition that came with a submission, where there are as many.
+const COPIES: usize = 2;
+
+/// How long a holder may be away before what it holds is copied elsewhere: a node that is started again brings it back.
+pub const COPY_PATIENCE_MS: u64 = 10_000;
+
+/// How often it is looked for partitions that too few nodes hold.
+const LOOK_MS: u64 = 1_000;
+
+/// A copy that was not heard of by then is ordered again.
+const COPY_RETRY_MS: u64 = 120_000;
+
+/// How many copies one node makes at a time.
+const MAX_COPYING: usize = 2;
+
+/// What is known of partitions that too few nodes hold.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    looked_ms: u64,
+    short: BTreeMap<TaskId, Short>,
+}
+
+#[derive(Debug)]
+struct Short {
+    since_ms: u64,
+    /// Who was told to copy it, and when.
+    ordered: Option<(NodeId, u64)>,
+}
+
+impl Scheduler {
+    /// To be called at every tick.
+    pub(super) fn keep_copies(&mut self) {
+        if self.settling.is_some() || self.now_ms < self.copies.looked_ms + LOOK_MS {
+            return;
+        }
+        self.copies.looked_ms = self.now_ms;
+        let mut before = std::mem::take(&mut self.copies.short);
+        let mut copying: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for (task, holders) in self.short() {
+            let mut short = before.remove(&task).unwrap_or(Short { since_ms: self.now_ms, ordered: None });
+            let under_way = short
+                .ordered
+                .filter(|(from, at_ms)| self.nodes.is_live(*from) && self.now_ms < at_ms + COPY_RETRY_MS);
+            short.ordered = under_way;
+            let from = holders.into_iter().min_by_key(|node| copying.get(node).copied().unwrap_or(0));
+            if let Some(from) = under_way.map(|(from, _)| from).or(from) {
+                let busy = copying.entry(from).or_default();
+                if under_way.is_some() {
+                    *busy += 1;
+                } else if *busy < MAX_COPYING
+                    && self.now_ms >= short.since_ms + COPY_PATIENCE_MS
+                    && let Some(to) = self.target(task)
+                {
+                    *busy += 1;
+                    short.ordered = Some((from, self.now_ms));
+                    self.send(from, PeerMessage::Copy { fence: self.fence, partition: task, to });
+                }
+            }
+            self.copies.short.insert(task, short);
+        }
+    }
+
+    /// A node has a copy of a partition now.
+    pub(super) fn copied(&mut self, partition: TaskId, node: NodeId) {
+        let Some(job) = self.jobs.get_mut(&partition.job) else { return };
+        let Some(place) = job.place(partition).filter(|place| job.is_held(place.stage)) else { return };
+        if self.nodes.get(node).is_some_and(|node| node.standing != Standing::Absent)
+            && job.add_holder(place, node, None)
+        {
+            self.nodes.entry(node).held.insert(partition);
+            self.copies.short.remove(&partition);
+            self.touch(partition.job);
+        }
+    }
+
+    /// Partitions that cannot be made again and that too few of the nodes hold that are there; and who does.
+    fn short(&self) -> Vec<(TaskId, Vec<NodeId>)> {
+        // One whose inventory is just awaited is there all the same.
+        let live = |node: &&NodeId| self.is_alive(**node);
+        let mut short = Vec::new();
+        for job in self.jobs.values() {
+            for (place, holders) in job.held_partitions() {
+                let holders: Vec<_> = holders.iter().filter(live).copied().collect();
+                if !holders.is_empty() && holders.len() < COPIES {
+                    short.push((job.task_id(place), holders));
+                }
+            }
+        }
+        short
+    }
+
+    /// Where a copy goes: to a node that does not hold the partition, and rather one that works. Those of one job go
+    /// to different nodes.
+    fn target(&self, task: TaskId) -> Option<NodeId> {
+        let fit = |node: &&(NodeId, &Node)| self.is_alive(node.0) && !node.1.held.contains(&task);
+        let nodes: Vec<_> = self.nodes.iter().collect();
+        let mut fit: Vec<_> = nodes.iter().filter(fit).collect();
+        if fit.iter().any(|(_, node)| node.takes_tasks()) {
+            fit.retain(|(_, node)| node.takes_tasks());
+        }
+        let turn = (task.partition as usize).checked_rem(fit.len())?;
+        fit.get(turn).map(|(node, _)| *node)
+    }
+}
+
+impl Job {
+    /// The partitions that came with the submission and may be read yet, and who holds them.
+    fn held_partitions(&self) -> impl Iterator<Item = (Place, &[NodeId])> {
+        let last = self.stages.len().saturating_sub(1);
+        let read = move |stage: &usize| !self.succeeded || *stage == last;
+        let held = (0..self.stages.len()).filter(|stage| self.is_held(*stage)).filter(read);
+        held.flat_map(move |stage| {
+            let tasks = self.stages[stage].tasks.iter().enumerate();
+            tasks.filter_map(move |(partition, task)| match &task.state {
+                State::Done(placed) => {
+                    Some((Place { stage, partition: partition as u32 }, placed.nodes.as_slice()))
+                }
+                _ => None,
+            })
+        })
+    }
+}
