@@ -146,7 +146,7 @@ async fn a_node_that_cannot_start_says_why() {
         (&["up", "--data-dir", &fresh, "--listen", "nowhere"], &["nowhere"]),
         (&["up", "--data-dir", "/proc/no/such"], &["/proc/no"]),
         (&["up", "--data-dir", &fresh, "--memory", "1KiB"], &["1KiB"]),
-        (&["up", "--data-dir", &fresh, "--slots", "0"], &["slots"]),
+        (&["up", "--data-dir", &fresh, "--slots", "none"], &["slots"]),
     ];
     for (args, words) in cases {
         let run = floe.run(args).await.unwrap();

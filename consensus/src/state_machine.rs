@@ -268,6 +268,12 @@ impl StateMachine {
 
     /// One job as drivers see it. It does not know which tasks run: only the leader's scheduler does.
     pub fn job_status(&self, id: JobId) -> Result<JobStatus, Failure> {
+        let timeline = self.find(id)?.timeline.clone();
+        Ok(JobStatus { timeline, ..self.job_progress(id)? })
+    }
+
+    /// The same without the timeline, which may be long.
+    pub fn job_progress(&self, id: JobId) -> Result<JobStatus, Failure> {
         let job = self.find(id)?;
         Ok(JobStatus {
             id,
@@ -277,7 +283,7 @@ impl StateMachine {
             other_ends: job.other_ends.clone(),
             submitted_at: job.submitted_at,
             ended_at: job.ended_at,
-            timeline: job.timeline.clone(),
+            timeline: Vec::new(),
         })
     }
 
@@ -482,6 +488,16 @@ impl StateMachine {
         }
         if self.members.len() >= MAX_MEMBERS && !self.members.contains_key(&member.id) {
             return Err(refused(format!("the mesh has {MAX_MEMBERS} members, which is its limit")));
+        }
+        if let Some(known) = self.members.get(&member.id)
+            && known.incarnation > member.incarnation
+        {
+            // What it promised since is forgotten: it must not promise anything again under this name.
+            return Err(refused(format!(
+                "the data directory of node {} is older than what the mesh knows of it (start {}, of {}): a copy or a \
+                 backup was put in its place. Remove it to start as a new node",
+                member.name, member.incarnation, known.incarnation
+            )));
         }
         if self.members.get(&member.id) != Some(member) {
             self.members.insert(member.id, member.clone());

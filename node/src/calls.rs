@@ -13,7 +13,6 @@ use floe_transport::files::read_files;
 use floe_transport::stream::Body;
 use futures::StreamExt;
 use libp2p::Stream;
-use tokio::sync::Semaphore;
 
 use crate::blobs::Blobs;
 use crate::clock::wall_time;
@@ -23,6 +22,8 @@ use crate::in_use::InUse;
 use crate::job_status;
 use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Proposed};
+use crate::places::Places;
+use crate::progress::Progress;
 use crate::recovery;
 use crate::results::Results;
 use crate::session::Sessions;
@@ -41,20 +42,16 @@ pub struct Calls {
     pub(crate) submitter: Submitter,
     pub(crate) streams: Arc<Streams>,
     pub(crate) results: Results,
+    pub(crate) progress: Progress,
     pub(crate) reading: InUse,
     pub(crate) store: Store,
     pub(crate) blobs: Blobs,
     pub(crate) sessions: Sessions,
     pub(crate) logs: TaskLogs,
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) places: Places,
 }
 
 impl Calls {
-    /// As many places as calls are served at once.
-    pub fn places() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(config::MAX_CALLS))
-    }
-
     /// Serves one call in the background.
     pub fn serve(&self, from: Caller, request: Request, stream: Stream) {
         let calls = self.clone();
@@ -66,9 +63,9 @@ impl Calls {
     }
 
     async fn answer(&self, from: Caller, request: Request, mut stream: Stream) -> Result<(), Failure> {
-        let Ok(_place) = self.places.clone().try_acquire_owned() else {
-            let message = format!("this node serves {} calls already: ask another", config::MAX_CALLS);
-            return reply(&mut stream, Response::Failed(Failure::Unavailable { message })).await;
+        let _place = match self.places.take(&from, &request) {
+            Ok(place) => place,
+            Err(failure) => return refuse(stream, &request, failure).await,
         };
         if !from.is_node() && is_for_nodes(&request) {
             let message = "only a node of the mesh may ask this".to_owned();
@@ -77,8 +74,7 @@ impl Calls {
         match request {
             Request::Submit { id, again } => {
                 if let Err(failure) = self.submitter.admit(id).await {
-                    Body::new(stream).refuse(&failure).await;
-                    return Ok(());
+                    return refuse(stream, &request, failure).await;
                 }
                 let _use = self.submitter.begin(id);
                 let outcome = match read_spec(&mut stream).await {
@@ -102,7 +98,7 @@ impl Calls {
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Planned)).await
             }
-            Request::Watch { id } => job_status::watch(&self.mailbox, &mut stream, id).await,
+            Request::Watch { id } => job_status::watch(&self.mailbox, &self.progress, &mut stream, id).await,
             Request::Result { id, from_partition } => {
                 let _use = self.reading.begin(id);
                 self.results.result(stream, id, from_partition).await
@@ -149,7 +145,7 @@ impl Calls {
             Request::Mesh => Ok(Response::Mesh(self.mailbox.ask(Ask::Mesh).await?)),
             Request::Job { id } => Ok(Response::Job(job_status::current(&self.mailbox, id).await?)),
             Request::Progress { id } => {
-                Ok(Response::Job(self.mailbox.ask(|reply| Ask::Job(id, reply)).await??))
+                Ok(Response::Job(self.mailbox.ask(|reply| Ask::Progress(id, reply)).await??))
             }
             Request::Made { id, partition } => {
                 let (made, _) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
@@ -250,6 +246,23 @@ fn answer_of(proposed: Proposed) -> Response {
         Proposed::NotLeader(leader) => Response::NotLeader(leader),
         Proposed::NotNow(message) => Response::Failed(Failure::Unavailable { message }),
     }
+}
+
+/// Refuses a call, whose body may be on its way.
+async fn refuse(mut stream: Stream, request: &Request, failure: Failure) -> Result<(), Failure> {
+    let body_follows = matches!(
+        request,
+        Request::Submit { .. }
+            | Request::Explain { .. }
+            | Request::Plan { .. }
+            | Request::Put { .. }
+            | Request::PutBlob { .. }
+    );
+    if body_follows {
+        Body::new(stream).refuse(&failure).await;
+        return Ok(());
+    }
+    reply(&mut stream, Response::Failed(failure)).await
 }
 
 async fn reply(stream: &mut Stream, response: Response) -> Result<(), Failure> {

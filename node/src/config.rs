@@ -21,9 +21,6 @@ pub const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// How many events may wait for the loop; senders wait beyond it.
 pub const MAILBOX: usize = 1024;
 
-/// How many calls a node serves at once; more are refused with a sentence.
-pub const MAX_CALLS: usize = 1024;
-
 /// The largest job specification, its in-memory frames included.
 pub const MAX_SPEC_BYTES: usize = 1 << 30;
 

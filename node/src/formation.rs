@@ -53,7 +53,7 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
                 tracing::warn!("{}", recovery::leaderless(&status));
             }
             // The mesh is known; its leader learns this start's addresses and capacity.
-            if announce(mailbox, member, &own).await && listed(mailbox, member).await? {
+            if announce(mailbox, member, &own).await? && listed(mailbox, member).await? {
                 return Ok(());
             }
             sleep(LOOK_INTERVAL).await;
@@ -69,7 +69,7 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
         }
         let elapsed_ms = started.elapsed().as_millis() as u64;
         match genesis(own.node, &views, &own.ended, elapsed_ms, settings.expect) {
-            Decision::Join { through, .. } => join(mailbox, member, through, &views).await,
+            Decision::Join { through, .. } => join(mailbox, member, through, &views).await?,
             Decision::Found => {
                 tracing::info!("no mesh found: founding one");
                 match mailbox.ask(Ask::Found).await? {
@@ -108,6 +108,9 @@ pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failu
         tracing::warn!("this node is not listed as a member any more: joining again");
         while let Err(failure) = form(&mailbox, &member, &settings).await {
             tracing::warn!(%failure, "not a member again yet");
+            if matches!(failure, Failure::Refused { .. }) {
+                return failure;
+            }
             if mailbox.ask(Ask::Mesh).await.is_err() {
                 return stopped();
             }
@@ -151,10 +154,11 @@ async fn needed(mailbox: &Mailbox) -> Result<bool, Failure> {
     }
 }
 
-/// Tells the leader of this node's mesh where it is now; true once that is agreed.
+/// Tells the leader of this node's mesh where it is now; true once that is agreed. It may be refused for good: the mesh
+/// knows of a later start of this node.
 ///
 /// A node that had left hears nothing of its mesh any more, so it asks its peers who leads.
-async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> bool {
+async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<bool, Failure> {
     // A leader that is gone for good is not forgotten by those to whom nobody says so.
     let leader = own.leader.filter(|leader| own.peers.contains(leader));
     let views = match leader {
@@ -167,19 +171,22 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> bool {
             let request = Request::Join { member: member.clone() };
             match mailbox.network().call(leader, &request, config::CALL_TIMEOUT).await {
                 Ok(Response::Done) => Ok(()),
-                Ok(answer) => Err(format!("the leader answered {answer:?}")),
-                Err(error) => Err(error.to_string()),
+                Ok(Response::Failed(failure)) => Err(failure),
+                Ok(answer) => Err(Failure::internal(format!("the leader answered {answer:?}"))),
+                Err(error) => Err(Failure::internal(error)),
             }
         }
-        None if own.leader.is_some() => {
-            mailbox.join(member.clone()).await.map_err(|failure| failure.to_string())
-        }
-        None => return false,
+        None if own.leader.is_some() => mailbox.join(member.clone()).await,
+        None => return Ok(false),
     };
-    if let Err(error) = &outcome {
-        tracing::debug!(%error, "not announced to the mesh yet");
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(refused @ Failure::Refused { .. }) => Err(refused),
+        Err(failure) => {
+            tracing::debug!(%failure, "not announced to the mesh yet");
+            Ok(false)
+        }
     }
-    outcome.is_ok()
 }
 
 async fn views_of_peers(mailbox: &Mailbox, own: &MeshView) -> BTreeMap<NodeId, MeshView> {
@@ -230,7 +237,12 @@ fn same_place(one: &Multiaddr, other: &Multiaddr) -> bool {
 }
 
 /// Asks to be taken in by the mesh that `through` belongs to, and waits for what the mesh then sends.
-async fn join(mailbox: &Mailbox, member: &Member, through: NodeId, views: &BTreeMap<NodeId, MeshView>) {
+async fn join(
+    mailbox: &Mailbox,
+    member: &Member,
+    through: NodeId,
+    views: &BTreeMap<NodeId, MeshView>,
+) -> Result<(), Failure> {
     let request = Request::Join { member: member.clone() };
     let leader = views.get(&through).and_then(|view| view.leader);
     let target = leader.unwrap_or(through);
@@ -246,9 +258,11 @@ async fn join(mailbox: &Mailbox, member: &Member, through: NodeId, views: &BTree
             // Otherwise look around again.
             let _ = timeout(config::CALL_TIMEOUT, known).await;
         }
+        Ok(Response::Failed(refused @ Failure::Refused { .. })) => return Err(refused),
         Ok(answer) => tracing::debug!(%target, ?answer, "not taken in yet"),
         Err(error) => tracing::debug!(%target, %error, "not taken in yet"),
     }
+    Ok(())
 }
 
 /// Waits until this node's own state lists it with this start's addresses, and a leader is known. False if that

@@ -1,25 +1,20 @@
 //! Where a job stands, as drivers are told.
 
-use std::time::Duration;
-
 use floe_protocol::{Failure, JobId, JobStatus, Request, Response};
 use floe_transport::call::write_frame;
 use libp2p::Stream;
-use tokio::time::timeout;
 
 use crate::config;
 use crate::mailbox::{Ask, Mailbox};
+use crate::progress::Progress;
 
-/// How often a watched job's live counts are asked of the leader.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(150);
-
-/// What this node knows of a job: if nothing, then the mesh does not either.
+/// What this node knows of a job, without its timeline: if nothing, then the mesh does not either.
 pub async fn known(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
-    match mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+    match mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
         // A node that is merely late must not say that there is none.
         Err(Failure::NoSuchJob { .. }) => {
             mailbox.current().await?;
-            mailbox.ask(|reply| Ask::Job(id, reply)).await?
+            mailbox.ask(|reply| Ask::Progress(id, reply)).await?
         }
         known => known,
     }
@@ -34,12 +29,14 @@ pub async fn current(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure>
         Ok(_) | Err(_) => {}
     }
     mailbox.current().await?;
-    live(mailbox, id).await
+    let live = live(mailbox, id).await?;
+    let known = mailbox.ask(|reply| Ask::Job(id, reply)).await??;
+    Ok(if known.phase.is_terminal() { known } else { JobStatus { timeline: known.timeline, ..live } })
 }
 
-/// A job as this node knows it, with the leader's live counts while it runs.
-async fn live(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
-    let job = mailbox.ask(|reply| Ask::Job(id, reply)).await??;
+/// A job as this node knows it, with the leader's live counts while it runs, and without its timeline.
+pub async fn live(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
+    let job = mailbox.ask(|reply| Ask::Progress(id, reply)).await??;
     if job.phase.is_terminal() {
         return Ok(job);
     }
@@ -53,30 +50,37 @@ async fn live(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
     Ok(job)
 }
 
-/// Sends a job's status now and at every change, until it has ended.
-pub async fn watch(mailbox: &Mailbox, stream: &mut Stream, id: JobId) -> Result<(), Failure> {
+/// Sends a job's status now and at every change, until it has ended. Only the last one has the timeline.
+pub async fn watch(
+    mailbox: &Mailbox,
+    progress: &Progress,
+    stream: &mut Stream,
+    id: JobId,
+) -> Result<(), Failure> {
     let mut say = async |response| write_frame(stream, &response).await.map_err(Failure::internal);
-    let mut changes = mailbox.changes();
-    let mut sent: Option<JobStatus> = None;
     if let Err(failure) = known(mailbox, id).await {
         return say(Response::Failed(failure)).await;
     }
+    // The first status may be behind, the last one never is, so a mesh without a majority can be watched too.
+    let mut statuses = progress.follow(id);
     loop {
-        changes.mark_unchanged();
-        // The first status may be behind, the last one never is, so a mesh without a majority can be watched too.
-        let job = match live(mailbox, id).await {
-            Ok(job) => job,
-            Err(failure) => return say(Response::Failed(failure)).await,
+        let seen = match statuses.wait_for(Option::is_some).await {
+            Ok(seen) => seen.clone(),
+            // This node stops.
+            Err(_) => return Ok(()),
         };
-        let ended = job.phase.is_terminal();
-        if sent.as_ref() != Some(&job) {
-            say(Response::Job(job.clone())).await?;
-            sent = Some(job);
-        }
-        if ended {
-            return Ok(());
-        }
-        // A change of this node's own state ends the wait; live counts are the leader's and are polled.
-        let _ = timeout(PROGRESS_INTERVAL, changes.changed()).await;
+        let ended = match seen {
+            Some(Ok(job)) if job.phase.is_terminal() => mailbox.ask(|reply| Ask::Job(id, reply)).await?,
+            Some(Ok(job)) => {
+                say(Response::Job(JobStatus::clone(&job))).await?;
+                if statuses.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            Some(Err(failure)) => Err(failure),
+            None => continue,
+        };
+        return say(ended.map_or_else(Response::Failed, Response::Job)).await;
     }
 }

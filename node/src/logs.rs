@@ -67,11 +67,11 @@ pub async fn serve(
 async fn own(mailbox: Mailbox, logs: TaskLogs, wanted: Wanted, pieces: mpsc::Sender<LogChunk>) {
     let node = mailbox.network().node();
     let mut follower = logs.follow(wanted.job, wanted.task);
-    let mut changes = mailbox.changes();
+    let mut changes = mailbox.job_changes(wanted.job);
     loop {
         changes.mark_unchanged();
         // Whether the job has ended is asked before the last read, so that nothing is missed in between.
-        let runs = match mailbox.ask(|reply| Ask::Job(wanted.job, reply)).await {
+        let runs = match mailbox.ask(|reply| Ask::Progress(wanted.job, reply)).await {
             Ok(Ok(job)) => !job.phase.is_terminal(),
             Ok(Err(_)) | Err(_) => false,
         };

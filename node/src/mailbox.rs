@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config;
+use crate::job_changes::{JobChanges, Subscription};
 
 /// How long the leader may take to confirm that it leads before it is asked again: many times what its heartbeats
 /// take.
@@ -34,6 +35,8 @@ pub enum Ask {
     Job(JobId, oneshot::Sender<Result<JobStatus, Failure>>),
     /// Whether there is room for another job, as far as this node knows.
     Room(oneshot::Sender<Result<(), Failure>>),
+    /// The same without the timeline.
+    Progress(JobId, oneshot::Sender<Result<JobStatus, Failure>>),
     /// True once this node's state is at least as new as the mesh's was when this was asked; false if that cannot
     /// be had at present.
     Current(oneshot::Sender<bool>),
@@ -87,14 +90,20 @@ pub enum Proposed {
 pub struct Mailbox {
     asks: mpsc::Sender<Ask>,
     changes: watch::Receiver<u64>,
+    jobs: JobChanges,
     network: Network,
 }
 
 impl Mailbox {
-    /// A mailbox whose asks come out of the returned receiver. `changes` moves whenever the state does.
-    pub fn new(network: Network, changes: watch::Receiver<u64>) -> (Self, mpsc::Receiver<Ask>) {
+    /// A mailbox whose asks come out of the returned receiver. `changes` moves whenever members, voters or the leader
+    /// do; `jobs` are told what happens to jobs.
+    pub fn new(
+        network: Network,
+        changes: watch::Receiver<u64>,
+        jobs: JobChanges,
+    ) -> (Self, mpsc::Receiver<Ask>) {
         let (asks, receiver) = mpsc::channel(config::MAILBOX);
-        (Self { asks, changes, network }, receiver)
+        (Self { asks, changes, jobs, network }, receiver)
     }
 
     /// The node's network.
@@ -102,7 +111,12 @@ impl Mailbox {
         &self.network
     }
 
-    /// Moves whenever the replicated state or the leader changes.
+    /// Waits for what happens to a job as far as this node knows it.
+    pub fn job_changes(&self, job: JobId) -> Subscription {
+        self.jobs.subscribe(job)
+    }
+
+    /// Moves whenever members, voters or the leader change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
     }

@@ -7,7 +7,7 @@
 //!   ticks ──────────┘                                       └─> log file
 //! ```
 //!
-//! Each event goes in, whatever it causes comes out, and only then the next is taken.
+//! Events go in, as many as wait; whatever they cause comes out, and only then the next are taken.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -39,8 +39,11 @@ use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
 use crate::formation;
 use crate::in_use::InUse;
+use crate::job_changes::JobChanges;
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::places::Places;
+use crate::progress::Progress;
 use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
@@ -51,6 +54,10 @@ use crate::worker::{self, Worker};
 
 /// How many reports of this node's worker may wait for the loop.
 const REPORTS: usize = 256;
+
+/// How many events are taken in before what they cause is carried out, and written in one go: under load most of the time
+/// is the disk's, and heartbeats must not wait for too much.
+const MAX_AT_ONCE: usize = 256;
 
 /// How many proposals may wait for agreement on this node; more are told to try again.
 const MAX_PENDING: usize = 4096;
@@ -138,7 +145,8 @@ impl Node {
         };
         let replica = Replica::open(replica::Config::new(member.id), log)?;
         let (changed, changes) = watch::channel(0);
-        let (mailbox, asks) = Mailbox::new(network.clone(), changes);
+        let job_changes = JobChanges::default();
+        let (mailbox, asks) = Mailbox::new(network.clone(), changes, job_changes.clone());
         let streams = Streams::new(network.clone(), store.clone());
         let (reports, reported) = mpsc::channel(REPORTS);
         let blobs = Blobs::open(&data_dir.path().join("blobs"), network.clone())?;
@@ -147,18 +155,20 @@ impl Node {
         let worker = Worker::start(config, store.clone(), hosts, streams.clone(), reports);
         let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
         let sessions = Sessions::new(mailbox.clone(), worker.clone());
-        let results = Results::new(mailbox.clone(), streams.clone());
+        let progress = Progress::new(mailbox.clone());
+        let results = Results::new(mailbox.clone(), streams.clone(), progress.clone());
         let calls = Calls {
             mailbox: mailbox.clone(),
             submitter,
             streams,
             results,
+            progress,
             reading: InUse::default(),
             store: store.clone(),
             blobs,
             sessions: sessions.clone(),
             logs: worker.hosts().logs().clone(),
-            places: Calls::places(),
+            places: Places::default(),
         };
         let (stop, stopped) = oneshot::channel();
         let first_request = RequestId(random_id()?);
@@ -175,6 +185,7 @@ impl Node {
             refusals: VecDeque::new(),
             runs: BTreeMap::new(),
             changed,
+            job_changes,
             hint_due: Instant::now(),
             _data_dir: data_dir,
         };
@@ -326,6 +337,7 @@ struct Loop {
     /// When this node made what it holds, for the next leader.
     runs: BTreeMap<TaskId, TaskRun>,
     changed: watch::Sender<u64>,
+    job_changes: JobChanges,
     hint_due: Instant,
     /// Held for its lock.
     _data_dir: DataDir,
@@ -354,6 +366,20 @@ impl Loop {
                 else => break,
             };
             self.handle(event);
+            // What has come meanwhile is written together.
+            for _ in 0..MAX_AT_ONCE {
+                let next = match events.try_recv() {
+                    Ok(event) => Event::Network(event),
+                    Err(_) => match reports.try_recv() {
+                        Ok(report) => Event::Report(report),
+                        Err(_) => match asks.try_recv() {
+                            Ok(ask) => Event::Ask(ask),
+                            Err(_) => break,
+                        },
+                    },
+                };
+                self.handle(next);
+            }
         }
         self.worker.abort(&self.worker.running());
         self.worker.hosts().shutdown().await;
@@ -400,6 +426,9 @@ impl Loop {
                 self.participant.disconnected(now, node);
             }
             NetworkEvent::Message { from, message } => {
+                if let PeerMessage::Report(report) = &message {
+                    self.job_changes.tell(report.attempt.task.job);
+                }
                 if let PeerMessage::Alive { load, .. } = &message {
                     self.loads.insert(from, *load);
                 }
@@ -421,6 +450,7 @@ impl Loop {
         if report.outcome.is_ok() {
             self.runs.insert(report.attempt.task, report.run.clone());
         }
+        self.job_changes.tell(report.attempt.task.job);
         self.participant.report(report);
     }
 
@@ -453,6 +483,7 @@ impl Loop {
                     tracing::warn!("this node's mesh ({era}) has merged into another ({to}): joining that");
                     self.refuse_pending();
                     self.changed.send_modify(|count| *count += 1);
+                    self.job_changes.tell_all();
                 }
                 // The loop waits for the disk: nothing may be acknowledged before it is there.
                 Action::Persist => tokio::task::block_in_place(|| self.participant.persist())?,
@@ -506,6 +537,7 @@ impl Loop {
 
     /// Follows what the mesh has agreed on.
     fn applied(&mut self, event: Applied) {
+        self.tell_who_waits(&event);
         match event {
             Applied::Applied { request, outcome } => {
                 for waiting in self.pending.remove(&request).into_iter().flatten() {
@@ -542,11 +574,33 @@ impl Loop {
                     // Whoever asked may have gone.
                     let _ = reply.send(true);
                 }
-                // Nothing has changed.
-                return;
             }
         }
-        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Wakes those, and only those, who wait for this.
+    fn tell_who_waits(&self, event: &Applied) {
+        match event {
+            Applied::JobAccepted { job, .. }
+            | Applied::JobAdopted { job, .. }
+            | Applied::StageDone { job, .. }
+            | Applied::JobEnded { job, .. } => self.job_changes.tell(*job),
+            Applied::JobsFreed { jobs, .. } => jobs.iter().for_each(|job| self.job_changes.tell(*job)),
+            Applied::Applied { .. } | Applied::ReadReady { .. } => {}
+            Applied::MeshFounded { .. }
+            | Applied::MemberJoined { .. }
+            | Applied::MemberLeft { .. }
+            | Applied::Reconfigured => self.changed.send_modify(|count| *count += 1),
+            Applied::Restored { .. }
+            | Applied::CarriedOn { .. }
+            | Applied::Yielded { .. }
+            | Applied::Elected { .. }
+            | Applied::Deposed { .. }
+            | Applied::LeaderChanged { .. } => {
+                self.changed.send_modify(|count| *count += 1);
+                self.job_changes.tell_all();
+            }
+        }
     }
 
     /// Off the loop, since it removes a file for each spilled partition.
@@ -608,17 +662,24 @@ impl Loop {
                 }
                 let _ = reply.send(job);
             }
+            Ask::Progress(id, reply) => {
+                let mut job = self.participant.state().job_progress(id);
+                if let Ok(job) = &mut job {
+                    self.add_live_counts(job);
+                }
+                let _ = reply.send(job);
+            }
             Ask::Room(reply) => {
                 let _ = reply.send(self.room());
             }
             Ask::Current(reply) => self.read(reply),
             Ask::Jobs(reply) => {
                 let state = self.participant.state();
-                let jobs = state.jobs().keys().filter_map(|id| state.job_status(*id).ok()).map(|mut job| {
-                    self.add_live_counts(&mut job);
-                    job.timeline.clear();
-                    job
-                });
+                let jobs =
+                    state.jobs().keys().filter_map(|id| state.job_progress(*id).ok()).map(|mut job| {
+                        self.add_live_counts(&mut job);
+                        job
+                    });
                 let _ = reply.send(jobs.collect());
             }
             Ask::Outputs(id, reply) => {

@@ -23,12 +23,11 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config;
 use crate::job_status;
 use crate::mailbox::{Ask, Mailbox, Outputs};
+use crate::progress::Progress;
 use crate::stream::{Found, Streams, chunks_of};
 
-/// How soon a partition that a driver waits for is looked for again; each further time it takes twice as long, up to
-/// the longest.
-const FIRST_LOOK: Duration = Duration::from_millis(10);
-const LONGEST_LOOK: Duration = Duration::from_millis(150);
+/// How long a partition that a driver waits for is not looked for, if nothing is heard of its job.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
 
 /// How often a driver that waits for a partition is told that there is none yet.
 const SIGN_INTERVAL: Duration = Duration::from_secs(3);
@@ -45,6 +44,7 @@ const READ_AHEAD: usize = 2;
 pub struct Results {
     mailbox: Mailbox,
     streams: Arc<Streams>,
+    progress: Progress,
 }
 
 /// Where a partition of a result lies.
@@ -57,8 +57,8 @@ struct Placement {
 
 impl Results {
     /// Results that lie in this node's store and others'.
-    pub fn new(mailbox: Mailbox, streams: Arc<Streams>) -> Self {
-        Self { mailbox, streams }
+    pub fn new(mailbox: Mailbox, streams: Arc<Streams>, progress: Progress) -> Self {
+        Self { mailbox, streams, progress }
     }
 
     /// Answers [`Request::Partitions`].
@@ -127,9 +127,9 @@ impl Results {
 
     /// Waits until a partition of a job's result is made: where it lies, or nothing if the result has fewer.
     async fn made(&self, id: JobId, partition: u32) -> Result<Option<Placement>, Failure> {
-        let mut changes = self.mailbox.changes();
+        let mut changes = self.mailbox.job_changes(id);
         let network = self.mailbox.network();
-        let mut wait = FIRST_LOOK;
+        let mut statuses = None;
         loop {
             changes.mark_unchanged();
             let (made, leader) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
@@ -146,8 +146,18 @@ impl Results {
                 Made::Beyond => return Ok(None),
                 Made::NotYet => {}
             }
-            let _ = timeout(wait, changes.changed()).await;
-            wait = (wait * 2).min(LONGEST_LOOK);
+            // What happens within a stage only the leader knows.
+            let statuses = statuses.get_or_insert_with(|| self.progress.follow(id));
+            let news = async {
+                if statuses.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = changes.changed() => {}
+                () = news => {}
+                () = sleep(LONGEST_LOOK) => {}
+            }
         }
     }
 
@@ -214,7 +224,7 @@ impl Results {
             }
             // The leader knows of its end and this node does not yet.
             JobPhase::Succeeded => {
-                let mut changes = self.mailbox.changes();
+                let mut changes = self.mailbox.job_changes(id);
                 let deadline = Instant::now() + config::CALL_TIMEOUT;
                 while Instant::now() < deadline {
                     changes.mark_unchanged();

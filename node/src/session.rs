@@ -30,7 +30,6 @@ use floe_transport::call::write_frame;
 use libp2p::Stream;
 
 use crate::clock::wall_time;
-use crate::config;
 use crate::job_status;
 use crate::mailbox::Mailbox;
 use crate::worker::Worker;
@@ -42,9 +41,8 @@ pub const MAX_HELD_BYTES: usize = 1 << 30;
 /// What a session without a call counts for: its tasks, channels and buffers here.
 const SESSION_BYTES: usize = 256 << 10;
 
-/// How many calls of those that a node serves at once ([`config::MAX_CALLS`]) sessions may be, here attended or with a
-/// seat: each is one for as long as it lives. The others are for what the mesh itself asks.
-const MAX_STANDING: usize = config::MAX_CALLS / 4 * 3;
+/// How many streams of sessions a node has, attended here or with a seat: each is one for as long as it lives.
+const MAX_STANDING: usize = 768;
 
 /// When to try again at a node that is full: sessions last for minutes, and another node may have room.
 const FULL_RETRY_MS: u64 = 1_000;

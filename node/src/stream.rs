@@ -14,13 +14,18 @@ use floe_transport::stream::{Body, send_body};
 use futures::future::BoxFuture;
 use futures::{TryStreamExt, stream};
 use libp2p::Stream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::store::Store;
 use crate::worker::Inputs;
 
 /// How long a holder may take to begin answering; the body then has its own stall timeout.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a holder that is busy is left alone; each further time twice as long, up to the longest. Whoever does not need
+/// the partition any more stops waiting.
+const FIRST_BUSY_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_BUSY_WAIT: Duration = Duration::from_secs(1);
 
 /// The largest chunk handed to a bulk stream at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -95,9 +100,20 @@ impl Streams {
         if node == self.network.node() {
             return self.find_here(segment.partition, segment.bucket).await;
         }
-        let begin = self.ask(node, segment.partition, segment.bucket);
         let nothing = |_| not_sent(node, segment.partition, &"no answer in time");
-        timeout(FETCH_TIMEOUT, begin).await.map_err(nothing)?
+        let mut wait = FIRST_BUSY_WAIT;
+        loop {
+            let begin = self.ask(node, segment.partition, segment.bucket);
+            match timeout(FETCH_TIMEOUT, begin).await.map_err(nothing)? {
+                // It has not lost the partition.
+                Err(Failure::Busy { message, .. }) => {
+                    tracing::debug!(partition = %segment.partition, %node, message, "waiting for a busy node");
+                }
+                answer => return answer,
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_BUSY_WAIT);
+        }
     }
 
     async fn find_here(&self, partition: TaskId, bucket: Option<u32>) -> Result<Found, Failure> {

@@ -78,7 +78,7 @@ impl Submitter {
 
     /// Whether a job that a driver is about to send would be taken, as far as is known without it.
     pub async fn admit(&self, id: JobId) -> Result<(), Failure> {
-        match self.mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+        match self.mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
             // Sent again, it changes nothing.
             Ok(_) => Ok(()),
             Err(Failure::NoSuchJob { .. }) => self.mailbox.ask(Ask::Room).await?,
@@ -116,7 +116,7 @@ impl Submitter {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match self.mailbox.ask(|reply| Ask::Job(id, reply)).await? {
+        match self.mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
             Ok(_) => return Ok(()),
             Err(Failure::NoSuchJob { .. }) => {}
             Err(freed) => return Err(freed),
@@ -159,17 +159,15 @@ impl Submitter {
 
     /// Waits until this node's own state has the job, so that a driver may ask for it at once.
     async fn applied(&self, id: JobId) -> Result<(), Failure> {
-        let mut changes = self.mailbox.changes();
+        let mut changes = self.mailbox.job_changes(id);
         let known = async {
             loop {
                 changes.mark_unchanged();
-                let known = self.mailbox.ask(|reply| Ask::Job(id, reply)).await?;
+                let known = self.mailbox.ask(|reply| Ask::Progress(id, reply)).await?;
                 if !matches!(known, Err(Failure::NoSuchJob { .. })) {
                     return Ok(());
                 }
-                if changes.changed().await.is_err() {
-                    return Ok(());
-                }
+                changes.changed().await;
             }
         };
         // Past the wait the job is accepted all the same; this node is merely behind.

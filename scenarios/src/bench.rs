@@ -6,6 +6,7 @@ mod latency;
 mod queries;
 mod start;
 mod stream;
+mod submit;
 
 pub(crate) use queries::SingleProcess;
 
@@ -49,6 +50,8 @@ enum Subject {
     Idle,
     /// A partition's stream against a bare libp2p stream
     Stream,
+    /// How many jobs are accepted
+    Submit,
 }
 
 /// One measured figure and what it should be.
@@ -106,6 +109,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             Subject::Start => start::measure(&bench).await?,
             Subject::Idle => idle::measure(&bench).await?,
             Subject::Stream => stream::measure(&bench).await?,
+            Subject::Submit => submit::measure(&bench).await?,
         };
         for figure in &measured {
             println!("{}", line(figure));

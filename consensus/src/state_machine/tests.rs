@@ -750,6 +750,22 @@ fn no_era_follows_the_last_one() {
 }
 
 #[test]
+fn a_node_whose_disk_is_older_than_what_is_known_of_it_is_not_taken_in() {
+    let start = |incarnation| Command::Join { member: Member { incarnation, ..member(2) } };
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), start(5)]);
+    let refused = outcome(&apply(&mut state, [start(4)]));
+    assert!(
+        matches!(&refused, Err(Failure::Refused { message }) if message.contains("older")),
+        "{refused:?}"
+    );
+    for again in [5, 6] {
+        assert_eq!(outcome(&apply(&mut state, [start(again)])), Ok(()));
+        assert_eq!(state.members()[&NodeId(2)].incarnation, again);
+    }
+}
+
+#[test]
 fn what_an_era_has_done_is_said_once_and_its_successor_begins_anew() {
     let mut state = StateMachine::default();
     apply(&mut state, [genesis(), Command::Claim { work_ms: 700 }, Command::Claim { work_ms: 90_000 }]);

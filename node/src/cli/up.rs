@@ -1,5 +1,6 @@
 //! `floe up`
 
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -22,7 +23,9 @@ use crate::ticket::Ticket;
 /// ticket or an address leads it to others. It prints one line that starts with `ready`, and runs until Ctrl-C.
 #[derive(Args, Debug)]
 pub(super) struct UpArgs {
-    /// What `floe invite` printed on a node of the mesh to join
+    /// What `floe invite` printed on a node of the mesh to join, or `-` to read it from standard input, where no other
+    /// user of the machine sees it
+    #[arg(value_parser = ticket)]
     ticket: Option<Ticket>,
     /// Listen on every network interface, and find nodes on the local network by mDNS
     #[arg(long)]
@@ -57,6 +60,22 @@ pub(super) struct UpArgs {
     /// Wait for this many nodes, this one included, before founding a new mesh
     #[arg(long, value_name = "N")]
     expect: Option<usize>,
+}
+
+/// The longest ticket that is read.
+const MAX_TICKET_BYTES: u64 = 64 << 10;
+
+/// A ticket as it is given, or on the first line of standard input.
+fn ticket(text: &str) -> Result<Ticket, String> {
+    let mut line = String::new();
+    let text = if text == "-" {
+        let mut input = std::io::stdin().lock().take(MAX_TICKET_BYTES);
+        input.read_line(&mut line).map_err(|error| format!("cannot read it from standard input: {error}"))?;
+        line.trim()
+    } else {
+        text
+    };
+    text.parse().map_err(|error| format!("{error}"))
 }
 
 pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {

@@ -394,7 +394,7 @@ impl Gateway<'_> {
     /// Opens seats at nodes that are new, and ends with the session's job.
     async fn look(&mut self) -> Result<(), Failure> {
         let session = self.session;
-        match self.mailbox.ask(|reply| Ask::Job(session, reply)).await? {
+        match self.mailbox.ask(|reply| Ask::Progress(session, reply)).await? {
             Ok(floe_protocol::JobStatus { phase: floe_protocol::JobPhase::Failed(failure), .. }) => {
                 return Err(failure);
             }

@@ -185,7 +185,8 @@ impl Cluster {
 
     async fn spawn(&mut self) -> Result<()> {
         let (number, builder) = (self.started, &self.builder);
-        let slots = if number + builder.witnesses >= builder.nodes { 0 } else { builder.slots };
+        let last = builder.nodes.saturating_sub(builder.witnesses)..builder.nodes;
+        let slots = if last.contains(&number) { 0 } else { builder.slots };
         let dir = self.floe.home().join(format!("node-{number}"));
         let data = dir.join("data");
         let mut args = vec![
