@@ -9,16 +9,17 @@ use floe_protocol::function::Blob;
 use floe_protocol::message::Inspected;
 use floe_protocol::{Failure, Freed, JobPhase, OutputMeta, Request, Response, TaskId, WhyFreed, frame};
 use floe_transport::call::write_frame;
-use floe_transport::files::read_files;
-use floe_transport::stream::Body;
+use floe_transport::stream::{Body, BodyError};
 use futures::StreamExt;
 use libp2p::Stream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::blobs::Blobs;
 use crate::clock::wall_time;
 use crate::config;
 use crate::fault;
 use crate::in_use::InUse;
+use crate::intake::Intake;
 use crate::job_status;
 use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Proposed};
@@ -27,7 +28,7 @@ use crate::progress::Progress;
 use crate::recovery;
 use crate::results::Results;
 use crate::session::Sessions;
-use crate::store::{Keep, Store};
+use crate::store::Store;
 use crate::stream::Streams;
 use crate::submit::{Submitter, blocking};
 use crate::worker::task_logs::TaskLogs;
@@ -49,6 +50,8 @@ pub struct Calls {
     pub(crate) sessions: Sessions,
     pub(crate) logs: TaskLogs,
     pub(crate) places: Places,
+    /// What specifications that are being read and planned may take together.
+    pub(crate) intake: Intake,
 }
 
 impl Calls {
@@ -77,23 +80,23 @@ impl Calls {
                     return refuse(stream, &request, failure).await;
                 }
                 let _use = self.submitter.begin(id);
-                let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.submit(id, spec, again, &mut stream).await,
+                let outcome = match self.read_spec(&mut stream).await {
+                    Ok((spec, _room)) => self.submitter.submit(id, spec, again, &mut stream).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }))
                     .await
             }
             Request::Explain { again } => {
-                let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.explain(spec, again).await,
+                let outcome = match self.read_spec(&mut stream).await {
+                    Ok((spec, _room)) => self.submitter.explain(spec, again).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Explained)).await
             }
             Request::Plan { id, apart } => {
-                let outcome = match read_spec(&mut stream).await {
-                    Ok(spec) => self.submitter.plan_here(id, spec, apart).await,
+                let outcome = match self.read_spec(&mut stream).await {
+                    Ok((spec, _room)) => self.submitter.plan_here(id, spec, apart).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Planned)).await
@@ -202,6 +205,38 @@ impl Calls {
         }
     }
 
+    /// Reads a specification, which may carry frames, up to [`config::MAX_SPEC_BYTES`], within what this node has room
+    /// for. The room is to be kept for as long as the specification is.
+    async fn read_spec(&self, stream: &mut Stream) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
+        let mut body = Body::new(stream);
+        let read = async {
+            let mut spec = BytesMut::new();
+            let mut room = self.intake.take(0)?;
+            while let Some(chunk) = body.next().await {
+                let chunk = chunk.map_err(|error| Failure::Refused {
+                    message: format!("the job did not arrive whole: {error}"),
+                })?;
+                let limit = config::MAX_SPEC_BYTES.min(self.intake.largest());
+                if spec.len() + chunk.len() > limit {
+                    let message = format!(
+                        "the job is larger than {} MiB, which is what this node takes: write its frames to files and \
+                         scan those, or give the node more --memory",
+                        limit >> 20
+                    );
+                    return Err(Failure::Refused { message });
+                }
+                room.merge(self.intake.take(chunk.len())?);
+                spec.extend_from_slice(&chunk);
+            }
+            Ok((spec.freeze(), room))
+        };
+        let outcome = read.await;
+        if let Err(failure) = &outcome {
+            body.refuse(failure).await;
+        }
+        outcome
+    }
+
     /// Keeps an object. For a driver others get it too, so that it is not lost with this node.
     async fn keep_blob(&self, from: &Caller, stream: &mut Stream, blob: Blob) -> Result<(), Failure> {
         self.blobs.receive(blob, stream).await?;
@@ -213,12 +248,16 @@ impl Calls {
 
     /// Keeps a copy that a peer sends.
     async fn keep(&self, stream: &mut Stream, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
-        let lengths = meta.buckets.iter().map(|bucket| bucket.bytes);
-        let segments = read_files(&mut Body::new(stream), lengths)
+        let mut body = Body::new(stream);
+        let received = async {
+            let arrived = self.store.receive(partition, meta, &mut body).await?;
+            body.end().await?;
+            Ok::<_, BodyError>(arrived)
+        };
+        let arrived = received
             .await
             .map_err(|error| Failure::internal(format!("a copied partition was not received: {error}")))?;
-        let store = self.store.clone();
-        blocking(move || store.put_segments(partition, segments, meta, Keep::OnDisk).map(drop)).await?
+        arrived.stored().await.map(drop)
     }
 }
 
@@ -267,26 +306,4 @@ async fn refuse(mut stream: Stream, request: &Request, failure: Failure) -> Resu
 
 async fn reply(stream: &mut Stream, response: Response) -> Result<(), Failure> {
     write_frame(stream, &response).await.map_err(Failure::internal)
-}
-
-/// Reads a specification, which may carry frames, up to [`config::MAX_SPEC_BYTES`].
-async fn read_spec(stream: &mut Stream) -> Result<Bytes, Failure> {
-    let mut body = Body::new(stream);
-    let mut spec = BytesMut::new();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| Failure::Refused {
-            message: format!("the job did not arrive whole: {error}"),
-        })?;
-        if spec.len() + chunk.len() > config::MAX_SPEC_BYTES {
-            let message = format!(
-                "the job is larger than {} MiB: write its frames to files and scan those",
-                config::MAX_SPEC_BYTES >> 20
-            );
-            let failure = Failure::Refused { message };
-            body.refuse(&failure).await;
-            return Err(failure);
-        }
-        spec.extend_from_slice(&chunk);
-    }
-    Ok(spec.freeze())
 }

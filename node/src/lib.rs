@@ -28,6 +28,7 @@ pub mod embedded;
 pub mod fault;
 pub mod formation;
 pub mod in_use;
+pub mod intake;
 pub mod job_changes;
 pub mod job_status;
 pub mod log_file;

@@ -39,6 +39,7 @@ use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
 use crate::formation;
 use crate::in_use::InUse;
+use crate::intake::Intake;
 use crate::job_changes::JobChanges;
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
@@ -169,6 +170,7 @@ impl Node {
             sessions: sessions.clone(),
             logs: worker.hosts().logs().clone(),
             places: Places::default(),
+            intake: Intake::new(settings.memory_bytes),
         };
         let (stop, stopped) = oneshot::channel();
         let first_request = RequestId(random_id()?);

@@ -13,6 +13,7 @@
 //! What is in a file is here again after a restart, and after a power cut what was synced. A checksum that does not fit
 //! when it is read means that the partition is lost.
 
+mod arriving;
 pub mod ipc;
 mod memory;
 mod spill;
@@ -29,6 +30,7 @@ use floe_protocol::{Failure, JobId, NodeId, OutputMeta, StageId, TaskId};
 use polars::prelude::{DataFrame, IpcCompression, PolarsError};
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use self::arriving::Arrived;
 use self::memory::Buffer;
 pub use self::memory::{Budget, Reservation};
 use self::spill::{Extent, Footer, SegmentError, Spill, SpillFile, SpillWriter};
@@ -668,9 +670,11 @@ mod tests {
     use std::fs;
     use std::io::Cursor;
 
+    use floe_transport::stream::{Body, BodyError};
     use futures::FutureExt;
     use polars::prelude::{IpcReader, SerReader, df};
     use tempfile::TempDir;
+    use tokio_util::compat::TokioAsyncReadCompatExt;
 
     use super::*;
 
@@ -774,6 +778,35 @@ mod tests {
             let refused = to.put_segments(task(1, 1), sent[..1].to_vec(), meta.clone(), keep);
             assert!(matches!(refused, Err(Failure::Refused { .. })));
         }
+    }
+
+    #[tokio::test]
+    async fn a_partition_goes_to_disk_as_it_comes() {
+        let (from, _dir) = store(10 << 20);
+        let buckets = vec![frame(0), frame(1).clear(), frame(2)];
+        let meta = from.put(task(1, 0), None, buckets.clone(), Keep::InMemory).unwrap();
+        let sent: Vec<u8> =
+            from.get(task(1, 0), None).unwrap().into_iter().flat_map(|s| s.bytes.to_vec()).collect();
+        let (store, dir) = store(10 << 20);
+        let take = async |bytes: Vec<u8>| {
+            let (near, far) = tokio::io::duplex(4096);
+            let sending = tokio::spawn(async move {
+                floe_transport::stream::send_bytes(&mut near.compat(), bytes.into()).await
+            });
+            let mut body = Body::new(far.compat());
+            let arrived = store.receive(task(1, 0), meta.clone(), &mut body).await;
+            drop(body);
+            let _ = sending.await;
+            arrived
+        };
+        // Cut off, nothing of it stays.
+        let error = take(sent[..sent.len() / 2].to_vec()).await.unwrap_err();
+        assert!(matches!(error, BodyError::Short), "{error:?}");
+        assert_eq!(store.held(), []);
+        let stored = take(sent).await.unwrap().stored().await.unwrap();
+        assert_eq!((stored, store.usage().memory_bytes), (meta.clone(), 0));
+        assert_eq!(read_all(&store, task(1, 0)), buckets);
+        drop(dir);
     }
 
     #[tokio::test]

@@ -368,6 +368,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
         Ok(Some(read.freeze()))
     }
 
+    /// The next bytes, as many as are there and at most so many; nothing at the body's end.
+    pub async fn read_some(&mut self, limit_bytes: u64) -> Result<Option<Bytes>, BodyError> {
+        let limit = usize::try_from(limit_bytes).unwrap_or(READ_BYTES).min(READ_BYTES);
+        let mut room = BytesMut::zeroed(limit);
+        let have = poll_fn(|cx| self.poll_read(cx, &mut room)).await?;
+        room.truncate(have);
+        Ok((have > 0).then(|| room.freeze()))
+    }
+
     /// Reads the body's end, which this acknowledges.
     pub async fn end(&mut self) -> Result<(), BodyError> {
         match poll_fn(|cx| self.poll_read(cx, &mut [0])).await? {

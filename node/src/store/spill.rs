@@ -379,7 +379,7 @@ mod tests {
         fs::write(dir.path().join("job-1-stage-0-partition-0.0.arrow"), "left over").unwrap();
         fs::write(dir.path().join("mine.arrow"), "the user's").unwrap();
         fs::write(dir.path().join("notes.txt"), "the user's").unwrap();
-        Spill::open(dir.path()).unwrap().0;
+        Spill::open(dir.path()).unwrap();
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["mine.arrow", "notes.txt"]);

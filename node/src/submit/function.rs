@@ -21,12 +21,12 @@ use futures::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use super::{Looked, Planning, Submitter, blocking};
-use crate::store::Keep;
+use crate::store::Arrived;
 
 /// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
 const COPIED_AT_ONCE: usize = 4;
 
-/// The largest of these: each is held in memory while it is stored.
+/// The largest of these: each is held in memory while a function runs on it.
 const MAX_FRAME_BYTES: u64 = 1 << 30;
 
 /// How many bytes of frames may come with one submission. What has no room in memory goes to disk.
@@ -111,14 +111,14 @@ impl Submitter {
         let mut keeping = JoinSet::new();
         let mut held = vec![Placed::default(); frames.len()];
         for (partition, frame) in frames.iter().enumerate() {
-            let file = files.read_exact(frame.bytes).await.and_then(|file| file.ok_or(BodyError::Short));
-            let file = file.map_err(|error| broken_off(&error))?;
+            let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
+            let arrived = self.store.receive(task, meta_of(frame), files).await;
+            let arrived = arrived.map_err(|error| broken_off(&error))?;
             if keeping.len() == COPIED_AT_ONCE {
                 kept(&mut keeping, &mut held).await?;
             }
-            let (submitter, status, meta) = (self.clone(), status.clone(), meta_of(frame));
-            let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
-            keeping.spawn(async move { Ok((partition, submitter.keep(task, meta, file, &status).await?)) });
+            let (submitter, status) = (self.clone(), status.clone());
+            keeping.spawn(async move { Ok((partition, submitter.keep(task, arrived, &status).await?)) });
         }
         files.end().await.map_err(|error| broken_off(&error))?;
         while !keeping.is_empty() {
@@ -127,22 +127,21 @@ impl Submitter {
         Ok(held)
     }
 
-    /// Stores one frame, here and elsewhere.
-    async fn keep(
-        &self,
-        task: TaskId,
-        meta: OutputMeta,
-        file: Bytes,
-        status: &Status,
-    ) -> Result<Placed, Failure> {
+    /// Looks at a frame that is stored here, and stores it elsewhere.
+    async fn keep(&self, task: TaskId, arrived: Arrived, status: &Status) -> Result<Placed, Failure> {
+        let meta = arrived.stored().await?;
         let store = self.store.clone();
-        let stored = blocking(move || {
-            stream_of(&file).map_err(|error| Failure::Refused {
+        let looked_at = blocking(move || {
+            let unreadable = |error: &dyn std::fmt::Display| Failure::Refused {
                 message: format!("partition {} of the input cannot be read: {error}", task.partition),
-            })?;
-            store.put_segments(task, vec![file], meta, Keep::OnDisk)
+            };
+            let readable = match store.get(task, None)?.as_slice() {
+                [file] => stream_of(&file.bytes).map(drop).map_err(|error| unreadable(&error)),
+                files => Err(unreadable(&format!("it is {} files", files.len()))),
+            };
+            readable.inspect_err(|_| store.discard(task))
         });
-        let meta = stored.await??;
+        looked_at.await??;
         let nodes = self.copy(task, &meta, status).await;
         Ok(Placed { nodes, meta })
     }

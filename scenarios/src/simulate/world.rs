@@ -68,7 +68,7 @@ const MAX_NODES: usize = 16;
 enum Event {
     Boot(NodeId),
     Tick(NodeId, u64),
-    Deliver { from: NodeId, to: NodeId, life: u64, wire: Wire },
+    Deliver { from: NodeId, to: NodeId, life: u64, wire: Box<Wire> },
     EndTask(NodeId, u64, AttemptId),
     DieOfTask(NodeId, u64, AttemptId),
     Link(Change, u64),
@@ -526,11 +526,11 @@ impl World {
         let Some(life) = self.machines.get(&to).map(|machine| machine.life) else { return };
         let arrivals = self.network.send(&mut self.dice, self.now_ms, from, to);
         for at_ms in arrivals {
-            self.at(at_ms, Event::Deliver { from, to, life, wire: wire.clone() });
+            self.at(at_ms, Event::Deliver { from, to, life, wire: Box::new(wire.clone()) });
         }
     }
 
-    fn deliver(&mut self, from: NodeId, to: NodeId, life: u64, wire: Wire) -> Result<(), String> {
+    fn deliver(&mut self, from: NodeId, to: NodeId, life: u64, wire: Box<Wire>) -> Result<(), String> {
         if !self.network.passes(from, to) {
             return Ok(());
         }
@@ -540,7 +540,7 @@ impl World {
         if self.is_awake(to, life) {
             self.tell(format!("n{} -> n{} {}", from.0, to.0, describe(&wire)));
         }
-        self.with_node(to, life, |node| node.receive(from, wire))
+        self.with_node(to, life, |node| node.receive(from, *wire))
     }
 
     /// Puts off what happens to a paused node.
