@@ -74,7 +74,8 @@ async fn a_result_outlasts_hundreds_of_others_and_one_that_is_gone_says_why() {
 async fn a_full_mesh_refuses_new_jobs_and_keeps_its_results() {
     let cluster = cluster().nodes(1).start().await.unwrap();
     let mesh = hasty(&cluster, 0).await;
-    let large = |n: usize| query("SELECT 1 AS a", format!("{n} {}", "x".repeat(1 << 20)));
+    let text = format!("SELECT '{}' AS a", "x".repeat(1 << 20));
+    let large = |n: usize| query(&text, n.to_string());
     let mut kept = Vec::new();
     let failure = loop {
         match mesh.submit(large(kept.len())).await {

@@ -5,13 +5,16 @@
 //! ```
 //!
 //! Whatever waits for others counts the time in which it could have heard them. While a machine sleeps, or a process is
-//! stopped or waits for a disk, others may well have spoken; so that time does not pass here. Wall clocks are read for
-//! people only.
+//! stopped or waits for a disk, others may well have spoken; so next to none of that time passes here. Wall clocks are
+//! read for people only.
 
 use floe_protocol::WallTime;
 
 /// Nothing came to pass here for this long, although ticks are due all the time: this node was stalled.
 pub const STALL_MS: u64 = 1_000;
+
+/// What such a gap counts for, so that time passes also where a slow disk leaves nothing but gaps.
+const COUNTED_MS: u64 = 100;
 
 /// What a machine's clocks show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +75,7 @@ impl Clock {
             wall: reading.wall,
         };
         if awake_ms.saturating_add(asleep_ms) >= STALL_MS {
+            self.now_ms = self.now_ms.saturating_add(COUNTED_MS);
             self.resumed_ms = self.now_ms;
         } else {
             self.now_ms = self.now_ms.saturating_add(awake_ms);
@@ -108,16 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_takes_no_time_whichever_clock_tells_of_it() {
+    fn a_stall_takes_next_to_no_time_whichever_clock_tells_of_it() {
         let stopped = Reading::at(1_000_000 + 3 * 3_600_000);
         let slept = Reading { asleep_ms: 3 * 3_600_000, ..Reading::at(1_000_050) };
         for gap in [stopped, slept] {
             let mut clock = clock();
             clock.observe(Reading::at(1_000_040));
-            assert_eq!(clock.observe(gap).ms, 1_000_040);
+            assert_eq!(clock.observe(gap).ms, 1_000_140);
             assert_eq!(clock.continuous_ms(), 0);
             let next = Reading { awake_ms: gap.awake_ms + 50, ..gap };
-            assert_eq!(clock.observe(next).ms, 1_000_090);
+            assert_eq!(clock.observe(next).ms, 1_000_190);
             assert_eq!(clock.continuous_ms(), 50);
         }
     }

@@ -300,10 +300,10 @@ impl<L: LogStore> Participant<L> {
         }
     }
 
-    /// Another node has a copy of a partition that this one holds.
-    pub fn copied(&mut self, partition: TaskId, node: NodeId) {
+    /// Another node has a copy of a partition that this one holds, or did not take it.
+    pub fn copied(&mut self, partition: TaskId, node: NodeId, done: bool) {
         if let Some(leader) = self.leader() {
-            self.send(leader, PeerMessage::Copied { partition, node });
+            self.send(leader, PeerMessage::Copied { partition, node, done });
         }
     }
 
@@ -462,8 +462,10 @@ impl<L: LogStore> Participant<L> {
 
     fn handle(&mut self, from: NodeId, message: PeerMessage) {
         match message {
-            PeerMessage::Raft { era, message } => {
-                if self.is_of(from, era) {
+            PeerMessage::Raft { era, incarnation, message } => {
+                let known = self.state().members().get(&from);
+                let is_older = known.is_some_and(|member| member.incarnation > incarnation);
+                if !is_older && self.is_of(from, era) {
                     let now_ms = self.now_ms();
                     self.spoke_ms.insert(from, now_ms);
                     // What it refuses counts as lost.
@@ -490,7 +492,9 @@ impl<L: LogStore> Participant<L> {
                     self.actions.push_back(Action::Order(Order::Copy { partition, to }));
                 }
             }
-            PeerMessage::Copied { partition, node } => self.schedule(Input::Copied { partition, node }),
+            PeerMessage::Copied { partition, node, done } => {
+                self.schedule(Input::Copied { partition, node, done });
+            }
             PeerMessage::AskInventory { fence } => {
                 if self.obeys(from, fence) {
                     self.actions.push_back(Action::Order(Order::Inventory { to: from, fence }));
@@ -553,7 +557,8 @@ impl<L: LogStore> Participant<L> {
         let mut messages: Vec<_> = messages.iter().collect();
         messages.sort_by_key(|(to, _)| *to);
         for (to, message) in messages {
-            let message = PeerMessage::Raft { era, message: message.clone() };
+            let incarnation = self.member.incarnation;
+            let message = PeerMessage::Raft { era, incarnation, message: message.clone() };
             self.actions.push_back(Action::Send(*to, message));
         }
     }

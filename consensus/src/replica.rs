@@ -320,7 +320,7 @@ impl<L: LogStore> Replica<L> {
     /// agreed on with this node's help is in it.
     pub fn outlook(&self) -> StateMachine {
         let mut state = self.state.clone();
-        for entry in self.tail() {
+        for entry in self.tail().unwrap_or_default() {
             match Entry::decode(&entry.data) {
                 Ok(command) if entry.entry_type == EntryType::EntryNormal && !entry.data.is_empty() => {
                     state.apply(entry.index, &command);
@@ -332,17 +332,18 @@ impl<L: LogStore> Replica<L> {
     }
 
     /// Entries of this node's log that are not applied yet.
-    fn tail(&self) -> Vec<RaftEntry> {
+    fn tail(&self) -> raft::Result<Vec<RaftEntry>> {
         let log = &self.raw.raft.raft_log;
         let (from, to) = (self.state.applied() + 1, log.last_index() + 1);
-        log.slice(from, to, None, GetEntriesContext::empty(false)).unwrap_or_default()
+        log.slice(from, to, None, GetEntriesContext::empty(false))
     }
 
     /// The voters and learners as they are and, in order, as they will be after each change in this node's log that it
-    /// does not know to be agreed on.
+    /// does not know to be agreed on. None at all if that cannot be told.
     pub fn configurations(&self) -> Vec<Configuration> {
+        let Ok(tail) = self.tail() else { return Vec::new() };
         let mut all = vec![self.configuration()];
-        for entry in self.tail() {
+        for entry in tail {
             if entry.entry_type == EntryType::EntryNormal {
                 continue;
             }

@@ -75,9 +75,6 @@ pub const ORPHAN_MS: u64 = 120_000;
 /// How long after a job was adopted its holders may take to join this mesh.
 pub const ADOPTION_MS: u64 = 5_000;
 
-/// What a job that was taken on counts for, when eras are compared by what they have done.
-const ACCEPTED_WORK_MS: u64 = 1_000;
-
 /// How many such jobs are remembered. Beyond it they wait for the next inventory.
 const MAX_ORPHANS: usize = 16_384;
 
@@ -165,12 +162,14 @@ pub enum Input {
         /// The node that was asked.
         node: NodeId,
     },
-    /// A node has given another one a copy of a partition.
+    /// A node has given another one a copy of a partition, or could not.
     Copied {
         /// The partition.
         partition: TaskId,
-        /// Who has it now too.
+        /// Who was to get it.
         node: NodeId,
+        /// Whether that has it now.
+        done: bool,
     },
     /// Time passed. To be given every 50 to 100 ms.
     Tick,
@@ -211,8 +210,8 @@ pub struct Scheduler {
     /// When a job was last adopted, while its holders may be on their way.
     adopted_ms: Option<u64>,
     leased_ms: u64,
-    /// How much this leader has seen done, in milliseconds of tasks.
-    work_ms: u64,
+    /// How long drivers' calls have gone on under this leader.
+    attended_work_ms: u64,
     ticked_ms: u64,
     aborts: BTreeMap<NodeId, Vec<AttemptId>>,
     effects: Vec<Effect>,
@@ -242,7 +241,7 @@ impl Scheduler {
             orphans: BTreeMap::new(),
             adopted_ms: None,
             leased_ms: 0,
-            work_ms: 0,
+            attended_work_ms: 0,
             ticked_ms: now_ms,
             aborts: BTreeMap::new(),
             effects: Vec::new(),
@@ -295,7 +294,7 @@ impl Scheduler {
                 self.drop_partitions(node, [partition]);
                 self.doubt(node);
             }
-            Input::Copied { partition, node } => self.copied(partition, node),
+            Input::Copied { partition, node, done } => self.copied(partition, node, done),
             Input::Tick => self.tick(),
         }
         self.settle();
@@ -312,9 +311,13 @@ impl Scheduler {
         self.fence
     }
 
-    /// How much was done under this leader, in milliseconds of tasks; what was taken on counts too.
-    pub fn work_ms(&self) -> u64 {
-        self.work_ms
+    /// What is done and not agreed on yet, in milliseconds of tasks: how long those have run that run now, and drivers'
+    /// calls, of which nothing is agreed on.
+    pub fn work_under_way_ms(&self) -> u64 {
+        let tasks = self.jobs.values().flat_map(|job| &job.stages).flat_map(|stage| &stage.tasks);
+        let attempts = tasks.flat_map(|task| &task.attempts);
+        let ran_ms = attempts.map(|attempt| self.now_ms.saturating_sub(attempt.since_ms));
+        ran_ms.fold(self.attended_work_ms, u64::saturating_add)
     }
 
     /// A job's live progress; `None` if the job is unknown here or has ended, and the replicated state knows
@@ -383,7 +386,6 @@ impl Scheduler {
     fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
         if !self.jobs.contains_key(&id) {
             self.add_job(id, graph, &[], false);
-            self.work_ms = self.work_ms.saturating_add(ACCEPTED_WORK_MS);
             self.lose_absent();
         }
     }
@@ -562,14 +564,13 @@ impl Scheduler {
         }
     }
 
-    /// Counts what is going on, for when this era meets another one.
+    /// Counts drivers' calls, for when this era meets another one.
     fn count_work(&mut self) {
-        let attempts: usize = self.nodes.iter().map(|(_, node)| node.attempt_count()).sum();
         let attended = self.jobs.values().filter_map(|job| job.attended_ms);
-        let attended = attended.filter(|attended_ms| self.now_ms <= attended_ms + 2 * RECONCILE_MS);
-        let busy = (attempts + attended.count()) as u64;
-        self.work_ms =
-            self.work_ms.saturating_add(busy.saturating_mul(self.now_ms.saturating_sub(self.ticked_ms)));
+        let attended =
+            attended.filter(|attended_ms| self.now_ms <= attended_ms + 2 * RECONCILE_MS).count() as u64;
+        let passed_ms = self.now_ms.saturating_sub(self.ticked_ms);
+        self.attended_work_ms = self.attended_work_ms.saturating_add(attended.saturating_mul(passed_ms));
         self.ticked_ms = self.now_ms;
     }
 

@@ -32,7 +32,7 @@ pub(crate) use job::is_standing;
 pub use job::{Job, JobWork};
 
 use history::History;
-use job::{check_graph, check_job, outputs_fit, record_bytes, work_bytes};
+use job::{check_graph, check_job, ends_bytes, outputs_fit, record_bytes, work_bytes};
 
 /// Jobs that may be unfinished at once: each costs every node memory.
 pub const MAX_UNFINISHED_JOBS: usize = 1024;
@@ -52,6 +52,12 @@ pub const MAX_WORK_BYTES: usize = 8 << 20;
 
 /// The same when another mesh hands its jobs over, so that a mesh which is full of its own can take some.
 pub const MAX_ADOPTED_BYTES: usize = 11 << 20;
+
+/// What a job that was taken on counts for, when eras are compared by what they have done.
+const ACCEPTED_WORK_MS: u64 = 1_000;
+
+/// The longest label of a job.
+pub const MAX_LABEL_BYTES: usize = 16 << 10;
 
 /// When to try again if there is no room for another job: jobs end, and results are collected, all the time.
 const FULL_RETRY_MS: u64 = 1_000;
@@ -73,6 +79,8 @@ pub struct StateMachine {
     era: Option<Era>,
     /// What this era has done, once it was compared with another one.
     work_ms: Option<u64>,
+    /// What it has done so far, as far as it was agreed on, in milliseconds of tasks.
+    done_ms: u64,
     /// Eras whose jobs are this one's now, the one that ended first in front.
     ended_eras: VecDeque<Era>,
     yielded: Option<Yielded>,
@@ -183,6 +191,11 @@ impl StateMachine {
         self.era.map(|era| Claim { era, work_ms: self.work_ms })
     }
 
+    /// What this era has done so far, as far as it was agreed on: tasks that ran, and jobs that were taken on.
+    pub fn done_ms(&self) -> u64 {
+        self.done_ms
+    }
+
     /// Whether an era with this claim is to hand its jobs over to this one; also a node of one that has done so already,
     /// and that may not know what its era had done.
     pub fn takes_over(&self, claim: &Claim) -> bool {
@@ -212,7 +225,7 @@ impl StateMachine {
             let epoch = era.epoch.checked_add(1).ok_or_else(|| refused(format!("no era follows {era}")))?;
             *era = Era { mesh: era.mesh, epoch, founder };
         }
-        self.work_ms = None;
+        (self.work_ms, self.done_ms) = (None, 0);
         self.applied = index;
         Ok(())
     }
@@ -363,7 +376,7 @@ impl StateMachine {
         let new = |(id, job): &&(JobId, Job)| match self.find(*id) {
             Ok(known) => takes_result(known, job),
             Err(Failure::NoSuchJob { .. }) => job.work.is_some(),
-            Err(_) => false,
+            Err(_) => job.has_result() && self.history.tombstone(*id).is_some_and(gives_way),
         };
         let more: usize = jobs.iter().filter(new).map(|(id, _)| weights[id]).sum();
         if more > 0 && self.work_bytes + more > MAX_ADOPTED_BYTES {
@@ -381,27 +394,46 @@ impl StateMachine {
             self.ended_eras.pop_front();
         }
         for (id, freed) in tombstones {
-            if self.find(*id) == Err(Failure::NoSuchJob { job: *id }) {
-                self.history.bury(*id, *freed);
-                self.jobs_changed = self.applied;
+            match self.find(*id).map(|job| job.phase.is_terminal()) {
+                Err(Failure::NoSuchJob { .. }) => {
+                    self.history.bury(*id, *freed);
+                    self.jobs_changed = self.applied;
+                }
+                Ok(false) => self.end_as_buried(*id, *freed, events),
+                Ok(true) | Err(_) => {}
             }
         }
         for (id, job) in jobs {
             let known = match self.find(*id) {
                 Ok(known) => Some(known.phase.is_terminal()),
                 Err(Failure::NoSuchJob { .. }) => None,
-                Err(_) => Some(true),
+                // It may be all that is left of a job that failed here, and has a result there.
+                Err(_) if !job.has_result() || !self.history.tombstone(*id).is_some_and(gives_way) => {
+                    continue;
+                }
+                Err(_) => {
+                    self.history.unbury(*id);
+                    None
+                }
             };
+            let mut job = job.clone();
+            job.phase = shortened(job.phase);
+            job.other_ends = job.other_ends.into_iter().map(shortened).collect();
             match known {
                 None => {
-                    self.insert(*id, Job { weight_bytes: weights[id], ..job.clone() });
-                    match job.work.clone() {
+                    let (work, phase) = (job.work.clone(), job.phase.clone());
+                    self.insert(*id, Job { weight_bytes: weights[id], ..job });
+                    match work {
                         Some(work) => {
-                            let succeeded = job.phase.is_terminal();
+                            let succeeded = phase.is_terminal();
                             events.push(Event::JobAdopted { job: *id, work, succeeded });
                         }
-                        None => events.push(Event::JobEnded { job: *id, phase: job.phase.clone() }),
+                        None => events.push(Event::JobEnded { job: *id, phase }),
                     }
+                }
+                // What the other part of the mesh lacked says nothing of a job that runs here.
+                Some(false) if matches!(&job.phase, JobPhase::Failed(failure) if !failure.is_of_the_job()) => {
+                    self.note_ends(*id, &job);
                 }
                 Some(false) if job.phase.is_terminal() => {
                     self.remove(*id);
@@ -413,7 +445,7 @@ impl StateMachine {
                     events.extend(adopted.or(freed));
                 }
                 Some(false) => {}
-                Some(true) => self.reconcile(*id, job, weights[id], events),
+                Some(true) => self.reconcile(*id, &job, weights[id], events),
             }
         }
         Ok(())
@@ -435,26 +467,50 @@ impl StateMachine {
     /// both are kept; a result goes before none, since it may yet be collected.
     fn reconcile(&mut self, id: JobId, other: &Job, weight_bytes: usize, events: &mut Vec<Event>) {
         let Some(known) = self.jobs.get(&id) else { return };
-        let takes = takes_result(known, other);
-        let (stays, goes) = if takes { (other, known) } else { (known, other) };
-        let mut other_ends = stays.other_ends.clone();
-        for phase in goes.other_ends.iter().chain([&goes.phase]) {
-            let new = phase.is_terminal() && *phase != stays.phase && !other_ends.contains(phase);
-            if new && other_ends.len() < MAX_OTHER_ENDS {
-                other_ends.push(phase.clone());
-            }
+        if !takes_result(known, other) {
+            return self.note_ends(id, other);
         }
-        if takes {
-            self.jobs.remove(&id);
-            self.history.forget(id);
-            self.insert(id, Job { weight_bytes, other_ends, ..other.clone() });
-            let work = other.work.clone();
-            events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true }));
-        } else if other_ends != known.other_ends
-            && let Some(known) = self.jobs.get_mut(&id)
+        let other_ends = all_ends(other, known);
+        self.jobs.remove(&id);
+        self.history.forget(id);
+        self.insert(id, Job { weight_bytes, other_ends, ..other.clone() });
+        let work = other.work.clone();
+        events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true }));
+    }
+
+    /// Remembers how else a job has ended.
+    fn note_ends(&mut self, id: JobId, other: &Job) {
+        let Some(known) = self.jobs.get(&id) else { return };
+        let other_ends = all_ends(known, other);
+        if other_ends != known.other_ends
+            && let Some(mut job) = self.jobs.remove(&id)
         {
-            known.other_ends = other_ends;
+            let more_bytes = ends_bytes(&other_ends).saturating_sub(ends_bytes(&job.other_ends));
+            job.other_ends = other_ends;
+            job.weight_bytes += more_bytes;
+            if job.work.is_some() {
+                self.work_bytes += more_bytes;
+                self.jobs.insert(id, job);
+            } else {
+                self.history.forget(id);
+                self.insert(id, job);
+            }
             self.jobs_changed = self.applied;
+        }
+    }
+
+    /// A job that runs here has ended elsewhere, so long ago that it is not remembered how.
+    fn end_as_buried(&mut self, id: JobId, freed: Freed, events: &mut Vec<Event>) {
+        let phase = match freed.why {
+            WhyFreed::Cancelled => JobPhase::Cancelled,
+            WhyFreed::Failed => JobPhase::Failed(Failure::Freed { job: id, freed }),
+            WhyFreed::Released | WhyFreed::Expired | WhyFreed::Lost | WhyFreed::Closed => JobPhase::Succeeded,
+        };
+        if let Some(job) = self.jobs.get_mut(&id) {
+            (job.phase, job.ended_at) = (phase.clone(), Some(freed.at));
+            self.unfinished -= 1;
+            events.push(Event::JobEnded { job: id, phase });
+            self.free(vec![id], freed, events);
         }
     }
 
@@ -521,6 +577,12 @@ impl StateMachine {
             Err(Failure::NoSuchJob { .. }) => {}
             Err(freed) => return Err(freed),
         }
+        if label.len() > MAX_LABEL_BYTES {
+            return Err(refused(format!(
+                "a label has at most {MAX_LABEL_BYTES} bytes, this one {}",
+                label.len()
+            )));
+        }
         check_graph(graph).map_err(refused)?;
         let weight_bytes = work_bytes(label, graph).map_err(Failure::internal)?;
         if weight_bytes > MAX_WORK_BYTES {
@@ -566,6 +628,7 @@ impl StateMachine {
             weight_bytes,
         };
         self.insert(id, job);
+        self.done_ms = self.done_ms.saturating_add(ACCEPTED_WORK_MS);
         events.push(Event::JobAccepted { job: id, graph });
         // A frame in memory, collected as it is: there is nothing to run.
         if finished {
@@ -605,7 +668,10 @@ impl StateMachine {
         // A leader that saw no answer says the same again, under another request id.
         let fresh = runs.iter().filter(|run| replaced.is_none() || !job.timeline.contains(run));
         let room = MAX_TIMELINE.saturating_sub(job.timeline.len());
-        let kept: Vec<_> = fresh.take(room).cloned().collect();
+        let fresh: Vec<_> = fresh.collect();
+        let worked_ms = fresh.iter().map(|run| run.elapsed_ms).fold(0, u64::saturating_add);
+        self.done_ms = self.done_ms.saturating_add(worked_ms);
+        let kept: Vec<_> = fresh.into_iter().take(room).cloned().collect();
         job.timeline.extend(kept);
         let last = position + 1 == work.outputs.len();
         let running = !job.phase.is_terminal();
@@ -682,9 +748,34 @@ impl StateMachine {
     }
 }
 
-/// Whether a job that has ended without a result has one in another era.
+/// Whether a job that has ended without a result, or has lost it, has one in another era.
 fn takes_result(known: &Job, other: &Job) -> bool {
-    other.has_result() && matches!(known.phase, JobPhase::Failed(_) | JobPhase::Cancelled)
+    other.has_result() && !known.has_result() && known.freed.is_none_or(gives_way)
+}
+
+/// Whether what was freed for this reason would better be there.
+fn gives_way(freed: Freed) -> bool {
+    matches!(freed.why, WhyFreed::Failed | WhyFreed::Cancelled | WhyFreed::Lost)
+}
+
+/// How else a job has ended that ends as the first one says.
+fn all_ends(stays: &Job, goes: &Job) -> Vec<JobPhase> {
+    let mut ends = stays.other_ends.clone();
+    for phase in goes.other_ends.iter().chain([&goes.phase]) {
+        let new = phase.is_terminal() && *phase != stays.phase && !ends.contains(phase);
+        if new && ends.len() < MAX_OTHER_ENDS {
+            ends.push(phase.clone());
+        }
+    }
+    ends
+}
+
+/// The same, as long as what is remembered of a failure may be.
+fn shortened(phase: JobPhase) -> JobPhase {
+    match phase {
+        JobPhase::Failed(failure) => JobPhase::Failed(failure.shortened()),
+        phase => phase,
+    }
 }
 
 fn refused(message: String) -> Failure {

@@ -51,8 +51,8 @@ pub enum Ask {
     Join(Member, oneshot::Sender<Proposed>),
     /// A result partition could not be had from a node that should hold it.
     Lost(TaskId, NodeId),
-    /// Another node has a copy of a partition that this one holds.
-    Copied(TaskId, NodeId),
+    /// Another node has a copy of a partition that this one holds, or did not take it.
+    Copied(TaskId, NodeId, bool),
     /// Found a mesh with this node as its only voter.
     Found(oneshot::Sender<Result<(), Failure>>),
     /// How much of the mesh's log is here, for a recovery.

@@ -186,6 +186,7 @@ impl Node {
             loads: BTreeMap::new(),
             refusals: VecDeque::new(),
             runs: BTreeMap::new(),
+            copying: BTreeSet::new(),
             changed,
             job_changes,
             hint_due: Instant::now(),
@@ -338,6 +339,8 @@ struct Loop {
     refusals: VecDeque<(Multiaddr, Refusal)>,
     /// When this node made what it holds, for the next leader.
     runs: BTreeMap<TaskId, TaskRun>,
+    /// Copies of partitions that are on their way to other nodes.
+    copying: BTreeSet<(TaskId, NodeId)>,
     changed: watch::Sender<u64>,
     job_changes: JobChanges,
     hint_due: Instant,
@@ -611,15 +614,22 @@ impl Loop {
         tokio::task::spawn_blocking(move || store.free(&jobs));
     }
 
-    /// Gives another node a copy of a partition. If that fails, the leader orders it again.
-    fn copy(&self, partition: TaskId, to: NodeId) {
+    /// Gives another node a copy of a partition, unless that is under way.
+    fn copy(&mut self, partition: TaskId, to: NodeId) {
+        if !self.copying.insert((partition, to)) {
+            return;
+        }
         let (streams, mailbox) = (Arc::clone(&self.calls.streams), self.calls.mailbox.clone());
-        let Some(meta) = self.store.meta(partition) else { return };
+        let meta = self.store.meta(partition);
         tokio::spawn(async move {
-            match streams.copy_to(to, partition, meta).await {
-                Ok(()) => mailbox.tell(Ask::Copied(partition, to)).await,
-                Err(failure) => tracing::warn!(%partition, node = %to, %failure, "a frame was not copied"),
+            let copied = match meta {
+                Some(meta) => streams.copy_to(to, partition, meta).await,
+                None => Err(Failure::InputLost { partition, node: mailbox.network().node() }),
+            };
+            if let Err(failure) = &copied {
+                tracing::warn!(%partition, node = %to, %failure, "a frame was not copied");
             }
+            mailbox.tell(Ask::Copied(partition, to, copied.is_ok())).await;
         });
     }
 
@@ -697,7 +707,10 @@ impl Loop {
                 let _ = reply.send(self.refusals.iter().cloned().collect());
             }
             Ask::Lost(partition, node) => self.participant.lost(partition, node),
-            Ask::Copied(partition, node) => self.participant.copied(partition, node),
+            Ask::Copied(partition, node, done) => {
+                self.copying.remove(&(partition, node));
+                self.participant.copied(partition, node, done);
+            }
             Ask::Survivor(reply) => {
                 let _ = reply.send(self.participant.survivor());
             }

@@ -136,6 +136,9 @@ pub enum Keep {
 /// How long a partition is in memory before it goes to disk too: most are needed no more by then.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
 
+/// What is left of a disk for the log and for what drivers bring, by what only goes there to be there after a restart.
+const RESERVED_BYTES: u64 = 256 << 20;
+
 /// How often it is looked for what is to be written and synced.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -394,9 +397,16 @@ impl Inner {
             due.map(|(task, partition)| (*task, partition.clone())).collect()
         };
         for (task, partition) in due {
+            // What can be made again must not take the room of what cannot, least of all the log's.
+            let room = self.spill.free_bytes().is_ok_and(|free| free >= partition.bytes() + RESERVED_BYTES);
+            if !room {
+                taken = false;
+                continue;
+            }
             if let Err(failure) = self.write_out(task, &partition) {
                 tracing::debug!(partition = %task, %failure, "a partition stays in memory alone");
-                return false;
+                taken = false;
+                continue;
             }
             drop(partition);
             // Drivers' own bytes are to be safe soon, whatever else there is to write.
@@ -415,11 +425,21 @@ impl Inner {
         if files.is_empty() {
             return true;
         }
-        let synced = files.iter().try_for_each(|file| file.sync()).and_then(|()| self.spill.sync());
-        if let Err(error) = &synced {
+        let (mut written, mut failed) = (Vec::new(), None);
+        for file in files {
+            match file.sync() {
+                Ok(()) => written.push(file),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match self.spill.sync() {
+            Ok(()) => written.iter().for_each(|file| file.is_safe()),
+            Err(error) => failed = Some(error),
+        }
+        if let Some(error) = &failed {
             tracing::warn!(%error, "partitions on disk cannot be synced: a power cut would lose them");
         }
-        synced.is_ok()
+        failed.is_none()
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use floe_consensus::Command;
+use floe_consensus::state_machine::MAX_LABEL_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
     Failure, JobId, JobKind, JobSpec, NodeId, Placed, Query, Request, Response, StageGraph, TaskId, Work,
@@ -121,7 +122,8 @@ impl Submitter {
             Err(Failure::NoSuchJob { .. }) => {}
             Err(freed) => return Err(freed),
         }
-        let label = decoded.label.clone();
+        let mut label = decoded.label.clone();
+        label.truncate(label.floor_char_boundary(MAX_LABEL_BYTES));
         let graph = match decoded.kind {
             JobKind::Query(query) => self.plan_query(id, query, spec, planning).await?,
             JobKind::Function(job) => {
@@ -270,7 +272,7 @@ impl Submitter {
                 let task = TaskId { job: id, stage, partition };
                 let store = self.store.clone();
                 let meta = blocking(move || store.put(task, None, vec![frame], Keep::OnDisk)).await??;
-                let nodes = self.copy(task, &meta, status).await;
+                let nodes = self.copy(task, &meta, status).await?;
                 // The planner gives the partitions of a stage in order.
                 if let Some(stage) = graph.stages.get_mut(stage.0 as usize)
                     && let Work::Held(held) = &mut stage.work
@@ -283,7 +285,12 @@ impl Submitter {
     }
 
     /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are.
-    async fn copy(&self, task: TaskId, meta: &floe_protocol::OutputMeta, status: &Status) -> Vec<NodeId> {
+    async fn copy(
+        &self,
+        task: TaskId,
+        meta: &floe_protocol::OutputMeta,
+        status: &Status,
+    ) -> Result<Vec<NodeId>, Failure> {
         let mut nodes = vec![status.node];
         let others = status.nodes.iter().filter(|i| i.alive && i.member.id != status.node);
         let (workers, witnesses): (Vec<_>, Vec<_>) = others.partition(|i| i.member.slots > 0);
@@ -299,7 +306,16 @@ impl Submitter {
                 Err(error) => tracing::warn!(%node, partition = %task, %error, "frame not copied"),
             }
         }
-        nodes
+        if nodes.len() == 1 && !workers.is_empty() {
+            return Err(Failure::Unavailable {
+                message: format!(
+                    "frame {} of the job could be stored on one node only, and is to be on {FRAME_COPIES}: see the log of \
+                     node {}",
+                    task.partition, status.node
+                ),
+            });
+        }
+        Ok(nodes)
     }
 }
 
@@ -366,7 +382,11 @@ impl Looked {
 fn shape_of(status: &Status) -> Shape {
     let live = || status.nodes.iter().filter(|info| info.alive).map(|info| &info.member);
     let slots = live().map(|member| member.slots).sum::<u32>().max(1);
-    let smallest = live().map(|member| member.memory_bytes / u64::from(member.slots.max(1))).min();
+    // One that runs nothing needs no memory for it.
+    let smallest = live()
+        .filter(|member| member.slots > 0)
+        .map(|member| member.memory_bytes / u64::from(member.slots.max(1)))
+        .min();
     let task_bytes = smallest.unwrap_or(0) / TASK_MEMORY_PART;
     Shape { slots, task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()) }
 }

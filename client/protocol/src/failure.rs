@@ -197,6 +197,19 @@ impl Failure {
         )
     }
 
+    /// Whether it says something of the job itself, which would have failed so anywhere, rather than of the nodes that
+    /// one part of a mesh had.
+    pub fn is_of_the_job(&self) -> bool {
+        matches!(
+            self,
+            Self::Query { .. }
+                | Self::Exception { .. }
+                | Self::Limit { .. }
+                | Self::Version { .. }
+                | Self::Foreign { .. }
+        )
+    }
+
     /// The same with no text longer than [`MAX_TEXT_BYTES`]: what is replicated and remembered on every node must not
     /// grow with what a query or a function said.
     pub fn shortened(mut self) -> Self {

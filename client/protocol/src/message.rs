@@ -17,6 +17,9 @@ pub enum PeerMessage {
     Raft {
         /// The sender's era: messages of another one are dropped.
         era: Era,
+        /// Which start of the sender's this is: of an earlier one than is known, its disk went back, and what it says
+        /// counts for nothing.
+        incarnation: u64,
         /// The protobuf bytes.
         message: Bytes,
     },
@@ -45,12 +48,14 @@ pub enum PeerMessage {
         /// Who gets it.
         to: NodeId,
     },
-    /// Worker to leader: it was done.
+    /// Worker to leader: it was done, or could not be.
     Copied {
         /// The partition.
         partition: TaskId,
-        /// Who has it now too.
+        /// Who was to get it.
         node: NodeId,
+        /// Whether that has it now.
+        done: bool,
     },
     /// Leader to worker: what do you hold and run? It renews the lease too: the leader sends it on election and
     /// then a [`PeerMessage::Lease`] regularly.

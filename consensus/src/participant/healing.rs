@@ -199,7 +199,7 @@ impl<L: LogStore> Participant<L> {
         let Some(view) = self.healing.undecided(own).cloned() else { return };
         match &self.scheduler {
             Some(scheduler) if own.work_ms.is_none() && now_ms >= self.healing.claimed_ms + TELL_MS => {
-                let work_ms = scheduler.work_ms();
+                let work_ms = self.state().done_ms().saturating_add(scheduler.work_under_way_ms());
                 self.healing.claimed_ms = now_ms;
                 self.decide(Command::Claim { work_ms });
             }

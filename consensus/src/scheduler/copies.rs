@@ -39,6 +39,8 @@ struct Short {
     since_ms: u64,
     /// Who was told to copy it, and when.
     ordered: Option<(NodeId, u64)>,
+    /// Nodes that did not take a copy.
+    unfit: Vec<NodeId>,
 }
 
 impl Scheduler {
@@ -51,7 +53,11 @@ impl Scheduler {
         let mut before = std::mem::take(&mut self.copies.short);
         let mut copying: BTreeMap<NodeId, usize> = BTreeMap::new();
         for (task, holders) in self.short() {
-            let mut short = before.remove(&task).unwrap_or(Short { since_ms: self.now_ms, ordered: None });
+            let mut short = before.remove(&task).unwrap_or(Short {
+                since_ms: self.now_ms,
+                ordered: None,
+                unfit: Vec::new(),
+            });
             let under_way = short
                 .ordered
                 .filter(|(from, at_ms)| self.nodes.is_live(*from) && self.now_ms < at_ms + COPY_RETRY_MS);
@@ -63,7 +69,7 @@ impl Scheduler {
                     *busy += 1;
                 } else if *busy < MAX_COPYING
                     && self.now_ms >= short.since_ms + COPY_PATIENCE_MS
-                    && let Some(to) = self.target(task)
+                    && let Some(to) = self.target(task, &mut short.unfit)
                 {
                     *busy += 1;
                     short.ordered = Some((from, self.now_ms));
@@ -74,8 +80,15 @@ impl Scheduler {
         }
     }
 
-    /// A node has a copy of a partition now.
-    pub(super) fn copied(&mut self, partition: TaskId, node: NodeId) {
+    /// A node has a copy of a partition now, or did not take it.
+    pub(super) fn copied(&mut self, partition: TaskId, node: NodeId, done: bool) {
+        if !done {
+            if let Some(short) = self.copies.short.get_mut(&partition) {
+                short.ordered = None;
+                short.unfit.push(node);
+            }
+            return;
+        }
         let Some(job) = self.jobs.get_mut(&partition.job) else { return };
         let Some(place) = job.place(partition).filter(|place| job.is_held(place.stage)) else { return };
         if self.nodes.get(node).is_some_and(|node| node.standing != Standing::Absent)
@@ -104,14 +117,18 @@ impl Scheduler {
     }
 
     /// Where a copy goes: to a node that does not hold the partition, and rather one that works. Those of one job go
-    /// to different nodes.
-    fn target(&self, task: TaskId) -> Option<NodeId> {
+    /// to different nodes, and those that did not take it have their turn again after all others.
+    fn target(&self, task: TaskId, unfit: &mut Vec<NodeId>) -> Option<NodeId> {
         let fit = |node: &&(NodeId, &Node)| self.is_alive(node.0) && !node.1.held.contains(&task);
         let nodes: Vec<_> = self.nodes.iter().collect();
         let mut fit: Vec<_> = nodes.iter().filter(fit).collect();
         if fit.iter().any(|(_, node)| node.takes_tasks()) {
             fit.retain(|(_, node)| node.takes_tasks());
         }
+        if fit.iter().all(|(node, _)| unfit.contains(node)) {
+            unfit.clear();
+        }
+        fit.retain(|(node, _)| !unfit.contains(node));
         let turn = (task.partition as usize).checked_rem(fit.len())?;
         fit.get(turn).map(|(node, _)| *node)
     }

@@ -237,11 +237,6 @@ impl Node {
         self.running.contains_key(&attempt)
     }
 
-    /// How many attempts it has.
-    pub(super) fn attempt_count(&self) -> usize {
-        self.order.len()
-    }
-
     /// Its attempts, and for each whether it had a slot (the others were queued).
     pub(super) fn attempts(&self) -> Vec<(AttemptId, bool)> {
         let slots = self.slots as usize;

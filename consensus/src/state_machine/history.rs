@@ -71,6 +71,12 @@ impl History {
         }
     }
 
+    /// There is more to be known of a job than its tombstone says.
+    pub(super) fn unbury(&mut self, id: JobId) {
+        self.by_id.remove(&id);
+        self.tombstones.retain(|(of, _)| *of != id);
+    }
+
     /// What is known of a job that has no record.
     pub(super) fn tombstone(&self, id: JobId) -> Option<Freed> {
         self.by_id.get(&id).copied()

@@ -7,7 +7,7 @@ use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
 use floe_protocol::{Freed, JobPhase, Placed, Read, Stage, StageGraph, StageProgress, WallTime, Work};
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_STAGE_TASKS, MAX_STAGES, MAX_WORK_BYTES};
+use super::{MAX_LABEL_BYTES, MAX_STAGE_TASKS, MAX_STAGES, MAX_WORK_BYTES};
 
 /// Roughly what one partition's place takes in a snapshot.
 const PLACE_BYTES: usize = 48;
@@ -90,9 +90,17 @@ pub(super) fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, Frame
     Ok(results_bytes(graph).saturating_add(label.len() + frame::encode(graph)?.len()))
 }
 
+/// What ends take in a snapshot that a job had elsewhere.
+pub(super) fn ends_bytes(ends: &[JobPhase]) -> usize {
+    match ends {
+        [] => 0,
+        ends => frame::encode(&ends).map_or(0, |bytes| bytes.len()),
+    }
+}
+
 /// Roughly what a job takes in a snapshot once it was freed.
 pub(super) fn record_bytes(job: &Job) -> usize {
-    let phase = frame::encode(&job.phase).map_or(0, |bytes| bytes.len());
+    let phase = frame::encode(&job.phase).map_or(0, |bytes| bytes.len()) + ends_bytes(&job.other_ends);
     RECORD_BYTES
         + job.label.len()
         + phase
@@ -113,7 +121,8 @@ fn results_bytes(graph: &StageGraph) -> usize {
 
 /// Whether another era's job is one that this one could have made of it; and if so, roughly its size.
 pub(super) fn check_job(job: &Job) -> Result<usize, String> {
-    if job.timeline.len() > MAX_TIMELINE
+    if job.label.len() > MAX_LABEL_BYTES
+        || job.timeline.len() > MAX_TIMELINE
         || job.stages.len() > MAX_STAGES
         || job.other_ends.len() > MAX_OTHER_ENDS
     {
@@ -140,6 +149,7 @@ pub(super) fn check_job(job: &Job) -> Result<usize, String> {
         return Err(format!("it is said to be {}, and its outputs say otherwise", job.phase.name()));
     }
     let bytes = work_bytes(&job.label, &work.graph).map_err(|error| error.to_string())?;
+    let bytes = bytes.saturating_add(ends_bytes(&job.other_ends));
     if bytes > MAX_WORK_BYTES {
         return Err(format!("it takes {bytes} bytes, the limit is {MAX_WORK_BYTES}"));
     }

@@ -506,7 +506,7 @@ fn what_has_ended_in_another_era_is_known_to_have_ended() {
     let command = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
     apply(&mut state, [genesis(), submit(1), command.clone()]);
     assert_eq!(state.find(JobId(4)), Err(Failure::Freed { job: JobId(4), freed }));
-    assert!(state.job(JobId(1)).is_some(), "more is known of it here");
+    assert!(state.job(JobId(1)).is_some_and(|job| job.phase.is_terminal()), "it has ended there");
     let before = state.jobs_changed();
     assert_eq!(before, state.applied());
     apply(&mut state, [command]);
@@ -732,7 +732,10 @@ fn the_next_era_begins_with_all_that_was_known() {
     assert_eq!(state.era(), Some(Era { epoch: 2, founder: NodeId(2), ..OWN }));
     assert!(state.era() > before.era() && state.era().unwrap().supersedes(&OWN));
     assert_eq!(state.applied(), 40);
-    assert_eq!(StateMachine { era: before.era, applied: before.applied, ..state.clone() }, before);
+    assert_eq!(
+        StateMachine { era: before.era, applied: before.applied, done_ms: before.done_ms, ..state.clone() },
+        before
+    );
     // A request that was answered before is not obeyed again after.
     let again = Entry { request: RequestId(3), command: end(1, JobPhase::Cancelled) };
     assert_eq!(outcome(&state.apply(41, &again)), Ok(()));
@@ -821,4 +824,76 @@ fn two_ends_that_contradict_are_both_kept_and_a_result_goes_before_none() {
     apply(&mut state, [adopt([(1, failed())])]);
     assert_eq!(phase(&state), Ok((JobPhase::Cancelled, vec![failed().phase])));
     assert_eq!(StateMachine::restore(&state.snapshot().unwrap()).unwrap(), state);
+}
+
+#[test]
+fn what_a_part_of_the_mesh_lacked_does_not_end_a_job_that_runs_here() {
+    let failed = |failure| job_after([end(1, JobPhase::Failed(failure))]);
+    let alone = Failure::NoneFits { needs: "pandas".to_owned(), looked: "node b".to_owned() };
+    let own = Failure::Query { message: "no column".to_owned() };
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1), submit(2), stand(5)]);
+    let mut calls = StateMachine::default();
+    let gone = Failure::Refused { message: "its driver is gone".to_owned() };
+    apply(&mut calls, [stand(5), end(5, JobPhase::Failed(gone.clone()))]);
+    let calls = calls.job(JobId(5)).unwrap().clone();
+    let theirs = [(1, failed(alone.clone())), (2, failed(own.clone())), (5, calls)];
+    let events = apply(&mut state, [adopt(theirs.clone())]);
+    assert!(!events.contains(&Event::JobEnded { job: JobId(1), phase: JobPhase::Failed(alone.clone()) }));
+    let status = |state: &StateMachine, job| {
+        state.job_status(JobId(job)).map(|job| (job.phase, job.other_ends)).unwrap()
+    };
+    assert_eq!(status(&state, 1), (JobPhase::Running, vec![JobPhase::Failed(alone.clone())]));
+    assert_eq!(status(&state, 2), (JobPhase::Failed(own), vec![]));
+    assert_eq!(status(&state, 5), (JobPhase::Running, vec![JobPhase::Failed(gone)]));
+    // Said again it changes nothing, and the job goes on to its own end.
+    let changed = state.jobs_changed();
+    apply(&mut state, [adopt(theirs)]);
+    assert_eq!(state.jobs_changed(), changed);
+    apply(&mut state, [done(1, 0, 2, 4), done(1, 1, 1, 4)]);
+    assert_eq!(status(&state, 1), (JobPhase::Succeeded, vec![JobPhase::Failed(alone)]));
+}
+
+#[test]
+fn a_result_that_was_lost_here_is_taken_from_where_it_is() {
+    let freed = |why| Freed { why, at: at(3) };
+    let lost = Command::Release { jobs: vec![JobId(1)], freed: freed(WhyFreed::Lost) };
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1), done(1, 0, 2, 1), done(1, 1, 1, 1), lost]);
+    apply(&mut state, [adopt([(1, succeeded_job())])]);
+    assert!(state.job(JobId(1)).unwrap().has_result());
+    // Also if no more is known of it, but not what its driver released.
+    for (why, taken) in [(WhyFreed::Failed, true), (WhyFreed::Lost, true), (WhyFreed::Released, false)] {
+        let mut state = StateMachine::default();
+        let tombstones = vec![(JobId(1), freed(why))];
+        let buried = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
+        apply(&mut state, [genesis(), buried, adopt([(1, succeeded_job())])]);
+        assert_eq!(state.job(JobId(1)).is_some_and(Job::has_result), taken, "{why:?}");
+    }
+}
+
+#[test]
+fn a_job_that_another_era_has_buried_does_not_run_on() {
+    let mut state = StateMachine::default();
+    let freed = Freed { why: WhyFreed::Cancelled, at: at(3) };
+    let tombstones = vec![(JobId(1), freed)];
+    let command = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
+    let events = apply(&mut state, [genesis(), submit(1), command]);
+    assert!(events.contains(&Event::JobEnded { job: JobId(1), phase: JobPhase::Cancelled }), "{events:?}");
+    assert!(events.contains(&Event::JobsFreed { jobs: vec![JobId(1)], freed }), "{events:?}");
+    assert_eq!((state.unfinished, state.work_bytes), (0, 0));
+}
+
+#[test]
+fn what_an_era_has_done_is_counted_from_its_log() {
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1), done(1, 0, 2, 1)]);
+    let worked = state.done_ms();
+    assert!(worked > 2, "two tasks of a millisecond, and a job");
+    // Said again, under another request, the same runs count once.
+    apply(&mut state, [done(1, 0, 2, 1)]);
+    assert_eq!(state.done_ms(), worked);
+    assert_eq!(StateMachine::restore(&state.snapshot().unwrap()).unwrap().done_ms(), worked);
+    state.carry_on(NodeId(2), 40).unwrap();
+    assert_eq!(state.done_ms(), 0);
 }

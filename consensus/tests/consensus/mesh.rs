@@ -247,7 +247,7 @@ impl Mesh {
                 partition: attempt.task.partition,
                 node: NodeId(id),
                 started_at: WallTime::from_unix_ms(self.now_ms),
-                elapsed_ms: 100,
+                elapsed_ms: 4_000,
             };
             node.participant.report(Report { fence: assignment.fence, attempt, outcome: Ok(meta), run });
         }
@@ -431,7 +431,7 @@ impl Mesh {
                 let meta = node.held.get(&partition).cloned();
                 if let (Some(meta), Some(other)) = (meta, self.nodes.get_mut(&to.0)) {
                     other.held.insert(partition, meta);
-                    self.nodes.get_mut(&id).unwrap().participant.copied(partition, to);
+                    self.nodes.get_mut(&id).unwrap().participant.copied(partition, to, true);
                 }
             }
             Order::Inventory { to, fence } => {

@@ -296,7 +296,11 @@ fn nonsense() -> impl Strategy<Value = PeerMessage> {
             jobs_changed,
             jobs,
         }),
-        1 => (era(), bytes()).prop_map(|(era, bytes)| PeerMessage::Raft { era, message: bytes.into() }),
+        1 => (era(), bytes()).prop_map(|(era, bytes)| PeerMessage::Raft {
+            era,
+            incarnation: 1,
+            message: bytes.into(),
+        }),
         1 => fence().prop_map(|fence| PeerMessage::Lease { fence }),
         1 => fence().prop_map(|fence| PeerMessage::AskInventory { fence }),
         1 => (fence(), ids()).prop_map(|(fence, jobs)| PeerMessage::Free { fence, jobs }),

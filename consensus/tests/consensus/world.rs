@@ -249,7 +249,7 @@ impl World {
                 let meta = worker.held.get(&partition).cloned();
                 if let (true, Some(meta)) = (lost.is_empty(), meta) {
                     self.workers.get_mut(&to.0).unwrap().held.insert(partition, meta);
-                    self.step(Input::Copied { partition, node: to });
+                    self.step(Input::Copied { partition, node: to, done: true });
                 }
             }
             PeerMessage::AskInventory { fence } => {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use floe_protocol::{Failure, TaskId, frame};
 use memmap2::Mmap;
+use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -94,6 +95,7 @@ impl Spill {
     /// Takes a directory for partition files, with those that a former process left, the oldest first. What is no
     /// whole file is removed.
     pub(super) fn open(dir: &Path) -> io::Result<(Self, Vec<(SpillFile, Footer)>)> {
+        use io::ErrorKind::{InvalidData, UnexpectedEof};
         fs::create_dir_all(dir)?;
         let shared: Arc<Shared> = Arc::default();
         let mut found = Vec::new();
@@ -103,12 +105,16 @@ impl Spill {
             match read_footer(&path) {
                 Ok((bytes, footer)) => {
                     shared.bytes.fetch_add(bytes, Ordering::Relaxed);
-                    let synced = AtomicBool::new(true);
+                    // A former process may have been killed before it got to that.
+                    let synced = AtomicBool::new(false);
                     found.push((
                         number,
                         SpillFile { path, bytes, synced, shared: Arc::clone(&shared) },
                         footer,
                     ));
+                }
+                Err(error) if !matches!(error.kind(), InvalidData | UnexpectedEof) => {
+                    tracing::warn!(path = %path.display(), %error, "a partition file cannot be read and is passed over");
                 }
                 Err(error) => {
                     tracing::info!(path = %path.display(), %error, "a partition file is not whole and is removed");
@@ -130,6 +136,12 @@ impl Spill {
     /// Leaves the files that there are to the next process.
     pub(super) fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// How many bytes the disk takes yet.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let disk = statvfs(&self.dir)?;
+        Ok((disk.blocks_available() as u64).saturating_mul(disk.fragment_size() as u64))
     }
 
     /// Makes sure that the names of files that were synced survive a power cut too.
@@ -234,11 +246,14 @@ impl Write for SegmentWriter<'_> {
 }
 
 impl SpillFile {
-    /// Makes sure that it survives a power cut.
+    /// Makes sure that its bytes survive a power cut. Its name does when the directory is synced after that.
     pub(super) fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_data()?;
+        File::open(&self.path)?.sync_data()
+    }
+
+    /// Both were done.
+    pub(super) fn is_safe(&self) {
         self.synced.store(true, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Whether that was done.
@@ -409,6 +424,7 @@ mod tests {
         assert!(!files[0].is_synced());
         files[0].sync().unwrap();
         spill.sync().unwrap();
+        files[0].is_safe();
         assert!(files[0].is_synced() && !files[1].is_synced());
         let bytes = spill.bytes();
         spill.close();

@@ -142,7 +142,7 @@ impl Submitter {
             readable.inspect_err(|_| store.discard(task))
         });
         looked_at.await??;
-        let nodes = self.copy(task, &meta, status).await;
+        let nodes = self.copy(task, &meta, status).await?;
         Ok(Placed { nodes, meta })
     }
 

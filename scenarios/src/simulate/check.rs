@@ -170,7 +170,8 @@ impl Checker {
         let hash = hasher.finish();
         let (known, first) = *self.states.entry((era, applied)).or_insert_with(|| {
             for (job, of) in state.jobs() {
-                *self.agreed.entry((era, *job)).or_default() |= of.phase.is_terminal();
+                *self.agreed.entry((era, *job)).or_default() |=
+                    of.phase.is_terminal() || !of.other_ends.is_empty();
             }
             (hash, id)
         });
@@ -260,7 +261,11 @@ impl Checker {
                         "n{id} leads in term {term} of {era} without job {job}, accepted in term {known}"
                     ));
                 }
-                Some(of) if ended.is_some_and(|ended| ended < term) && !of.phase.is_terminal() => {
+                Some(of)
+                    if ended.is_some_and(|ended| ended < term)
+                        && !of.phase.is_terminal()
+                        && of.other_ends.is_empty() =>
+                {
                     return Err(format!(
                         "n{id} leads in term {term} of {era} and runs job {job}, which has ended: {ended:?}"
                     ));

@@ -312,7 +312,7 @@ impl Node {
                 self.held.insert(partition, meta);
                 self.send(from, Wire::Kept(partition));
             }
-            Wire::Kept(partition) => self.participant.copied(partition, from),
+            Wire::Kept(partition) => self.participant.copied(partition, from, true),
             Wire::AskNeeded => {
                 let standing = self.participant.replica().standing();
                 let Configuration { voters, outgoing, .. } = standing.configuration;

@@ -1122,7 +1122,7 @@ fn name(attempt: AttemptId) -> String {
 
 fn describe(wire: &Wire) -> String {
     match wire {
-        Wire::Peer(PeerMessage::Raft { era, message }) => match Message::parse_from_bytes(message) {
+        Wire::Peer(PeerMessage::Raft { era, message, .. }) => match Message::parse_from_bytes(message) {
             Ok(m) => format!(
                 "{}: {:?} {}/{} +{} commit {} term {}{}",
                 era.epoch,
@@ -1168,7 +1168,7 @@ fn describe(wire: &Wire) -> String {
         Wire::Peer(PeerMessage::Copy { partition, to, .. }) => {
             format!("give n{} a copy of {partition}", to.0)
         }
-        Wire::Peer(PeerMessage::Copied { partition, node }) => {
+        Wire::Peer(PeerMessage::Copied { partition, node, .. }) => {
             format!("n{} has a copy of {partition}", node.0)
         }
         Wire::Put { partition, .. } => format!("a copy of {partition}"),
