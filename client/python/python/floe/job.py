@@ -79,8 +79,10 @@ class Job(Generic[T]):
         return self._core.id
 
     def status(self) -> dict[str, Any]:
-        """All that is known of it: ``phase``, ``stages`` with their tasks, times; and ``other_ends``, how else it ended
-        where parts of the mesh that were cut off from each other disagree."""
+        """All that is known of it: ``phase``, ``stages`` with their tasks, times.
+
+        ``other_ends`` says how else it ended, where parts of the mesh that were cut off disagree.
+        """
         return json.loads(_translated(self._core.status))
 
     @property
