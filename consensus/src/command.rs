@@ -78,7 +78,7 @@ pub enum Command {
     Release {
         /// The jobs.
         jobs: Vec<JobId>,
-        /// Why: [`WhyFreed::Released`], [`WhyFreed::Expired`] or [`WhyFreed::Lost`].
+        /// Why: [`floe_protocol::WhyFreed::Released`], `Expired` or `Lost`.
         freed: Freed,
     },
     /// Jobs of another era become this one's, under the same ids.

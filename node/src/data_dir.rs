@@ -5,7 +5,7 @@
 //!   node.json     format version, secret key, incarnation, last port
 //!   mesh.key      the mesh key, when the node joined with a ticket
 //!   log.redb      the replicated log
-//!   partitions/   spilled partitions
+//!   partitions/   partitions on disk
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};

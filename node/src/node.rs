@@ -608,7 +608,7 @@ impl Loop {
         }
     }
 
-    /// Off the loop, since it removes a file for each spilled partition.
+    /// Off the loop, since it removes files.
     fn free(&self, jobs: Vec<JobId>) {
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || store.free(&jobs));

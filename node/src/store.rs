@@ -14,9 +14,9 @@
 //! when it is read means that the partition is lost.
 
 mod arriving;
+mod files;
 pub mod ipc;
 mod memory;
-mod spill;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,9 +31,9 @@ use polars::prelude::{DataFrame, IpcCompression, PolarsError};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use self::arriving::Arrived;
+use self::files::{Extent, FileWriter, Files, Footer, PartitionFile, SegmentError};
 use self::memory::Buffer;
 pub use self::memory::{Budget, Reservation};
-use self::spill::{Extent, Footer, SegmentError, Spill, SpillFile, SpillWriter};
 
 /// A node's partitions. Cheap to clone; clones are one store.
 ///
@@ -81,7 +81,7 @@ pub enum Error {
 struct Inner {
     node: NodeId,
     budget: Budget,
-    spill: Spill,
+    files: Files,
     index: Mutex<Index>,
 }
 
@@ -120,7 +120,7 @@ struct Place {
 /// A partition's file.
 #[derive(Clone, Debug)]
 struct Filed {
-    file: Arc<SpillFile>,
+    file: Arc<PartitionFile>,
     extents: Arc<Vec<Extent>>,
 }
 
@@ -146,11 +146,11 @@ impl Store {
     /// Opens node `node`'s store, with the partitions that a former process left in `dir`. What `budget` has no room
     /// for goes there.
     pub fn open(dir: &Path, node: NodeId, budget: Budget) -> Result<Self, Error> {
-        let opened = Spill::open(dir);
-        let (spill, found) = opened.map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
+        let opened = Files::open(dir);
+        let (files, found) = opened.map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
         let index = Index { partitions: found.into_iter().map(partition_of).collect(), clock: 0 };
         let index = Mutex::new(index);
-        let inner = Arc::new(Inner { node, budget: budget.clone(), spill, index });
+        let inner = Arc::new(Inner { node, budget: budget.clone(), files, index });
         let thread = |name: &str| thread::Builder::new().name(name.to_owned());
         let (evicted, written) = (Arc::downgrade(&inner), Arc::downgrade(&inner));
         thread("floe-evict")
@@ -302,7 +302,7 @@ impl Store {
     pub fn usage(&self) -> Usage {
         let index = self.0.lock();
         let in_memory = index.partitions.values().filter(|p| p.place.memory.is_some());
-        Usage { memory_bytes: in_memory.map(Partition::bytes).sum(), spilled_bytes: self.0.spill.bytes() }
+        Usage { memory_bytes: in_memory.map(Partition::bytes).sum(), spilled_bytes: self.0.files.bytes() }
     }
 }
 
@@ -325,7 +325,7 @@ impl Inner {
     }
 
     /// Drops a partition if it still lies in this file.
-    fn forget(&self, task: TaskId, damaged: &Arc<SpillFile>) {
+    fn forget(&self, task: TaskId, damaged: &Arc<PartitionFile>) {
         let forgotten = {
             let mut index = self.lock();
             match index.partitions.get(&task) {
@@ -368,9 +368,9 @@ impl Inner {
     /// Writes a partition's segments as they are: their checksums stay, and reading them back costs nothing.
     fn write_out(&self, task: TaskId, partition: &Partition) -> Result<(), Failure> {
         let Some(memory) = &partition.place.memory else { return Ok(()) };
-        let mut writer = self.spill.create(task)?;
+        let mut writer = self.files.create(task)?;
         let extents =
-            memory.iter().map(|bytes| spill_bytes(&mut writer, bytes)).collect::<Result<Vec<_>, _>>()?;
+            memory.iter().map(|bytes| append_bytes(&mut writer, bytes)).collect::<Result<Vec<_>, _>>()?;
         let file = writer.finish(&footer_of(task, partition.mark, &partition.segments, &extents))?;
         let filed = Filed { file: Arc::new(file), extents: Arc::new(extents) };
         let superfluous = {
@@ -398,7 +398,7 @@ impl Inner {
         };
         for (task, partition) in due {
             // What can be made again must not take the room of what cannot, least of all the log's.
-            let room = self.spill.free_bytes().is_ok_and(|free| free >= partition.bytes() + RESERVED_BYTES);
+            let room = self.files.free_bytes().is_ok_and(|free| free >= partition.bytes() + RESERVED_BYTES);
             if !room {
                 taken = false;
                 continue;
@@ -432,7 +432,7 @@ impl Inner {
                 Err(error) => failed = Some(error),
             }
         }
-        match self.spill.sync() {
+        match self.files.sync() {
             Ok(()) => written.iter().for_each(|file| file.is_safe()),
             Err(error) => failed = Some(error),
         }
@@ -451,7 +451,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.budget.close();
-        self.spill.close();
+        self.files.close();
     }
 }
 
@@ -478,13 +478,13 @@ impl Place {
         self.memory.as_ref().is_some_and(|segments| Arc::ptr_eq(segments, these))
     }
 
-    fn is_file(&self, this: &Arc<SpillFile>) -> bool {
+    fn is_file(&self, this: &Arc<PartitionFile>) -> bool {
         self.file.as_ref().is_some_and(|filed| Arc::ptr_eq(&filed.file, this))
     }
 }
 
 /// Writes one partition: into memory until the budget has no room, from then on, and from the start of the
-/// partition, into a spill file.
+/// partition, into a file.
 struct PartitionWriter<'a> {
     store: &'a Inner,
     task: TaskId,
@@ -495,7 +495,7 @@ struct PartitionWriter<'a> {
 
 enum Target {
     Memory(Vec<Bytes>),
-    Spill(SpillWriter, Vec<Extent>),
+    File(FileWriter, Vec<Extent>),
 }
 
 impl<'a> PartitionWriter<'a> {
@@ -513,7 +513,7 @@ impl<'a> PartitionWriter<'a> {
             segments.push(bytes);
             return Ok(());
         }
-        let (writer, extents) = self.spill()?;
+        let (writer, extents) = self.file()?;
         let extent =
             writer.segment(|sink| ipc::write(frame, Some(IpcCompression::LZ4), sink)).map_err(|error| {
                 match error {
@@ -541,27 +541,27 @@ impl<'a> PartitionWriter<'a> {
                 }
                 Err(bytes) => bytes,
             },
-            Target::Spill(..) => bytes,
+            Target::File(..) => bytes,
         };
-        let (writer, extents) = self.spill()?;
-        let extent = spill_bytes(writer, &bytes)?;
+        let (writer, extents) = self.file()?;
+        let extent = append_bytes(writer, &bytes)?;
         extents.push(extent.clone());
         self.segments.push(Segment::of(&extent, rows));
         Ok(())
     }
 
-    /// The spill file, begun with what was in memory so far if this is the first call.
-    fn spill(&mut self) -> Result<(&mut SpillWriter, &mut Vec<Extent>), Failure> {
+    /// The file, begun with what was in memory so far if this is the first call.
+    fn file(&mut self) -> Result<(&mut FileWriter, &mut Vec<Extent>), Failure> {
         if let Target::Memory(segments) = &mut self.target {
             let segments = mem::take(segments);
-            let mut writer = self.store.spill.create(self.task)?;
+            let mut writer = self.store.files.create(self.task)?;
             let extents =
-                segments.iter().map(|bytes| spill_bytes(&mut writer, bytes)).collect::<Result<_, _>>()?;
-            self.target = Target::Spill(writer, extents);
+                segments.iter().map(|bytes| append_bytes(&mut writer, bytes)).collect::<Result<_, _>>()?;
+            self.target = Target::File(writer, extents);
         }
         match &mut self.target {
-            Target::Spill(writer, extents) => Ok((writer, extents)),
-            Target::Memory(_) => Err(Failure::internal("a partition went to memory while it was spilled")),
+            Target::File(writer, extents) => Ok((writer, extents)),
+            Target::Memory(_) => Err(Failure::internal("a partition went to memory while it went to a file")),
         }
     }
 
@@ -569,7 +569,7 @@ impl<'a> PartitionWriter<'a> {
     fn finish(mut self, mark: Option<u64>) -> Result<Partition, Failure> {
         if self.keep == Keep::OnDisk {
             // Of no segments at all, too.
-            self.spill()?;
+            self.file()?;
         }
         let of_content = || {
             let checksums = self.segments.iter().flat_map(|segment| segment.checksum.to_le_bytes());
@@ -578,7 +578,7 @@ impl<'a> PartitionWriter<'a> {
         let mark = mark.unwrap_or_else(of_content);
         let place = match self.target {
             Target::Memory(segments) => Place { memory: Some(Arc::new(segments)), file: None },
-            Target::Spill(writer, extents) => {
+            Target::File(writer, extents) => {
                 let file = writer.finish(&footer_of(self.task, mark, &self.segments, &extents))?;
                 let filed = Filed { file: Arc::new(file), extents: Arc::new(extents) };
                 Place { memory: None, file: Some(filed) }
@@ -606,8 +606,8 @@ fn encode_in_memory(budget: &Budget, frame: &DataFrame) -> Result<Option<Bytes>,
     }
 }
 
-/// Appends bytes as they are to a spill file.
-fn spill_bytes(writer: &mut SpillWriter, bytes: &Bytes) -> Result<Extent, Failure> {
+/// Appends bytes as they are to a file.
+fn append_bytes(writer: &mut FileWriter, bytes: &Bytes) -> Result<Extent, Failure> {
     writer.segment(|sink| io::Write::write_all(sink, bytes)).map_err(|error| match error {
         SegmentError::Disk(failure) => failure,
         SegmentError::Writer(error) => Failure::internal(error),
@@ -619,8 +619,8 @@ fn encode_failure(error: &PolarsError) -> Failure {
     Failure::Query { message: error.to_string() }
 }
 
-/// Maps segments of a spill file and compares their checksums.
-fn read_back(file: &SpillFile, extents: &[Extent]) -> io::Result<Vec<Bytes>> {
+/// Maps segments of a file and compares their checksums.
+fn read_back(file: &PartitionFile, extents: &[Extent]) -> io::Result<Vec<Bytes>> {
     let map = file.map()?;
     extents
         .iter()
@@ -643,7 +643,7 @@ fn footer_of(task: TaskId, mark: u64, segments: &[Segment], extents: &[Extent]) 
 }
 
 /// A partition that a former process left. Of several of one task the newest file counts, which comes last.
-fn partition_of((file, footer): (SpillFile, Footer)) -> (TaskId, Partition) {
+fn partition_of((file, footer): (PartitionFile, Footer)) -> (TaskId, Partition) {
     let Footer { task, mark, segments } = footer;
     let of = |(extent, rows): &(Extent, u64)| Segment::of(extent, *rows);
     let extents = segments.iter().map(|(extent, _)| extent.clone()).collect();
@@ -765,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_budget_has_no_room_for_is_spilled_and_reads_the_same() {
+    fn what_the_budget_has_no_room_for_goes_to_disk_and_reads_the_same() {
         let (store, dir) = store(300 << 10);
         let buckets = vec![frame(0), frame(1), frame(2)];
         let meta = store.put(task(1, 0), None, buckets.clone(), Keep::InMemory).unwrap();
@@ -854,7 +854,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_spilled_partition_is_lost_and_no_longer_held() {
+    fn a_damaged_partition_file_is_lost_and_no_longer_held() {
         let (store, dir) = store(0);
         store.put(task(1, 0), None, vec![frame(0), frame(1)], Keep::InMemory).unwrap();
         store.put(task(1, 1), None, vec![frame(2)], Keep::InMemory).unwrap();

@@ -54,6 +54,10 @@ const HAND_OVER_BYTES: usize = 1 << 20;
 /// tries again.
 const FROZEN_MS: u64 = 10_000;
 
+/// How often the time in between is doubled, if the other side takes nothing over: it may be full for a while, and this
+/// one had better go on meanwhile.
+const MAX_DOUBLINGS: u32 = 5;
+
 /// Adoptions that wait to be agreed on. Beyond it whoever hands over says it again.
 const MAX_ADOPTING: usize = 16;
 
@@ -73,6 +77,8 @@ pub(super) struct Healing {
     leaderless_since_ms: Option<u64>,
     handing_over: Option<HandingOver>,
     thawed_until_ms: u64,
+    /// How often in a row nothing was taken over while this era was frozen.
+    in_vain: u32,
     /// On the winning side: proposals to adopt, for whom.
     adopting: BTreeMap<RequestId, Adopting>,
 }
@@ -326,7 +332,8 @@ impl<L: LogStore> Participant<L> {
         }
         if now_ms >= handing.since_ms + FROZEN_MS {
             self.healing.handing_over = None;
-            self.healing.thawed_until_ms = now_ms + FROZEN_MS;
+            self.healing.thawed_until_ms = now_ms + (FROZEN_MS << self.healing.in_vain.min(MAX_DOUBLINGS));
+            self.healing.in_vain = self.healing.in_vain.saturating_add(1);
             return;
         }
         if handing.jobs_changed != jobs_changed {
@@ -363,6 +370,7 @@ impl<L: LogStore> Participant<L> {
         let Some(handing) = &mut self.healing.handing_over else { return };
         if handing.jobs_changed == jobs_changed && handing.asked == from {
             handing.answered = true;
+            self.healing.in_vain = 0;
             handing.adopted.extend(jobs);
             handing.said_ms = None;
             self.heal();

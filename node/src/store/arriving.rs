@@ -10,7 +10,7 @@ use futures::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::spill::SegmentError;
+use super::files::SegmentError;
 use super::{Keep, PartitionWriter, Segment, Store};
 
 /// Pieces that wait for the disk. With it a slow disk slows whoever sends.
@@ -59,7 +59,7 @@ impl Store {
         let broken_off = || Failure::internal(format!("partition {task} broke off"));
         let mut writer = PartitionWriter::new(&self.0, task, Keep::OnDisk);
         for bucket in &meta.buckets {
-            let (file, extents) = writer.spill()?;
+            let (file, extents) = writer.file()?;
             let extent = file.segment(|sink| {
                 let mut left = bucket.bytes;
                 while left > 0 {

@@ -42,7 +42,7 @@ const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
 /// Where partition files lie, and how much they hold.
 #[derive(Debug)]
-pub(super) struct Spill {
+pub(super) struct Files {
     dir: PathBuf,
     /// Tells files of one partition apart: an evicted one may still be there when the task runs again.
     next_number: AtomicU64,
@@ -59,7 +59,7 @@ struct Shared {
 
 /// A complete partition file, removed when it is dropped, unless its directory was closed before.
 #[derive(Debug)]
-pub(super) struct SpillFile {
+pub(super) struct PartitionFile {
     path: PathBuf,
     bytes: u64,
     synced: AtomicBool,
@@ -85,16 +85,16 @@ pub(super) struct Extent {
     pub(super) checksum: u64,
 }
 
-/// A spill file being written; it is removed unless it is finished.
-pub(super) struct SpillWriter {
+/// A partition file being written; it is removed unless it is finished.
+pub(super) struct FileWriter {
     file: BufWriter<File>,
-    written: SpillFile,
+    written: PartitionFile,
 }
 
-impl Spill {
+impl Files {
     /// Takes a directory for partition files, with those that a former process left, the oldest first. What is no
     /// whole file is removed.
-    pub(super) fn open(dir: &Path) -> io::Result<(Self, Vec<(SpillFile, Footer)>)> {
+    pub(super) fn open(dir: &Path) -> io::Result<(Self, Vec<(PartitionFile, Footer)>)> {
         use io::ErrorKind::{InvalidData, UnexpectedEof};
         fs::create_dir_all(dir)?;
         let shared: Arc<Shared> = Arc::default();
@@ -109,7 +109,7 @@ impl Spill {
                     let synced = AtomicBool::new(false);
                     found.push((
                         number,
-                        SpillFile { path, bytes, synced, shared: Arc::clone(&shared) },
+                        PartitionFile { path, bytes, synced, shared: Arc::clone(&shared) },
                         footer,
                     ));
                 }
@@ -150,7 +150,7 @@ impl Spill {
     }
 
     /// Begins a partition's file.
-    pub(super) fn create(&self, task: TaskId) -> Result<SpillWriter, Failure> {
+    pub(super) fn create(&self, task: TaskId) -> Result<FileWriter, Failure> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let name = format!(
             "job-{}-stage-{}-partition-{}.{number}.{EXTENSION}",
@@ -159,12 +159,12 @@ impl Spill {
         let path = self.dir.join(name);
         let file = File::create_new(&path).map_err(|error| write_failure(&path, &error))?;
         let synced = AtomicBool::new(false);
-        let written = SpillFile { path, bytes: 0, synced, shared: Arc::clone(&self.shared) };
-        Ok(SpillWriter { file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file), written })
+        let written = PartitionFile { path, bytes: 0, synced, shared: Arc::clone(&self.shared) };
+        Ok(FileWriter { file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file), written })
     }
 }
 
-impl SpillWriter {
+impl FileWriter {
     /// Appends a segment that `write` writes.
     pub(super) fn segment<E>(
         &mut self,
@@ -184,7 +184,7 @@ impl SpillWriter {
     }
 
     /// Completes the file. It is not synced yet.
-    pub(super) fn finish(self, footer: &Footer) -> Result<SpillFile, Failure> {
+    pub(super) fn finish(self, footer: &Footer) -> Result<PartitionFile, Failure> {
         let Self { mut file, mut written } = self;
         let mut end = frame::encode(footer).map_err(Failure::internal)?;
         let (length, checksum) = (end.len() as u64, xxh3_64(&end));
@@ -245,7 +245,7 @@ impl Write for SegmentWriter<'_> {
     }
 }
 
-impl SpillFile {
+impl PartitionFile {
     /// Makes sure that its bytes survive a power cut. Its name does when the directory is synced after that.
     pub(super) fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_data()
@@ -285,7 +285,7 @@ impl SpillFile {
     }
 }
 
-impl Drop for SpillFile {
+impl Drop for PartitionFile {
     fn drop(&mut self) {
         self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.shared.closed.load(Ordering::Relaxed) {
@@ -351,11 +351,11 @@ mod tests {
 
     const TASK: TaskId = TaskId { job: JobId(0xabc), stage: StageId(2), partition: 7 };
 
-    fn write_segments(writer: &mut SpillWriter, segments: &[&[u8]]) -> Vec<Extent> {
+    fn write_segments(writer: &mut FileWriter, segments: &[&[u8]]) -> Vec<Extent> {
         segments.iter().map(|bytes| writer.segment(|sink| sink.write_all(bytes)).unwrap()).collect()
     }
 
-    fn finish(writer: SpillWriter, extents: &[Extent]) -> SpillFile {
+    fn finish(writer: FileWriter, extents: &[Extent]) -> PartitionFile {
         let segments = extents.iter().map(|extent| (extent.clone(), 1)).collect();
         writer.finish(&Footer { task: TASK, mark: 9, segments }).unwrap()
     }
@@ -363,18 +363,18 @@ mod tests {
     #[test]
     fn segments_come_back_aligned_and_a_dropped_file_is_gone_while_its_readers_read_on() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap().0;
-        let mut writer = spill.create(TASK).unwrap();
+        let files = Files::open(dir.path()).unwrap().0;
+        let mut writer = files.create(TASK).unwrap();
         let segments: [&[u8]; 3] = [b"first", b"", &[7; 1000]];
         let extents = write_segments(&mut writer, &segments);
         let file = finish(writer, &extents);
-        assert_eq!(spill.bytes(), fs::metadata(file.path()).unwrap().len());
+        assert_eq!(files.bytes(), fs::metadata(file.path()).unwrap().len());
         let name = file.path().file_name().unwrap().to_str().unwrap().to_owned();
         assert!(name.starts_with("job-0000000000000abc-stage-2-partition-7."), "{name}");
 
         let map = file.map().unwrap();
         drop(file);
-        assert_eq!((spill.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
+        assert_eq!((files.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
         for (extent, bytes) in extents.iter().zip(segments) {
             assert_eq!(extent.range.start % ALIGNMENT_BYTES, 0);
             assert_eq!(&map[extent.range.start as usize..extent.range.end as usize], bytes);
@@ -385,16 +385,16 @@ mod tests {
     #[test]
     fn a_file_that_is_not_finished_and_leftovers_are_removed_but_not_what_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap().0;
-        let mut writer = spill.create(TASK).unwrap();
+        let files = Files::open(dir.path()).unwrap().0;
+        let mut writer = files.create(TASK).unwrap();
         write_segments(&mut writer, &[b"half"]);
         drop(writer);
-        assert_eq!((spill.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
+        assert_eq!((files.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
 
         fs::write(dir.path().join("job-1-stage-0-partition-0.0.arrow"), "left over").unwrap();
         fs::write(dir.path().join("mine.arrow"), "the user's").unwrap();
         fs::write(dir.path().join("notes.txt"), "the user's").unwrap();
-        Spill::open(dir.path()).unwrap();
+        Files::open(dir.path()).unwrap();
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["mine.arrow", "notes.txt"]);
@@ -403,8 +403,8 @@ mod tests {
     #[test]
     fn a_cut_file_is_refused_rather_than_mapped() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap().0;
-        let mut writer = spill.create(TASK).unwrap();
+        let files = Files::open(dir.path()).unwrap().0;
+        let mut writer = files.create(TASK).unwrap();
         let extents = write_segments(&mut writer, &[b"whole"]);
         let file = finish(writer, &extents);
         fs::write(file.path(), "who").unwrap();
@@ -414,22 +414,22 @@ mod tests {
     #[test]
     fn files_outlive_a_directory_that_is_closed_and_say_what_they_are() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::open(dir.path()).unwrap().0;
+        let opened = Files::open(dir.path()).unwrap().0;
         let mut files = Vec::new();
         for segments in [[b"one".as_slice(), b"two"], [b"three", b""]] {
-            let mut writer = spill.create(TASK).unwrap();
+            let mut writer = opened.create(TASK).unwrap();
             let extents = write_segments(&mut writer, &segments);
             files.push(finish(writer, &extents));
         }
         assert!(!files[0].is_synced());
         files[0].sync().unwrap();
-        spill.sync().unwrap();
+        opened.sync().unwrap();
         files[0].is_safe();
         assert!(files[0].is_synced() && !files[1].is_synced());
-        let bytes = spill.bytes();
-        spill.close();
+        let bytes = opened.bytes();
+        opened.close();
         drop(files);
-        let (again, found) = Spill::open(dir.path()).unwrap();
+        let (again, found) = Files::open(dir.path()).unwrap();
         assert_eq!(again.bytes(), bytes);
         let texts: Vec<Vec<Bytes>> = found
             .iter()
@@ -451,8 +451,8 @@ mod tests {
     fn a_file_that_was_not_written_to_its_end_is_no_partition() {
         let dir = tempfile::tempdir().unwrap();
         let whole = {
-            let spill = Spill::open(dir.path()).unwrap().0;
-            let mut writer = spill.create(TASK).unwrap();
+            let files = Files::open(dir.path()).unwrap().0;
+            let mut writer = files.create(TASK).unwrap();
             let extents = write_segments(&mut writer, &[&[7; 500]]);
             let file = finish(writer, &extents);
             fs::read(file.path()).unwrap()
@@ -460,7 +460,7 @@ mod tests {
         let path = dir.path().join("job-1-stage-0-partition-0.0.arrow");
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(Spill::open(dir.path()).unwrap().1.is_empty(), "{length} bytes");
+            assert!(Files::open(dir.path()).unwrap().1.is_empty(), "{length} bytes");
             assert!(!path.exists());
         }
         // Nor is one whose footer was changed. What is before it is looked at when it is read.
@@ -468,10 +468,10 @@ mod tests {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             fs::write(&path, &changed).unwrap();
-            assert!(Spill::open(dir.path()).unwrap().1.is_empty(), "byte {at}");
+            assert!(Files::open(dir.path()).unwrap().1.is_empty(), "byte {at}");
         }
         fs::write(&path, &whole).unwrap();
-        assert_eq!(Spill::open(dir.path()).unwrap().1.len(), 1);
+        assert_eq!(Files::open(dir.path()).unwrap().1.len(), 1);
     }
 
     #[test]
