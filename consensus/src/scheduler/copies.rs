@@ -60,7 +60,7 @@ impl Scheduler {
             });
             let under_way = short
                 .ordered
-                .filter(|(from, at_ms)| self.nodes.is_live(*from) && self.now_ms < at_ms + COPY_RETRY_MS);
+                .filter(|(from, at_ms)| self.is_alive(*from) && self.now_ms < at_ms + COPY_RETRY_MS);
             short.ordered = under_way;
             let from = holders.into_iter().min_by_key(|node| copying.get(node).copied().unwrap_or(0));
             if let Some(from) = under_way.map(|(from, _)| from).or(from) {

@@ -366,10 +366,10 @@ impl Scheduler {
         for task in &missing {
             self.nodes.entry(node).held.remove(task);
         }
+        self.drop_partitions(node, missing);
         for job in self.jobs.values_mut() {
             job.not_with(node, |task| held.binary_search_by_key(task, |(held, _)| *held).is_ok());
         }
-        self.drop_partitions(node, missing);
 
         for attempt in &running {
             if !self.nodes.get(node).is_some_and(|node| node.runs(*attempt)) && !self.adopt(*attempt, node) {

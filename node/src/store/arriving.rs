@@ -41,10 +41,9 @@ impl Store {
             while left > 0 {
                 let piece = body.read_some(left).await?.ok_or(BodyError::Short)?;
                 left -= piece.len() as u64;
-                // If the disk does not take it, whoever waits for the end hears why.
-                if pieces.send(piece).await.is_err() {
-                    return Ok(arrived);
-                }
+                // If the disk does not take it, whoever waits for its end hears why. It is read to
+                // its end all the same, since another one may follow.
+                let _ = pieces.send(piece).await;
             }
         }
         Ok(arrived)
