@@ -1,7 +1,7 @@
 //! Fetches a result, piece by piece, and goes on where it was when the node that sends it is lost.
 
 use bytes::Bytes;
-use floe_protocol::OutputMeta;
+use floe_protocol::Summary;
 use floe_protocol::message::{Request, Response};
 use floe_transport::BodyError;
 
@@ -23,7 +23,7 @@ use crate::patience::Patience;
 pub(crate) struct Fetch {
     job: Job,
     schema: Bytes,
-    partitions: Vec<OutputMeta>,
+    partitions: Vec<Summary>,
     address: String,
     place: Place,
     source: Option<Source>,
@@ -73,7 +73,7 @@ impl Fetch {
     }
 
     /// The size of each partition.
-    pub(crate) fn partitions(&self) -> &[OutputMeta] {
+    pub(crate) fn partitions(&self) -> &[Summary] {
         &self.partitions
     }
 
@@ -176,7 +176,7 @@ impl Fetch {
         Ok(())
     }
 
-    async fn ask(&mut self) -> Result<(Bytes, Vec<OutputMeta>, Source)> {
+    async fn ask(&mut self) -> Result<(Bytes, Vec<Summary>, Source)> {
         let request = Request::Result { id: self.job.id(), from_partition: self.place.partition };
         let (response, exchange) = self.job.ask_within(&request, &mut self.patience).await?;
         match response {

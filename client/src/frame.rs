@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use floe_protocol::{JobKind, JobSpec, OutputMeta, Query};
+use floe_protocol::{JobKind, JobSpec, Query, Summary};
 use futures::stream::BoxStream;
 use futures::{Stream, TryStreamExt};
 use polars::prelude::{DataFrame, IpcStreamReader, LazyFrame, PolarsResult, Schema, SerReader};
@@ -99,7 +99,7 @@ impl Job {
 /// A job's result, made by [`Job::frames`]: its batches in the query's order, each a frame.
 pub struct FrameStream {
     empty: DataFrame,
-    partitions: Vec<OutputMeta>,
+    partitions: Vec<Summary>,
     frames: BoxStream<'static, Result<DataFrame>>,
 }
 
@@ -137,7 +137,7 @@ impl FrameStream {
 
     /// How many rows the whole result has.
     pub fn rows(&self) -> u64 {
-        self.partitions.iter().map(OutputMeta::rows).sum()
+        self.partitions.iter().map(|partition| partition.rows).sum()
     }
 }
 

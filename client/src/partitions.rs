@@ -110,7 +110,7 @@ impl Placements {
                     self.exchange = Some(exchange);
                     let partition = self.next;
                     self.next += 1;
-                    let empty = (placed.meta.rows() == 0 && !schema.is_empty()).then_some(schema);
+                    let empty = (placed.summary.rows == 0 && !schema.is_empty()).then_some(schema);
                     return Ok(Some(Placement { partition, stage, nodes: placed.nodes, empty }));
                 }
                 Response::Made(Made::NotYet) => self.exchange = Some(exchange),

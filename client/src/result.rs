@@ -8,7 +8,7 @@ use arrow_array::RecordBatch;
 use arrow_ipc::reader::StreamDecoder;
 use arrow_schema::{ArrowError, Schema, SchemaRef};
 use bytes::Bytes;
-use floe_protocol::OutputMeta;
+use floe_protocol::Summary;
 use futures::Stream;
 use futures::stream::BoxStream;
 
@@ -25,7 +25,7 @@ const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 /// where it was, when the one it comes from is lost.
 pub struct ResultStream {
     schema: SchemaRef,
-    partitions: Vec<OutputMeta>,
+    partitions: Vec<Summary>,
     batches: BoxStream<'static, Result<RecordBatch>>,
 }
 
@@ -64,12 +64,12 @@ impl ResultStream {
 
     /// How many rows the whole result has.
     pub fn rows(&self) -> u64 {
-        self.partitions.iter().map(OutputMeta::rows).sum()
+        self.partitions.iter().map(|partition| partition.rows).sum()
     }
 
     /// How many bytes the whole result has as it is sent.
     pub fn bytes(&self) -> u64 {
-        self.partitions.iter().map(OutputMeta::bytes).sum()
+        self.partitions.iter().map(|partition| partition.bytes).sum()
     }
 }
 

@@ -4,12 +4,11 @@
 use floe_protocol::frame::{FrameError, decode, encode};
 use floe_protocol::job::TaskRun;
 use floe_protocol::{
-    Claim, Era, Freed, JobId, JobPhase, Member, MeshId, NodeId, Placed, RequestId, StageGraph, StageId,
-    WallTime,
+    Claim, Era, Freed, JobId, JobPhase, Member, MeshId, NodeId, RequestId, StageGraph, StageId, WallTime,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state_machine::Job;
+use crate::state_machine::{Job, StageOutputs};
 
 /// One entry: a command and the id under which it applies once, however often it was proposed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,10 +57,12 @@ pub enum Command {
         job: JobId,
         /// The stage.
         stage: StageId,
-        /// Where each partition lies, in order.
-        outputs: Vec<Placed>,
-        /// Which tasks ran for it since it was last said.
+        /// Where the partitions lie.
+        outputs: StageOutputs,
+        /// Which tasks ran for it since it was last said, as many as a timeline can hold.
         runs: Vec<TaskRun>,
+        /// How long the others ran, together.
+        more_ms: u64,
         /// When, by the leader's clock.
         ended_at: WallTime,
     },

@@ -69,8 +69,10 @@ const KEPT_TAIL_BYTES: usize = 8 << 20;
 /// Applied entries after which a snapshot is taken though they are few.
 const CHECKPOINT_BYTES: usize = 16 << 20;
 
-/// A snapshot on its way that nobody reported the fate of counts as lost after this many ticks.
+/// A snapshot on its way that nobody reported the fate of counts as lost after this many ticks, and one more for each
+/// of so many bytes: a slow link takes some 5 MB/s.
 const SNAPSHOT_PATIENCE_TICKS: u32 = 200;
+const SNAPSHOT_BYTES_PER_TICK: usize = 64 << 10;
 
 /// How many entries a learner may lag and still count as caught up.
 const CAUGHT_UP_ENTRIES: u64 = 64;
@@ -393,10 +395,16 @@ impl<L: LogStore> Replica<L> {
             progress.iter().filter(|(_, p)| p.state == ProgressState::Snapshot).map(|(id, _)| *id);
         self.snapshots =
             travelling.map(|id| (id, self.snapshots.get(&id).map_or(0, |ticks| ticks + 1))).collect();
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let bytes = self.raw.store().snapshot(0, self.config.id.0).map_or(0, |snapshot| snapshot.data.len());
+        let more_ticks = u32::try_from(bytes / SNAPSHOT_BYTES_PER_TICK).unwrap_or(u32::MAX);
+        let patience_ticks = SNAPSHOT_PATIENCE_TICKS.saturating_add(more_ticks);
         let lost: Vec<_> = self
             .snapshots
             .iter()
-            .filter(|(_, ticks)| **ticks >= SNAPSHOT_PATIENCE_TICKS)
+            .filter(|(_, ticks)| **ticks >= patience_ticks)
             .map(|(id, _)| NodeId(*id))
             .collect();
         for node in lost {

@@ -20,17 +20,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 
-use floe_protocol::job::TaskRun;
-use floe_protocol::message::{Assignment, Inventory, Made, Report, Segment};
+use floe_protocol::job::{MAX_TIMELINE, TaskRun};
+use floe_protocol::message::{Assignment, Inventory, Made, Report};
 use floe_protocol::{
-    AttemptId, Failure, Fence, Freed, JobId, JobPhase, Load, NodeId, OutputMeta, PeerMessage, Placed,
-    StageGraph, StageId, StageProgress, TaskId, WallTime, WhyFreed, Work,
+    AttemptId, Failure, Fence, Freed, JobId, JobPhase, Load, NodeId, PeerMessage, StageGraph, StageId,
+    StageProgress, TaskId, WallTime, WhyFreed, Work,
 };
 
 use crate::clock::Now;
 use crate::command::Command;
 use crate::event::Event;
-use crate::state_machine::{JobWork, StateMachine};
+use crate::state_machine::{JobWork, StageOutputs, StateMachine};
 
 mod copies;
 mod job;
@@ -51,7 +51,7 @@ pub use sessions::SESSION_PATIENCE_MS;
 pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
 
 use copies::Copies;
-use job::{Attempt, Job, Place};
+use job::{Attempt, Job, Place, Reads};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
 
@@ -251,8 +251,7 @@ impl Scheduler {
         }
         for (id, job) in state.jobs() {
             let Some(work) = &job.work else { continue };
-            let outputs: Vec<_> = work.outputs.iter().map(|outputs| outputs.as_deref()).collect();
-            scheduler.add_job(*id, work.graph.clone(), &outputs, job.has_result());
+            scheduler.add_job(*id, work.graph.clone(), &work.outputs, job.has_result());
             scheduler.inherit(*id);
         }
         if !scheduler.jobs.is_empty() {
@@ -348,14 +347,20 @@ impl Scheduler {
         self.nodes.iter().filter(|(_, node)| node.heard_ms >= since).map(|(id, _)| id).collect()
     }
 
-    fn add_job(&mut self, id: JobId, graph: Arc<StageGraph>, outputs: &[Option<&[Placed]>], succeeded: bool) {
+    fn add_job(
+        &mut self,
+        id: JobId,
+        graph: Arc<StageGraph>,
+        outputs: &[Option<StageOutputs>],
+        succeeded: bool,
+    ) {
         let mut job = Job::new(id, graph);
         job.restore(outputs);
         for stage in 0..job.stages.len() {
-            for (partition, placed) in job.outputs(stage).into_iter().flatten().enumerate() {
-                let task = job.task_id(Place { stage, partition: partition as u32 });
-                for node in placed.nodes {
-                    self.nodes.entry(node).held.insert(task);
+            for (partition, holders) in (0..).zip(job.holders(stage)) {
+                let task = job.task_id(Place { stage, partition });
+                for node in holders {
+                    self.nodes.entry(*node).held.insert(task);
                 }
             }
         }
@@ -395,8 +400,7 @@ impl Scheduler {
         // What ran of it here is of no use if it has ended elsewhere.
         let tries = self.jobs.get(&id).map_or(0, Job::tries);
         self.stop(id);
-        let outputs: Vec<_> = work.outputs.iter().map(Option::as_deref).collect();
-        self.add_job(id, work.graph, &outputs, succeeded);
+        self.add_job(id, work.graph, &work.outputs, succeeded);
         self.inherit(id);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.count_from(tries);
@@ -477,9 +481,9 @@ impl Scheduler {
         }
         self.nodes.release(node, attempt);
         match outcome {
-            Ok(meta) if job.fits(place, &meta) => {
+            Ok(meta) if job.fits(place, &meta.summary()) && job.has_buckets(place, &meta) => {
                 self.ran(attempt.task, place, node, run);
-                self.finish(attempt.task.job, place, node, meta, Some(attempt));
+                self.finish(attempt.task.job, place, node, job::Made::Reported(meta), Some(attempt));
             }
             Ok(meta) => {
                 let message = format!(
@@ -503,10 +507,10 @@ impl Scheduler {
     }
 
     /// A partition exists on a node: other attempts at it are of no use.
-    fn finish(&mut self, id: JobId, place: Place, node: NodeId, meta: OutputMeta, by: Option<AttemptId>) {
+    fn finish(&mut self, id: JobId, place: Place, node: NodeId, made: job::Made, by: Option<AttemptId>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         self.nodes.entry(node).held.insert(job.task_id(place));
-        for attempt in job.finish(place, node, meta) {
+        for attempt in job.finish(place, node, made) {
             if Some(attempt.id) != by {
                 self.nodes.release(attempt.node, attempt.id);
                 self.aborts.entry(attempt.node).or_default().push(attempt.id);
@@ -530,11 +534,13 @@ impl Scheduler {
             let Some(outputs) = job.outputs(position) else { continue };
             let stage = &mut job.stages[position];
             stage.proposed_ms = Some(self.now_ms);
+            let (runs, more) = stage.runs.split_at(stage.runs.len().min(MAX_TIMELINE));
             self.effects.push(Effect::Propose(Command::StageDone {
                 job: id,
                 stage: StageId(position as u32),
                 outputs,
-                runs: stage.runs.clone(),
+                runs: runs.to_vec(),
+                more_ms: more.iter().map(|run| run.elapsed_ms).fold(0, u64::saturating_add),
                 ended_at: self.wall,
             }));
         }
@@ -599,28 +605,21 @@ impl Scheduler {
         let Some(job) = self.jobs.get_mut(&id) else { return false };
         for stage in 0..job.stages.len() {
             let Some(place) = job.next_ready(stage) else { continue };
-            let Some(inputs) = job.segments(place) else { continue };
-            let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
-            let mut node = choose(&self.nodes, job, place, &inputs, memory_bytes, false);
+            let Some(reads) = job.reads(place) else { continue };
+            let memory_bytes = task_memory_bytes(read_bytes(job, place, &reads));
+            let mut node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
             if node.is_none() && recovery::relent(&self.nodes, job, place) {
-                node = choose(&self.nodes, job, place, &inputs, memory_bytes, false);
+                node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
             }
             if let Some(node) = node {
-                self.assign(id, place, node, inputs, memory_bytes);
+                self.assign(id, place, node, reads, memory_bytes);
                 return true;
             }
         }
         false
     }
 
-    fn assign(
-        &mut self,
-        id: JobId,
-        place: Place,
-        node: NodeId,
-        inputs: Vec<Vec<Segment>>,
-        memory_bytes: u64,
-    ) {
+    fn assign(&mut self, id: JobId, place: Place, node: NodeId, reads: Reads, memory_bytes: u64) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let spec = &job.graph.stages[place.stage];
         let work = match &spec.work {
@@ -644,7 +643,7 @@ impl Scheduler {
             split,
             mark,
             buckets,
-            inputs,
+            inputs: reads.inputs,
             memory_bytes: memory_bytes.min(budget_bytes),
             apart,
         };
@@ -678,23 +677,16 @@ fn choose(
     nodes: &Nodes,
     job: &Job,
     place: Place,
-    inputs: &[Vec<Segment>],
+    reads: &Reads,
     memory_bytes: u64,
     at_once: bool,
 ) -> Option<NodeId> {
     let spec = &job.graph.stages[place.stage];
     let stage = &job.stages[place.stage];
     let task = job.task(place);
-    let mut bytes_at: BTreeMap<NodeId, u64> = BTreeMap::new();
-    let mut total = 0;
-    for segment in inputs.iter().flatten() {
-        total += segment.bytes;
-        for node in &segment.nodes {
-            *bytes_at.entry(*node).or_default() += segment.bytes;
-        }
-    }
-    let near = bytes_at.into_iter().filter(|(_, bytes)| total > 0 && *bytes * 2 >= total);
-    let near: Vec<NodeId> = near.map(|(node, _)| node).collect();
+    let total = reads.bytes;
+    let near = reads.bytes_at.iter().filter(|(_, bytes)| total > 0 && **bytes >= total.div_ceil(2));
+    let near: Vec<NodeId> = near.map(|(node, _)| *node).collect();
     let sees = |node: &NodeId| nodes.is_live(*node) && !stage.refused.contains_key(node);
     let wish = Wish {
         near: &near,
@@ -717,6 +709,6 @@ fn choose(
 }
 
 /// Bytes a task reads, from files and from other stages.
-fn read_bytes(job: &Job, place: Place, inputs: &[Vec<Segment>]) -> u64 {
-    inputs.iter().flatten().map(|segment| segment.bytes).sum::<u64>() + job.spec(place).scan_bytes
+fn read_bytes(job: &Job, place: Place, reads: &Reads) -> u64 {
+    reads.bytes.saturating_add(job.spec(place).scan_bytes)
 }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use floe_protocol::frame::{self, FrameError};
 use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
 use floe_protocol::{
-    Claim, Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, Placed, RequestId, StageGraph,
-    StageId, StageProgress, WallTime, WhyFreed, Work,
+    Claim, Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, RequestId, StageGraph, StageId,
+    StageProgress, WallTime, WhyFreed, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,29 +29,32 @@ mod job;
 
 pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
 pub(crate) use job::is_standing;
-pub use job::{Job, JobWork};
+pub use job::{Job, JobWork, StageOutputs};
 
 use history::History;
 use job::{check_graph, check_job, ends_bytes, outputs_fit, record_bytes, work_bytes};
 
 /// Jobs that may be unfinished at once: each costs every node memory.
-pub const MAX_UNFINISHED_JOBS: usize = 1024;
+pub const MAX_UNFINISHED_JOBS: usize = 16_384;
 
 /// Members of one mesh: a leader sends each of them leases and entries.
 pub const MAX_MEMBERS: usize = 2048;
 
 /// Tasks of one stage: its outputs travel in one log entry.
-pub const MAX_STAGE_TASKS: usize = 16_384;
+pub const MAX_STAGE_TASKS: usize = 131_072;
 
 /// Stages of one job.
 pub const MAX_STAGES: usize = 1024;
 
 /// Size of the graphs of all jobs that are unfinished or have a result, and of what will be known of their outputs and
-/// tasks: counted when a job is accepted, so that a snapshot fits a frame whatever becomes of it.
-pub const MAX_WORK_BYTES: usize = 8 << 20;
+/// tasks: counted when a job is accepted. Every node has all of it in memory, some of it twice.
+pub const MAX_WORK_BYTES: usize = 64 << 20;
+
+/// The same of one job: its graph travels in one log entry.
+pub const MAX_JOB_BYTES: usize = 11 << 20;
 
 /// The same when another mesh hands its jobs over, so that a mesh which is full of its own can take some.
-pub const MAX_ADOPTED_BYTES: usize = 11 << 20;
+pub const MAX_ADOPTED_BYTES: usize = 80 << 20;
 
 /// What a job that was taken on counts for, when eras are compared by what they have done.
 const ACCEPTED_WORK_MS: u64 = 1_000;
@@ -71,7 +74,7 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 pub const MAX_ENDED_ERAS: usize = 64;
 
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 3;
+const SNAPSHOT_VERSION: u32 = 4;
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -330,8 +333,8 @@ impl StateMachine {
             Command::Submit { job, label, graph, submitted_at } => {
                 self.submit(*job, label, graph, *submitted_at, events)
             }
-            Command::StageDone { job, stage, outputs, runs, ended_at } => {
-                self.stage_done(*job, *stage, outputs, runs, *ended_at, events)
+            Command::StageDone { job, stage, outputs, runs, more_ms, ended_at } => {
+                self.stage_done(*job, *stage, outputs, (runs, *more_ms), *ended_at, events)
             }
             Command::EndJob { job, phase, ended_at } => self.end_job(*job, phase, *ended_at, events),
             Command::Release { jobs, freed } => {
@@ -585,9 +588,9 @@ impl StateMachine {
         }
         check_graph(graph).map_err(refused)?;
         let weight_bytes = work_bytes(label, graph).map_err(Failure::internal)?;
-        if weight_bytes > MAX_WORK_BYTES {
+        if weight_bytes > MAX_JOB_BYTES {
             return Err(refused(format!(
-                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_WORK_BYTES}: read fewer files, or use fewer partitions"
+                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_JOB_BYTES}: read fewer files, or use fewer partitions"
             )));
         }
         self.check_room(weight_bytes)?;
@@ -595,7 +598,7 @@ impl StateMachine {
             .stages
             .iter()
             .map(|stage| match &stage.work {
-                Work::Held(placed) => Some(placed.clone()),
+                Work::Held(placed) => Some(StageOutputs::whole(placed.clone())),
                 Work::Fragment(_) | Work::Function(_) | Work::Calls => None,
             })
             .collect();
@@ -608,9 +611,9 @@ impl StateMachine {
                 name: stage.operators.last().cloned().unwrap_or_default(),
                 tasks: stage.tasks.len() as u32,
                 running: 0,
-                done: outputs.as_ref().map_or(0, |o| o.len() as u32),
-                rows: outputs.iter().flatten().map(|p| p.meta.rows()).sum(),
-                bytes: outputs.iter().flatten().map(|p| p.meta.bytes()).sum(),
+                done: outputs.as_ref().map_or(0, |outputs| outputs.placed.len() as u32),
+                rows: outputs.as_ref().map_or(0, StageOutputs::rows),
+                bytes: outputs.as_ref().map_or(0, StageOutputs::bytes),
             })
             .collect();
         let finished = matches!(outputs.last(), Some(Some(_)));
@@ -641,8 +644,8 @@ impl StateMachine {
         &mut self,
         id: JobId,
         stage: StageId,
-        outputs: &[Placed],
-        runs: &[TaskRun],
+        outputs: &StageOutputs,
+        (runs, more_ms): (&[TaskRun], u64),
         ended_at: WallTime,
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
@@ -660,16 +663,16 @@ impl StateMachine {
                 spec.exchange.buckets(),
             )));
         }
-        let replaced = work.outputs[position].replace(outputs.to_vec());
+        let replaced = work.outputs[position].replace(outputs.clone());
         let progress = &mut job.stages[position];
-        progress.done = outputs.len() as u32;
-        progress.rows = outputs.iter().map(|p| p.meta.rows()).sum();
-        progress.bytes = outputs.iter().map(|p| p.meta.bytes()).sum();
+        progress.done = outputs.placed.len() as u32;
+        (progress.rows, progress.bytes) = (outputs.rows(), outputs.bytes());
         // A leader that saw no answer says the same again, under another request id.
         let fresh = runs.iter().filter(|run| replaced.is_none() || !job.timeline.contains(run));
         let room = MAX_TIMELINE.saturating_sub(job.timeline.len());
         let fresh: Vec<_> = fresh.collect();
-        let worked_ms = fresh.iter().map(|run| run.elapsed_ms).fold(0, u64::saturating_add);
+        let more_ms = if replaced.is_none() { more_ms } else { 0 };
+        let worked_ms = fresh.iter().map(|run| run.elapsed_ms).fold(more_ms, u64::saturating_add);
         self.done_ms = self.done_ms.saturating_add(worked_ms);
         let kept: Vec<_> = fresh.into_iter().take(room).cloned().collect();
         job.timeline.extend(kept);

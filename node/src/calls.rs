@@ -21,6 +21,7 @@ use crate::fault;
 use crate::in_use::InUse;
 use crate::intake::Intake;
 use crate::job_status;
+use crate::large_messages::LargeMessages;
 use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Proposed};
 use crate::places::Places;
@@ -52,6 +53,7 @@ pub struct Calls {
     pub(crate) places: Places,
     /// What specifications that are being read and planned may take together.
     pub(crate) intake: Intake,
+    pub(crate) large: LargeMessages,
 }
 
 impl Calls {
@@ -131,6 +133,15 @@ impl Calls {
             }
             Request::Put { partition, meta } => {
                 let outcome = self.keep(&mut stream, partition, meta).await;
+                reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
+            }
+            Request::Raft { era, incarnation, bytes } => {
+                let outcome = match from {
+                    Caller::Node(node) => {
+                        self.large.receive(&self.mailbox, node, &mut stream, (era, incarnation), bytes).await
+                    }
+                    Caller::Driver(_) => Err(Failure::internal("a driver sends no messages of nodes")),
+                };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
             short => {
@@ -269,6 +280,7 @@ fn is_for_nodes(request: &Request) -> bool {
             | Request::Plan { .. }
             | Request::Put { .. }
             | Request::Seat { .. }
+            | Request::Raft { .. }
             | Request::Mesh
             | Request::Survivor
             | Request::CarryOn { .. }
@@ -296,6 +308,7 @@ async fn refuse(mut stream: Stream, request: &Request, failure: Failure) -> Resu
             | Request::Plan { .. }
             | Request::Put { .. }
             | Request::PutBlob { .. }
+            | Request::Raft { .. }
     );
     if body_follows {
         Body::new(stream).refuse(&failure).await;

@@ -31,6 +31,7 @@ pub mod in_use;
 pub mod intake;
 pub mod job_changes;
 pub mod job_status;
+pub mod large_messages;
 pub mod log_file;
 pub mod logs;
 pub mod mailbox;

@@ -7,8 +7,8 @@ use floe_consensus::{Command, Entry};
 use floe_network::Network;
 use floe_protocol::message::{Made, MeshView, Status, Survivor};
 use floe_protocol::{
-    Era, Failure, JobId, JobStatus, Member, NodeId, Placed, Request, RequestId, Response, StageId, TaskId,
-    frame,
+    Era, Failure, JobId, JobStatus, Member, NodeId, PeerMessage, Placed, Request, RequestId, Response,
+    StageId, TaskId, frame,
 };
 use floe_transport::Refusal;
 use libp2p::Multiaddr;
@@ -49,6 +49,10 @@ pub enum Ask {
     Made(JobId, u32, oneshot::Sender<(Result<Made, Failure>, Option<NodeId>)>),
     /// Make this node a member, if this node leads.
     Join(Member, oneshot::Sender<Proposed>),
+    /// A message from another node came as a call of its own.
+    Message(NodeId, PeerMessage),
+    /// A message to another node, as a call of its own, did not get there.
+    NotSent(NodeId, PeerMessage),
     /// A result partition could not be had from a node that should hold it.
     Lost(TaskId, NodeId),
     /// Another node has a copy of a partition that this one holds, or did not take it.

@@ -18,7 +18,7 @@ use floe_consensus::replica::{self, TICK_MS};
 use floe_consensus::state_machine::Job;
 use floe_consensus::{Command, Entry, Event as Applied, ProposeError, Replica};
 use floe_network::{Event as NetworkEvent, Hint, Network};
-use floe_protocol::job::TaskRun;
+use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::message::{Inventory, Made, Report, Status};
 use floe_protocol::version::FLOE_VERSION;
 use floe_protocol::{
@@ -41,6 +41,7 @@ use crate::formation;
 use crate::in_use::InUse;
 use crate::intake::Intake;
 use crate::job_changes::JobChanges;
+use crate::large_messages::{self, LargeMessages};
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
 use crate::places::Places;
@@ -171,6 +172,7 @@ impl Node {
             logs: worker.hosts().logs().clone(),
             places: Places::default(),
             intake: Intake::new(settings.memory_bytes),
+            large: LargeMessages::default(),
         };
         let (stop, stopped) = oneshot::channel();
         let first_request = RequestId(random_id()?);
@@ -463,6 +465,9 @@ impl Loop {
     fn settle(&mut self) -> Result<(), Error> {
         while let Some(action) = self.participant.poll() {
             match action {
+                Action::Send(to, message) if large_messages::is_large(&message) => {
+                    large_messages::send(self.calls.mailbox.clone(), to, message);
+                }
                 Action::Send(to, message) => {
                     if !self.network.send(to, &message) {
                         tracing::debug!(%to, "a message was not sent: the peer is away or slow");
@@ -522,7 +527,7 @@ impl Loop {
         let held = self.store.held();
         let tasks: BTreeSet<TaskId> = held.iter().map(|(task, _)| *task).collect();
         self.runs.retain(|task, _| tasks.contains(task));
-        let runs = self.runs.iter().map(|(task, run)| (*task, run.clone())).collect();
+        let runs = self.runs.iter().take(MAX_TIMELINE).map(|(task, run)| (*task, run.clone())).collect();
         Inventory {
             fence,
             held,
@@ -706,6 +711,8 @@ impl Loop {
             Ask::Refusals(reply) => {
                 let _ = reply.send(self.refusals.iter().cloned().collect());
             }
+            Ask::Message(from, message) => self.participant.receive(clock::read(), from, message),
+            Ask::NotSent(to, message) => self.participant.not_sent(to, message),
             Ask::Lost(partition, node) => self.participant.lost(partition, node),
             Ask::Copied(partition, node, done) => {
                 self.copying.remove(&(partition, node));
@@ -860,7 +867,8 @@ impl Loop {
 /// The graph of a succeeded job, and where its last stage's partitions lie.
 fn result_of(id: JobId, job: &Job) -> Result<(&StageGraph, &[Placed]), Failure> {
     let work = job.work.as_ref();
-    let result = work.and_then(|work| Some((work.graph.as_ref(), work.outputs.last()?.as_deref()?)));
+    let result =
+        work.and_then(|work| Some((work.graph.as_ref(), work.outputs.last()?.as_ref()?.placed.as_slice())));
     result.ok_or_else(|| match job.freed {
         Some(freed) => Failure::Freed { job: id, freed },
         None => Failure::internal(format!("job {id} has succeeded, and nothing says where its result lies")),

@@ -120,7 +120,7 @@ impl Drop for Place {
     }
 }
 
-/// Whether nodes ask this to agree and to find each other: one short frame each way.
+/// Whether nodes ask this to agree and to find each other: one short frame each way, but for snapshots.
 fn is_control(request: &Request) -> bool {
     matches!(
         request,
@@ -133,6 +133,7 @@ fn is_control(request: &Request) -> bool {
             | Request::Progress { .. }
             | Request::Made { .. }
             | Request::HasBlob { .. }
+            | Request::Raft { .. }
     )
 }
 

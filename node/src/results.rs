@@ -72,7 +72,7 @@ impl Results {
             let made = with_signs(&mut stream, self.made(id, partition)).await?;
             match made {
                 Ok(Some(Placement { stage, placed, schema })) => {
-                    let schema = if placed.meta.rows() == 0 { schema } else { Bytes::new() };
+                    let schema = if placed.summary.rows == 0 { schema } else { Bytes::new() };
                     reply(&mut stream, Response::Made(Made::Here { stage, placed, schema })).await?;
                 }
                 Ok(None) => break,
@@ -106,7 +106,7 @@ impl Results {
             Ok(outputs) => outputs,
             Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
         };
-        let partitions = outputs.partitions.iter().map(|placed| placed.meta.clone()).collect();
+        let partitions = outputs.partitions.iter().map(|placed| placed.summary).collect();
         reply(&mut stream, Response::Result { schema: outputs.schema, partitions }).await?;
         let count = outputs.partitions.len() as u32;
         let results = self.clone();
@@ -180,7 +180,7 @@ impl Results {
         loop {
             let placement = self.placement(id, partition).await?;
             // Of a function, an empty partition has columns that only it knows.
-            if placement.placed.meta.rows() == 0 && !placement.schema.is_empty() {
+            if placement.placed.summary.rows == 0 && !placement.schema.is_empty() {
                 return Ok(vec![placement.schema]);
             }
             match self.streams.fetch_segment(&placement.segment(id, partition)).await {
@@ -246,8 +246,6 @@ impl Placement {
         Segment {
             partition: TaskId { job, stage: self.stage, partition },
             bucket: None,
-            rows: self.placed.meta.rows(),
-            bytes: self.placed.meta.bytes(),
             nodes: self.placed.nodes.clone(),
         }
     }

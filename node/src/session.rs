@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use floe_consensus::Command;
+use floe_consensus::state_machine::StageOutputs;
 use floe_protocol::{
     Exchange, Failure, JobId, JobPhase, Placed, Response, Stage, StageGraph, StageId, TaskSpec, Work,
 };
@@ -183,8 +184,9 @@ impl Sessions {
         let done = Command::StageDone {
             job: id,
             stage: StageId(0),
-            outputs: vec![Placed::default()],
+            outputs: StageOutputs::whole(vec![Placed::default()]),
             runs: Vec::new(),
+            more_ms: 0,
             ended_at: wall_time(),
         };
         self.0.mailbox.propose(done).await

@@ -26,7 +26,7 @@ use std::{io, mem, thread};
 
 use bytes::Bytes;
 use floe_protocol::graph::BucketMeta;
-use floe_protocol::{Failure, JobId, NodeId, OutputMeta, StageId, TaskId};
+use floe_protocol::{Failure, JobId, NodeId, OutputMeta, StageId, Summary, TaskId};
 use polars::prelude::{DataFrame, IpcCompression, PolarsError};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -294,8 +294,8 @@ impl Store {
     }
 
     /// Every partition that is here, in order.
-    pub fn held(&self) -> Vec<(TaskId, OutputMeta)> {
-        self.0.lock().partitions.iter().map(|(task, partition)| (*task, partition.meta())).collect()
+    pub fn held(&self) -> Vec<(TaskId, Summary)> {
+        self.0.lock().partitions.iter().map(|(task, partition)| (*task, partition.summary())).collect()
     }
 
     /// How much is here.
@@ -466,6 +466,11 @@ impl Partition {
     fn meta(&self) -> OutputMeta {
         let bucket = |segment: &Segment| BucketMeta { rows: segment.rows, bytes: segment.bytes };
         OutputMeta { buckets: self.segments.iter().map(bucket).collect(), mark: self.mark }
+    }
+
+    fn summary(&self) -> Summary {
+        let rows = self.segments.iter().map(|segment| segment.rows).fold(0, u64::saturating_add);
+        Summary { rows, bytes: self.bytes(), mark: self.mark }
     }
 
     fn bytes(&self) -> u64 {
@@ -792,7 +797,7 @@ mod tests {
         for (keep, memory_bytes) in ways.into_iter().flatten() {
             let (to, _dir) = store(memory_bytes);
             to.put_segments(task(1, 0), sent.clone(), meta.clone(), keep).unwrap();
-            assert_eq!(to.held(), [(task(1, 0), meta.clone())]);
+            assert_eq!(to.held(), [(task(1, 0), meta.summary())]);
             let held: Vec<_> = to.get(task(1, 0), None).unwrap().into_iter().map(|s| s.bytes).collect();
             assert_eq!(held, sent);
             let refused = to.put_segments(task(1, 1), sent[..1].to_vec(), meta.clone(), keep);
@@ -889,7 +894,7 @@ mod tests {
         // As a process that is killed leaves them: nothing is dropped.
         mem::forget(first);
         let second = again();
-        assert_eq!(second.held(), [(task(1, 0), meta.clone()), (task(1, 1), empty)]);
+        assert_eq!(second.held(), [(task(1, 0), meta.summary()), (task(1, 1), empty.summary())]);
         assert_eq!(read_all(&second, task(1, 0)), buckets);
         // And as one does that stops.
         second.put(task(2, 0), Some(8), vec![frame(2)], Keep::InMemory).unwrap();
@@ -898,7 +903,7 @@ mod tests {
         second.free(&[JobId(1)]);
         drop(second);
         let third = again();
-        assert_eq!(third.held(), [(task(2, 0), made)]);
+        assert_eq!(third.held(), [(task(2, 0), made.summary())]);
         assert_eq!(read_all(&third, task(2, 0)), [frame(2)]);
         third.free(&[JobId(2)]);
         assert_eq!((third.usage(), fs::read_dir(dir.path()).unwrap().count()), (Usage::default(), 0));

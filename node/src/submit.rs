@@ -277,7 +277,7 @@ impl Submitter {
                 if let Some(stage) = graph.stages.get_mut(stage.0 as usize)
                     && let Work::Held(held) = &mut stage.work
                 {
-                    held.push(Placed { nodes, meta });
+                    held.push(Placed { nodes, summary: meta.summary() });
                 }
             }
         }

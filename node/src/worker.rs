@@ -27,7 +27,7 @@ use bytes::Bytes;
 use floe_protocol::function::{Argument, FunctionWork};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::TaskRun;
-use floe_protocol::message::{Assignment, Report, Segment};
+use floe_protocol::message::{Assignment, Report, Segment, StageRead};
 use floe_protocol::{AttemptId, Failure, JobId, Load, OutputMeta, TaskId, WallTime, Work, frame};
 use floe_query::Stop;
 use futures::future::BoxFuture;
@@ -218,7 +218,7 @@ impl Inner {
         }
         let memory = self.store.budget().reserve(assignment.memory_bytes).await;
         let started = Started::now();
-        let outcome = match self.fetch(&assignment.inputs).await {
+        let outcome = match self.fetch(assignment.attempt.task.job, &assignment.inputs).await {
             Ok(inputs) => match &assignment.work {
                 Work::Function(work) => {
                     let outcome = self.call(&assignment, work, inputs, token).await;
@@ -233,11 +233,12 @@ impl Inner {
     }
 
     /// Every input's files, in the order of its segments.
-    async fn fetch(&self, inputs: &[Vec<Segment>]) -> Result<Vec<Vec<Bytes>>, Failure> {
-        let mut fetches = Vec::new();
-        for (input, segments) in inputs.iter().enumerate() {
-            fetches.extend(segments.iter().map(|segment| self.fetch_one(input, segment)));
+    async fn fetch(&self, job: JobId, inputs: &[StageRead]) -> Result<Vec<Vec<Bytes>>, Failure> {
+        let mut segments = Vec::new();
+        for (input, read) in inputs.iter().enumerate() {
+            segments.extend(read.segments(job).map(|segment| (input, segment)));
         }
+        let fetches = segments.into_iter().map(|(input, segment)| self.fetch_one(input, segment));
         let mut fetches = stream::iter(fetches).buffered(MAX_FETCHES);
         let mut fetched = vec![Vec::new(); inputs.len()];
         while let Some((input, files)) = fetches.try_next().await? {
@@ -246,8 +247,8 @@ impl Inner {
         Ok(fetched)
     }
 
-    async fn fetch_one(&self, input: usize, segment: &Segment) -> Result<(usize, Vec<Bytes>), Failure> {
-        Ok((input, self.inputs.fetch(segment).await?))
+    async fn fetch_one(&self, input: usize, segment: Segment) -> Result<(usize, Vec<Bytes>), Failure> {
+        Ok((input, self.inputs.fetch(&segment).await?))
     }
 
     /// Runs the fragment and stores its output on a thread of its own. Slot and memory stay taken until that
@@ -537,8 +538,9 @@ mod tests {
         }
     }
 
-    fn segment(partition: u32, nodes: Vec<NodeId>) -> Segment {
-        Segment { partition: task(partition), bucket: Some(3), rows: 0, bytes: 0, nodes }
+    /// Bucket 3 of these partitions, which these nodes hold.
+    fn read(partitions: impl IntoIterator<Item = (u32, &'static [NodeId])>) -> StageRead {
+        StageRead::new(StageId(0), Some(3), partitions.into_iter())
     }
 
     #[tokio::test]
@@ -636,10 +638,9 @@ mod tests {
             *sees.lock().unwrap() = inputs;
             Ok(vec![DataFrame::empty()])
         });
-        let here = || vec![NODE];
-        let first: Vec<_> = (0..20).map(|partition| segment(partition, here())).collect();
+        const HERE: &[NodeId] = &[NODE];
         let mut wanted = assignment(0, 10);
-        wanted.inputs = vec![first, Vec::new(), vec![segment(7, here())]];
+        wanted.inputs = vec![read((0..20).map(|partition| (partition, HERE))), read([]), read([(7, HERE)])];
         it.worker.assign(wanted);
         it.reports.recv().await.unwrap().outcome.unwrap();
         let seen = seen.lock().unwrap().clone();
@@ -647,7 +648,7 @@ mod tests {
         assert_eq!(seen, [expected, Vec::new(), vec![Bytes::from("7:Some(3)")]]);
 
         let mut wanted = assignment(1, 10);
-        wanted.inputs = vec![vec![segment(0, here()), segment(4, Vec::new())]];
+        wanted.inputs = vec![read([(0, HERE), (4, &[])])];
         it.worker.assign(wanted);
         let outcome = it.reports.recv().await.unwrap().outcome;
         assert_eq!(outcome, Err(Failure::InputLost { partition: task(4), node: NodeId(9) }));

@@ -16,7 +16,7 @@ use crate::message::FileMark;
 pub const MAX_INLINE_BYTES: usize = 64 << 10;
 
 /// The most tasks that one function's job may have. More are better put into fewer, larger ones.
-pub const MAX_TASKS: usize = 10_000;
+pub const MAX_TASKS: usize = 100_000;
 
 /// The largest blob.
 pub const MAX_BLOB_BYTES: u64 = 4 << 30;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::columns;
 use crate::frame;
 use crate::ids::{NodeId, StageId};
 
@@ -59,7 +60,7 @@ pub enum Work {
     /// Call a function: an encoded [`crate::function::FunctionWork`], read by workers only.
     Function(Bytes),
     /// Nothing: the partitions came with the submission and lie where this says, one entry a partition.
-    Held(Vec<Placed>),
+    Held(#[serde(with = "columns::placed")] Vec<Placed>),
     /// Nothing that is scheduled: a driver that is connected calls functions for as long as it likes
     /// ([`crate::session`]). The stage is done when the driver says so.
     Calls,
@@ -142,23 +143,40 @@ pub struct TaskSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputMeta {
     /// Rows and bytes of each bucket, in order; one entry where the exchange has no buckets.
+    #[serde(with = "columns::buckets")]
     pub buckets: Vec<BucketMeta>,
-    /// The [`StageGraph::fingerprint`] it was made for; of what came with the submission, that of its content. A
-    /// job that was planned twice, in two meshes that did not see each other, has partitions of the same names that
-    /// do not go together.
+    /// See [`Summary::mark`].
     pub mark: u64,
 }
 
 impl OutputMeta {
     /// Rows in all buckets.
     pub fn rows(&self) -> u64 {
-        self.buckets.iter().map(|b| b.rows).sum()
+        self.buckets.iter().map(|b| b.rows).fold(0, u64::saturating_add)
     }
 
     /// Bytes in all buckets, as stored (Arrow IPC).
     pub fn bytes(&self) -> u64 {
-        self.buckets.iter().map(|b| b.bytes).sum()
+        self.buckets.iter().map(|b| b.bytes).fold(0, u64::saturating_add)
     }
+
+    /// The partition as a whole.
+    pub fn summary(&self) -> Summary {
+        Summary { rows: self.rows(), bytes: self.bytes(), mark: self.mark }
+    }
+}
+
+/// What is known of a finished partition as a whole: which rows are in which of its buckets, only its holders know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes, as stored (Arrow IPC).
+    pub bytes: u64,
+    /// The [`StageGraph::fingerprint`] it was made for; of what came with the submission, that of its content. A
+    /// job that was planned twice, in two meshes that did not see each other, has partitions of the same names that
+    /// do not go together.
+    pub mark: u64,
 }
 
 /// Size of one bucket of a partition.
@@ -175,6 +193,6 @@ pub struct BucketMeta {
 pub struct Placed {
     /// The nodes that hold a whole copy, the first preferred.
     pub nodes: Vec<NodeId>,
-    /// Its size.
-    pub meta: OutputMeta,
+    /// Its size, and what it was made for.
+    pub summary: Summary,
 }

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod arrow_file;
+pub mod columns;
 pub mod failure;
 pub mod frame;
 pub mod function;
@@ -20,7 +21,7 @@ pub mod version;
 
 pub use failure::Failure;
 pub use function::{Function, FunctionJob};
-pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, TaskSpec, Work};
+pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, Summary, TaskSpec, Work};
 pub use ids::{AttemptId, BlobId, Claim, Era, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
 pub use job::{Freed, JobKind, JobPhase, JobSpec, JobStatus, Query, StageProgress, WhyFreed};
 pub use message::{PeerMessage, Request, Response};

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::columns::{self, Holders, Uneven};
 use crate::failure::Failure;
 use crate::function::Blob;
-use crate::graph::{OutputMeta, Placed, StageGraph, Work};
+use crate::graph::{OutputMeta, Placed, StageGraph, Summary, Work};
 use crate::ids::{AttemptId, BlobId, Claim, Era, Fence, JobId, NodeId, RequestId, StageId, TaskId};
 use crate::job::{JobStatus, TaskRun};
 use crate::node::{Load, Member, NodeInfo};
@@ -123,29 +124,79 @@ pub struct Assignment {
     pub work: Work,
     /// The task's part of the scans (`TaskSpec::split`).
     pub split: Bytes,
-    /// What its output is marked with ([`OutputMeta::mark`]).
+    /// What its output is marked with ([`Summary::mark`]).
     pub mark: u64,
     /// How many buckets its output has.
     pub buckets: u32,
-    /// Where its inputs lie: for each of the stage's inputs the segments to read, in order.
-    pub inputs: Vec<Vec<Segment>>,
+    /// Where its inputs lie: what to read of each of the stage's inputs.
+    pub inputs: Vec<StageRead>,
     /// Memory to reserve before it starts.
     pub memory_bytes: u64,
     /// Whether a query's fragment runs in a process of its own, since a node may have died of it.
     pub apart: bool,
 }
 
-/// A readable piece of a partition.
+/// What a task reads of one of the stages before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawStageRead")]
+pub struct StageRead {
+    stage: StageId,
+    bucket: Option<u32>,
+    partitions: Vec<u32>,
+    holders: Holders,
+}
+
+#[derive(Deserialize)]
+struct RawStageRead {
+    stage: StageId,
+    bucket: Option<u32>,
+    partitions: Vec<u32>,
+    holders: Holders,
+}
+
+impl TryFrom<RawStageRead> for StageRead {
+    type Error = Uneven;
+
+    fn try_from(RawStageRead { stage, bucket, partitions, holders }: RawStageRead) -> Result<Self, Uneven> {
+        let fits = partitions.len() == holders.len();
+        fits.then_some(Self { stage, bucket, partitions, holders }).ok_or(Uneven)
+    }
+}
+
+impl StageRead {
+    /// Partitions of a stage, with who holds them, the preferred first: one bucket of each, or the whole.
+    pub fn new<'a>(
+        stage: StageId,
+        bucket: Option<u32>,
+        partitions: impl Iterator<Item = (u32, &'a [NodeId])>,
+    ) -> Self {
+        let mut numbers = Vec::new();
+        let holders = partitions.map(|(partition, nodes)| {
+            numbers.push(partition);
+            nodes
+        });
+        let holders = holders.collect();
+        Self { stage, bucket, partitions: numbers, holders }
+    }
+
+    /// What is read, in order; `job` is the task's own.
+    pub fn segments(&self, job: JobId) -> impl Iterator<Item = Segment> {
+        let (stage, bucket) = (self.stage, self.bucket);
+        self.partitions.iter().zip(self.holders.iter()).map(move |(partition, nodes)| Segment {
+            partition: TaskId { job, stage, partition: *partition },
+            bucket,
+            nodes: nodes.to_vec(),
+        })
+    }
+}
+
+/// A readable piece of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The partition.
     pub partition: TaskId,
     /// One bucket, or the whole partition.
     pub bucket: Option<u32>,
-    /// Rows.
-    pub rows: u64,
-    /// Bytes.
-    pub bytes: u64,
     /// Who holds it, the preferred first.
     pub nodes: Vec<NodeId>,
 }
@@ -156,8 +207,9 @@ pub struct Inventory {
     /// The fence of the leader that asked.
     pub fence: Fence,
     /// Finished partitions it holds intact.
-    pub held: Vec<(TaskId, OutputMeta)>,
-    /// When it made those of them that it made itself.
+    #[serde(with = "columns::held")]
+    pub held: Vec<(TaskId, Summary)>,
+    /// When it made those of them that it made itself, as many as a timeline can hold.
     pub runs: Vec<(TaskId, TaskRun)>,
     /// Attempts it runs or has queued.
     pub running: Vec<AttemptId>,
@@ -354,6 +406,16 @@ pub enum Request {
     },
     /// Let something go wrong with this node, to see the mesh bear it -> [`Response::Done`], before it does
     Fault(Fault),
+    /// Node to node: a message of raft-rs that no frame holds, be it a snapshot of a large state; it follows as a bulk
+    /// body -> [`Response::Done`] once it was taken in.
+    Raft {
+        /// As of [`PeerMessage::Raft`].
+        era: Era,
+        /// Likewise.
+        incarnation: u64,
+        /// How long the message is.
+        bytes: u64,
+    },
     /// Node to leader: live progress of a job that only the leader knows -> [`Response::Job`]
     Progress {
         /// The job.
@@ -399,7 +461,7 @@ pub enum Response {
         /// The result's schema, as an Arrow IPC stream without batches.
         schema: Bytes,
         /// Rows and bytes of each partition, from partition 0.
-        partitions: Vec<OutputMeta>,
+        partitions: Vec<Summary>,
     },
     /// To [`Request::Partitions`], [`Request::Partition`] and [`Request::Made`].
     Made(Made),

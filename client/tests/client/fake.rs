@@ -151,7 +151,7 @@ pub(crate) async fn say(stream: &mut Stream, response: &Response) {
 
 /// Says that a partition lies on these nodes.
 pub(crate) async fn say_made(stream: &mut Stream, rows: u64, nodes: &[NodeId]) {
-    let placed = Placed { nodes: nodes.to_vec(), meta: meta(rows) };
+    let placed = Placed { nodes: nodes.to_vec(), summary: meta(rows).summary() };
     let made = Made::Here { stage: StageId(0), placed, schema: Bytes::new() };
     say(stream, &Response::Made(made)).await;
 }
@@ -202,7 +202,7 @@ pub(crate) fn meta(rows: u64) -> OutputMeta {
 }
 
 pub(crate) fn result(partitions: &[u64]) -> Response {
-    let partitions = partitions.iter().map(|rows| meta(*rows)).collect();
+    let partitions = partitions.iter().map(|rows| meta(*rows).summary()).collect();
     Response::Result { schema: partition(&[]).into(), partitions }
 }
 

@@ -105,7 +105,7 @@ async fn partitions_end_with_what_the_job_failed_of() {
 async fn a_partition_without_rows_whose_columns_are_known_is_not_fetched() {
     let key = MeshKey::generate();
     let node = Fake::start(&key, &[], |_, mut stream| async move {
-        let placed = Placed { nodes: NOWHERE.to_vec(), meta: meta(0) };
+        let placed = Placed { nodes: NOWHERE.to_vec(), summary: meta(0).summary() };
         let schema = partition(&[]).into();
         say(&mut stream, &Response::Made(Made::Here { stage: StageId(0), placed, schema })).await;
         say(&mut stream, &Response::Made(Made::Beyond)).await;

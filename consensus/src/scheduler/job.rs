@@ -13,12 +13,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use floe_protocol::graph::TaskSpec;
+use floe_protocol::graph::{BucketMeta, TaskSpec};
 use floe_protocol::job::TaskRun;
-use floe_protocol::message::{Made, Segment};
+use floe_protocol::message;
 use floe_protocol::{
-    AttemptId, JobId, NodeId, OutputMeta, Placed, Read, StageGraph, StageId, StageProgress, TaskId, Work,
+    AttemptId, JobId, NodeId, OutputMeta, Placed, Read, StageGraph, StageId, StageProgress, Summary, TaskId,
+    Work,
 };
+
+use crate::state_machine::StageOutputs;
+
+mod reads;
+
+pub(super) use reads::{Made, Reads};
+
+use reads::{consumers, partitions};
 
 /// A task's place in its job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +67,10 @@ pub(super) struct Stage {
     pub(super) elapsed_ms: Vec<u64>,
     /// Runs not yet told with a `StageDone`.
     pub(super) runs: Vec<TaskRun>,
+    /// The size of each bucket in all partitions that were counted, whether they are all there at the moment or not.
+    buckets: Vec<BucketMeta>,
+    /// Whether that is known of every bucket. Of partitions that a node tells of in its inventory only the whole is.
+    exact: bool,
     /// Whether the replicated state knows the outputs as they are, and when that was last proposed.
     pub(super) agreed: bool,
     pub(super) proposed_ms: Option<u64>,
@@ -91,7 +104,7 @@ pub(super) struct Task {
     pub(super) crashes: Vec<NodeId>,
     /// Whether a node went away to which it was given: it may have run there, unheard.
     pub(super) suspect: bool,
-    /// Whether it ever ended well.
+    /// Whether it ever ended well: then its partition is counted, and made anew it is as large.
     pub(super) once_done: bool,
     /// Nodes where it failed.
     pub(super) excluded: Vec<NodeId>,
@@ -124,7 +137,7 @@ impl Job {
             .stages
             .iter()
             .map(|stage| match &stage.work {
-                Work::Held(placed) => Some(placed.as_slice()),
+                Work::Held(placed) => Some(StageOutputs::whole(placed.clone())),
                 Work::Fragment(_) | Work::Function(_) | Work::Calls => None,
             })
             .collect();
@@ -148,13 +161,14 @@ impl Job {
     }
 
     /// Takes over what the replicated state says of finished stages.
-    pub(super) fn restore(&mut self, outputs: &[Option<&[Placed]>]) {
+    pub(super) fn restore(&mut self, outputs: &[Option<StageOutputs>]) {
         for (stage, outputs) in self.stages.iter_mut().zip(outputs) {
             let Some(outputs) = outputs else { continue };
-            for (task, placed) in stage.tasks.iter_mut().zip(*outputs) {
+            for (task, placed) in stage.tasks.iter_mut().zip(&outputs.placed) {
                 task.state = State::Done(placed.clone());
                 task.once_done = true;
             }
+            stage.buckets.clone_from(&outputs.buckets);
             stage.done = stage.tasks.len() as u32;
             stage.agreed = true;
         }
@@ -217,15 +231,19 @@ impl Job {
     }
 
     /// Whether a partition is one of this job, as it is planned here.
-    pub(super) fn fits(&self, place: Place, meta: &OutputMeta) -> bool {
-        let stage = &self.graph.stages[place.stage];
-        match &stage.work {
-            Work::Held(placed) => placed.get(place.partition as usize).is_some_and(|held| held.meta == *meta),
-            Work::Fragment(_) | Work::Function(_) => {
-                meta.mark == self.mark && meta.buckets.len() == stage.exchange.buckets() as usize
+    pub(super) fn fits(&self, place: Place, summary: &Summary) -> bool {
+        match &self.graph.stages[place.stage].work {
+            Work::Held(placed) => {
+                placed.get(place.partition as usize).is_some_and(|held| held.summary == *summary)
             }
+            Work::Fragment(_) | Work::Function(_) => summary.mark == self.mark,
             Work::Calls => false,
         }
+    }
+
+    /// Whether a task made as many buckets as it was to.
+    pub(super) fn has_buckets(&self, place: Place, meta: &OutputMeta) -> bool {
+        meta.buckets.len() == self.graph.stages[place.stage].exchange.buckets() as usize
     }
 
     /// Makes the tasks and whatever they lack wanted, and ready where nothing is lacking.
@@ -334,11 +352,14 @@ impl Job {
     }
 
     /// A partition exists. Returns the attempts that are no longer needed for it.
-    pub(super) fn finish(&mut self, place: Place, node: NodeId, meta: OutputMeta) -> Vec<Attempt> {
+    pub(super) fn finish(&mut self, place: Place, node: NodeId, made: Made) -> Vec<Attempt> {
         let stage = &mut self.stages[place.stage];
         let task = &mut stage.tasks[place.partition as usize];
+        if !task.once_done {
+            stage.exact &= made.add_to(&mut stage.buckets);
+        }
         let attempts = std::mem::take(&mut task.attempts);
-        task.state = State::Done(Placed { nodes: vec![node], meta });
+        task.state = State::Done(Placed { nodes: vec![node], summary: made.summary() });
         task.once_done = true;
         stage.done += 1;
         stage.agreed = false;
@@ -397,10 +418,10 @@ impl Job {
 
     /// Another node holds a partition too: of what came with the submission every copy is the same. Of what tasks make
     /// that is not so, be it as large. False if it is known, or not this partition.
-    pub(super) fn add_holder(&mut self, place: Place, node: NodeId, meta: Option<&OutputMeta>) -> bool {
+    pub(super) fn add_holder(&mut self, place: Place, node: NodeId, summary: Option<&Summary>) -> bool {
         let stage = &mut self.stages[place.stage];
         let State::Done(placed) = &mut stage.tasks[place.partition as usize].state else { return false };
-        if placed.nodes.contains(&node) || meta.is_some_and(|meta| *meta != placed.meta) {
+        if placed.nodes.contains(&node) || summary.is_some_and(|summary| *summary != placed.summary) {
             return false;
         }
         placed.nodes.push(node);
@@ -444,46 +465,30 @@ impl Job {
         }
     }
 
-    /// What a task reads, for each of its stage's inputs, in partition order. Empty buckets are left out.
-    /// `None` if an input does not exist.
-    pub(super) fn segments(&self, place: Place) -> Option<Vec<Vec<Segment>>> {
-        let mut inputs = Vec::new();
-        for input in &self.graph.stages[place.stage].inputs {
-            let stage = input.stage.0 as usize;
-            let producer = &self.stages[stage];
-            let bucket = (input.read == Read::Bucket).then_some(place.partition);
-            let mut segments = Vec::new();
-            for partition in partitions(input.read, place.partition, producer.tasks.len()) {
-                let State::Done(placed) = &producer.tasks[partition as usize].state else { return None };
-                let (rows, bytes) = match bucket {
-                    Some(bucket) => {
-                        let meta = placed.meta.buckets.get(bucket as usize).copied().unwrap_or_default();
-                        (meta.rows, meta.bytes)
-                    }
-                    None => (placed.meta.rows(), placed.meta.bytes()),
-                };
-                if bucket.is_some() && rows == 0 {
-                    continue;
-                }
-                let partition = self.task_id(Place { stage, partition });
-                segments.push(Segment { partition, bucket, rows, bytes, nodes: placed.nodes.clone() });
-            }
-            inputs.push(segments);
-        }
-        Some(inputs)
+    /// Who holds each partition of a complete stage; nothing of one that is not complete.
+    pub(super) fn holders(&self, stage: usize) -> impl Iterator<Item = &[NodeId]> {
+        let stage = &self.stages[stage];
+        let tasks = stage.tasks.iter().take(if stage.is_complete() { stage.tasks.len() } else { 0 });
+        tasks.map(|task| match &task.state {
+            State::Done(placed) => placed.nodes.as_slice(),
+            _ => &[],
+        })
     }
 
     /// Where a complete stage's partitions lie.
-    pub(super) fn outputs(&self, stage: usize) -> Option<Vec<Placed>> {
-        let placed = self.stages[stage].tasks.iter().map(|task| match &task.state {
+    pub(super) fn outputs(&self, stage: usize) -> Option<StageOutputs> {
+        let stage = &self.stages[stage];
+        let placed = stage.tasks.iter().map(|task| match &task.state {
             State::Done(placed) => Some(placed.clone()),
             _ => None,
         });
-        placed.collect()
+        Some(StageOutputs { placed: placed.collect::<Option<_>>()?, buckets: stage.buckets.clone() })
     }
 
     /// Where a partition of its result lies.
-    pub(super) fn made(&self, partition: u32) -> Made {
+    pub(super) fn made(&self, partition: u32) -> message::Made {
+        use message::Made;
+
         let (Some(spec), Some(stage)) = (self.graph.stages.last(), self.stages.last()) else {
             return Made::Beyond;
         };
@@ -512,10 +517,12 @@ impl Job {
             .zip(&self.stages)
             .map(|(spec, stage)| {
                 let done = stage.tasks.iter().filter_map(|task| match &task.state {
-                    State::Done(placed) => Some(&placed.meta),
+                    State::Done(placed) => Some(&placed.summary),
                     _ => None,
                 });
-                let (rows, bytes) = done.fold((0, 0), |(r, b), meta| (r + meta.rows(), b + meta.bytes()));
+                let (rows, bytes) = done.fold((0_u64, 0_u64), |(rows, bytes), summary| {
+                    (rows.saturating_add(summary.rows), bytes.saturating_add(summary.bytes))
+                });
                 StageProgress {
                     stage: spec.id,
                     name: spec.operators.last().cloned().unwrap_or_default(),
@@ -545,6 +552,8 @@ impl Stage {
             missed: None,
             elapsed_ms: Vec::new(),
             runs: Vec::new(),
+            buckets: vec![BucketMeta::default(); spec.exchange.buckets() as usize],
+            exact: true,
             agreed: false,
             proposed_ms: None,
             consumers: Vec::new(),
@@ -577,33 +586,3 @@ impl Task {
         matches!(self.state, State::Done(_))
     }
 }
-
-/// Which of a producer's partitions a task reads.
-fn partitions(read: Read, task: u32, count: usize) -> std::ops::Range<u32> {
-    let count = count as u32;
-    match read {
-        Read::All | Read::Bucket => 0..count,
-        Read::Partition { first } => match task.checked_sub(first) {
-            Some(partition) if partition < count => partition..partition + 1,
-            _ => 0..0,
-        },
-        Read::Group { size } => {
-            let first = task.saturating_mul(size).min(count);
-            first..first.saturating_add(size).min(count)
-        }
-    }
-}
-
-/// Which of a consumer's tasks read a partition: the other way round.
-fn consumers(read: Read, partition: u32, count: usize) -> std::ops::Range<u32> {
-    let count = count as u32;
-    let task = match read {
-        Read::All | Read::Bucket => return 0..count,
-        Read::Partition { first } => first.checked_add(partition),
-        Read::Group { size } => partition.checked_div(size),
-    };
-    task.filter(|task| *task < count).map_or(0..0, |task| task..task + 1)
-}
-
-#[cfg(test)]
-mod tests;

@@ -7,7 +7,7 @@ use floe_protocol::job::TaskRun;
 use floe_protocol::message::Inventory;
 use floe_protocol::{AttemptId, Failure, JobId, Load, NodeId, PeerMessage, TaskId};
 
-use super::job::{Attempt, Job, Place, Refusal, State};
+use super::job::{Attempt, Job, Made, Place, Refusal, State};
 use super::placement::{Nodes, Standing, task_memory_bytes};
 use super::{
     Effect, INVENTORY_RETRY_MS, LEASE_INTERVAL_MS, MAX_ORPHANS, ORPHAN_MS, RECONCILE_MS, Scheduler, choose,
@@ -153,10 +153,10 @@ impl Scheduler {
         }
         for place in slow {
             let Some(job) = self.jobs.get(&id) else { return };
-            let Some(inputs) = job.segments(place) else { continue };
-            let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
-            if let Some(node) = choose(&self.nodes, job, place, &inputs, memory_bytes, true) {
-                self.assign(id, place, node, inputs, memory_bytes);
+            let Some(reads) = job.reads(place) else { continue };
+            let memory_bytes = task_memory_bytes(read_bytes(job, place, &reads));
+            if let Some(node) = choose(&self.nodes, job, place, &reads, memory_bytes, true) {
+                self.assign(id, place, node, reads, memory_bytes);
             }
         }
     }
@@ -333,7 +333,7 @@ impl Scheduler {
             node.load = load;
         });
         held.sort_by_key(|(task, _)| *task);
-        for (task, meta) in &held {
+        for (task, summary) in &held {
             let Some(job) = self.jobs.get(&task.job) else {
                 let known = self.ending.contains_key(&task.job) || self.orphans.len() >= MAX_ORPHANS;
                 if !known {
@@ -344,18 +344,18 @@ impl Scheduler {
             let Some(place) = job.place(*task) else { continue };
             if job.is_held(place.stage)
                 && let Some(job) = self.jobs.get_mut(&task.job)
-                && job.add_holder(place, node, Some(meta))
+                && job.add_holder(place, node, Some(summary))
             {
                 self.nodes.entry(node).held.insert(*task);
                 self.touch(task.job);
                 continue;
             }
             let Some(job) = self.jobs.get(&task.job) else { continue };
-            if job.fits(place, meta) && !job.task(place).is_done() {
+            if job.fits(place, summary) && !job.task(place).is_done() {
                 if let Some(run) = runs.remove(task) {
                     self.ran(*task, place, node, run);
                 }
-                self.finish(task.job, place, node, meta.clone(), None);
+                self.finish(task.job, place, node, Made::Held(*summary), None);
             }
         }
         let believed = self.nodes.get(node).map(|node| node.held.clone()).unwrap_or_default();
@@ -399,8 +399,8 @@ impl Scheduler {
         if !wanted || task.attempts.len() >= 2 {
             return false;
         }
-        let inputs = job.segments(place).unwrap_or_default();
-        let memory_bytes = task_memory_bytes(read_bytes(job, place, &inputs));
+        let input_bytes = read_bytes(job, place, &job.reads(place).unwrap_or_default());
+        let memory_bytes = task_memory_bytes(input_bytes);
         job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
         self.nodes.reserve(node, attempt, memory_bytes);
         true

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
+use floe_protocol::columns;
 use floe_protocol::frame::{self, FrameError};
+use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
 use floe_protocol::{Freed, JobPhase, Placed, Read, Stage, StageGraph, StageProgress, WallTime, Work};
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_LABEL_BYTES, MAX_STAGE_TASKS, MAX_STAGES, MAX_WORK_BYTES};
+use super::{MAX_JOB_BYTES, MAX_LABEL_BYTES, MAX_STAGE_TASKS, MAX_STAGES};
+
+/// Roughly what a stage's outputs take in a snapshot besides their partitions and buckets.
+const OUTPUTS_BYTES: usize = 100;
 
 /// Roughly what one partition's place takes in a snapshot.
-const PLACE_BYTES: usize = 48;
+const PLACE_BYTES: usize = 24;
 
-/// Roughly what one bucket's size takes in a snapshot.
-const BUCKET_BYTES: usize = 32;
+/// Roughly what the size of one of a stage's buckets takes in a snapshot.
+const BUCKET_BYTES: usize = 16;
 
 /// Roughly what one task's run takes in a snapshot.
 const RUN_BYTES: usize = 80;
 
-/// Roughly what a freed job takes in a snapshot besides what is counted for itself.
-const RECORD_BYTES: usize = 160;
+/// Roughly what a job takes in a snapshot besides what is counted for itself.
+const RECORD_BYTES: usize = 200;
 
 /// Roughly what one stage's progress takes in a snapshot, besides its name.
 const PROGRESS_BYTES: usize = 80;
@@ -67,7 +72,40 @@ pub struct JobWork {
     /// The stages.
     pub graph: Arc<StageGraph>,
     /// For each stage, where its partitions lie, once all of them exist.
-    pub outputs: Vec<Option<Vec<Placed>>>,
+    pub outputs: Vec<Option<StageOutputs>>,
+}
+
+/// The partitions of a stage, all of which exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageOutputs {
+    /// Where each lies, in order.
+    #[serde(with = "columns::placed")]
+    pub placed: Vec<Placed>,
+    /// The size of each bucket in all partitions together. What is in which partition, its holders know.
+    #[serde(with = "columns::buckets")]
+    pub buckets: Vec<BucketMeta>,
+}
+
+impl StageOutputs {
+    /// Those of a stage whose partitions are read whole: all of them are one bucket.
+    pub fn whole(placed: Vec<Placed>) -> Self {
+        let mut bucket = BucketMeta::default();
+        for Placed { summary, .. } in &placed {
+            bucket.rows = bucket.rows.saturating_add(summary.rows);
+            bucket.bytes = bucket.bytes.saturating_add(summary.bytes);
+        }
+        Self { placed, buckets: vec![bucket] }
+    }
+
+    /// Rows in all of them.
+    pub fn rows(&self) -> u64 {
+        self.placed.iter().map(|placed| placed.summary.rows).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of all of them, as stored.
+    pub fn bytes(&self) -> u64 {
+        self.placed.iter().map(|placed| placed.summary.bytes).fold(0, u64::saturating_add)
+    }
 }
 
 /// Whether a job is a driver's calls: nothing of it is scheduled, and nothing is left of it when it ends.
@@ -76,18 +114,17 @@ pub(crate) fn is_standing(graph: &StageGraph) -> bool {
 }
 
 /// Whether these can be a stage's partitions. A stage of calls has an empty one, that lies nowhere.
-pub(super) fn outputs_fit(stage: &Stage, outputs: &[Placed]) -> bool {
-    let buckets = stage.exchange.buckets() as usize;
-    let fits = |placed: &Placed| match stage.work {
-        Work::Calls => *placed == Placed::default(),
-        Work::Fragment(_) | Work::Function(_) | Work::Held(_) => placed.meta.buckets.len() == buckets,
-    };
-    outputs.len() == stage.tasks.len() && outputs.iter().all(fits)
+pub(super) fn outputs_fit(stage: &Stage, outputs: &StageOutputs) -> bool {
+    let empty = || outputs.placed.iter().all(|placed| *placed == Placed::default());
+    outputs.placed.len() == stage.tasks.len()
+        && outputs.buckets.len() == stage.exchange.buckets() as usize
+        && (stage.work != Work::Calls || empty())
 }
 
 /// Roughly what a job will take in a snapshot.
 pub(super) fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, FrameError> {
-    Ok(results_bytes(graph).saturating_add(label.len() + frame::encode(graph)?.len()))
+    let known = RECORD_BYTES + label.len() + frame::encode(graph)?.len();
+    Ok(results_bytes(graph).saturating_add(known))
 }
 
 /// What ends take in a snapshot that a job had elsewhere.
@@ -113,7 +150,10 @@ fn results_bytes(graph: &StageGraph) -> usize {
     let tasks: usize = graph.stages.iter().map(|stage| stage.tasks.len()).sum();
     let of_stage = |stage: &Stage| {
         let buckets = stage.exchange.buckets() as usize;
-        stage.tasks.len().saturating_mul(PLACE_BYTES + BUCKET_BYTES.saturating_mul(buckets))
+        let name = stage.operators.last().map_or(0, String::len);
+        (PROGRESS_BYTES + name + OUTPUTS_BYTES)
+            .saturating_add(stage.tasks.len().saturating_mul(PLACE_BYTES))
+            .saturating_add(buckets.saturating_mul(BUCKET_BYTES))
     };
     let outputs = graph.stages.iter().map(of_stage).fold(0_usize, usize::saturating_add);
     outputs.saturating_add(tasks.min(MAX_TIMELINE) * RUN_BYTES)
@@ -150,8 +190,8 @@ pub(super) fn check_job(job: &Job) -> Result<usize, String> {
     }
     let bytes = work_bytes(&job.label, &work.graph).map_err(|error| error.to_string())?;
     let bytes = bytes.saturating_add(ends_bytes(&job.other_ends));
-    if bytes > MAX_WORK_BYTES {
-        return Err(format!("it takes {bytes} bytes, the limit is {MAX_WORK_BYTES}"));
+    if bytes > MAX_JOB_BYTES {
+        return Err(format!("it takes {bytes} bytes, the limit is {MAX_JOB_BYTES}"));
     }
     Ok(bytes)
 }

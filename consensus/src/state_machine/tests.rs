@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use floe_protocol::graph::BucketMeta;
-use floe_protocol::{Exchange, MeshId, OutputMeta, Read, Stage, StageInput, TaskSpec};
+use floe_protocol::{Exchange, MeshId, Placed, Read, Stage, StageInput, Summary, TaskSpec};
 use proptest::prelude::*;
 
 use super::*;
@@ -45,8 +44,7 @@ fn graph(tasks: usize) -> StageGraph {
 }
 
 fn placed(node: u64) -> Placed {
-    let meta = OutputMeta { buckets: vec![BucketMeta { rows: 1, bytes: 8 }], mark: 0 };
-    Placed { nodes: vec![NodeId(node)], meta }
+    Placed { nodes: vec![NodeId(node)], summary: Summary { rows: 1, bytes: 8, mark: 0 } }
 }
 
 fn run(stage: u32, partition: u32) -> TaskRun {
@@ -61,7 +59,8 @@ fn done(job: u64, stage: u32, tasks: usize, node: u64) -> Command {
     Command::StageDone {
         job: JobId(job),
         stage: StageId(stage),
-        outputs: vec![placed(node); tasks],
+        outputs: StageOutputs::whole(vec![placed(node); tasks]),
+        more_ms: 0,
         runs: (0..tasks as u32).map(|partition| run(stage, partition)).collect(),
         ended_at: at(9),
     }
@@ -80,7 +79,8 @@ fn close(job: u64) -> Command {
     Command::StageDone {
         job: JobId(job),
         stage: StageId(0),
-        outputs: vec![Placed::default()],
+        outputs: StageOutputs::whole(vec![Placed::default()]),
+        more_ms: 0,
         runs: vec![],
         ended_at: at(9),
     }
@@ -316,7 +316,7 @@ fn the_last_stage_ends_the_job_and_lost_partitions_are_replaced() {
     let events = apply(&mut state, [done(1, 1, 1, 2)]);
     assert!(!events.iter().any(|event| matches!(event, Event::JobEnded { .. })));
     let job = state.job(JobId(1)).unwrap();
-    assert_eq!(job.work.as_ref().unwrap().outputs[1].as_ref().unwrap()[0].nodes, [NodeId(2)]);
+    assert_eq!(job.work.as_ref().unwrap().outputs[1].as_ref().unwrap().placed[0].nodes, [NodeId(2)]);
     assert_eq!(job.timeline.len(), 3, "runs that were told twice are listed once");
 }
 
@@ -469,7 +469,7 @@ fn results_stay_however_many_jobs_end_after_them() {
     assert_eq!(state.check_room(0), Ok(()), "a smaller one may have room");
     apply(&mut state, [release([1, 2])]);
     assert_eq!(outcome(&apply(&mut state, [submit(99_999)])), Ok(()));
-    assert!(state.snapshot().unwrap().len() < 14 << 20);
+    assert!(state.snapshot().unwrap().len() < MAX_WORK_BYTES + (4 << 20), "it was weighed rightly");
 }
 
 #[test]
@@ -518,14 +518,14 @@ fn unfinished_jobs_are_limited_by_their_size() {
     let mut state = StateMachine::default();
     let big = |job: u64| {
         let mut graph = graph(1);
-        graph.stages[0].work = Work::Fragment(vec![0; MAX_WORK_BYTES / 3].into());
+        graph.stages[0].work = Work::Fragment(vec![0; MAX_WORK_BYTES / 7].into());
         Command::Submit { job: JobId(job), label: String::new(), graph, submitted_at: at(0) }
     };
-    apply(&mut state, [big(1), big(2)]);
-    let full = outcome(&apply(&mut state, [big(3)]));
+    apply(&mut state, (1..7).map(big));
+    let full = outcome(&apply(&mut state, [big(7)]));
     assert!(matches!(full, Err(Failure::Busy { .. })), "{full:?}");
     apply(&mut state, [end(1, JobPhase::Cancelled)]);
-    assert_eq!(outcome(&apply(&mut state, [big(3)])), Ok(()));
+    assert_eq!(outcome(&apply(&mut state, [big(7)])), Ok(()));
 }
 
 #[test]
@@ -568,7 +568,7 @@ fn of_a_job_that_both_know_the_one_that_ended_is_right() {
     assert!(matches!(events[4], Event::JobAdopted { job: JobId(3), .. }), "it has a result: {events:?}");
     assert_eq!(events.len(), 6, "of job 4 nothing is new: {events:?}");
     let kept = state.job(JobId(4)).unwrap().work.as_ref().unwrap();
-    assert_eq!(kept.outputs[0].as_ref().unwrap()[0].nodes, [NodeId(1)], "this era's own outputs stay");
+    assert_eq!(kept.outputs[0].as_ref().unwrap().placed[0].nodes, [NodeId(1)], "this era's own outputs stay");
 }
 
 #[test]
@@ -576,8 +576,8 @@ fn one_malformed_job_refuses_them_all() {
     type Flaw = fn(&mut Job);
     let flaws: [Flaw; 9] = [
         |job| job.work.as_mut().unwrap().outputs.clear(),
-        |job| job.work.as_mut().unwrap().outputs[0].as_mut().unwrap().truncate(1),
-        |job| job.work.as_mut().unwrap().outputs[0].as_mut().unwrap()[0].meta.buckets.clear(),
+        |job| job.work.as_mut().unwrap().outputs[0].as_mut().unwrap().placed.truncate(1),
+        |job| job.work.as_mut().unwrap().outputs[0].as_mut().unwrap().buckets.clear(),
         |job| job.work = None,
         // What follows would make whoever applies it look for what is not there, for good.
         |job| job.stages.truncate(1),
@@ -616,7 +616,7 @@ fn what_a_job_weighs_is_not_the_other_s_word() {
 fn a_full_mesh_takes_another_s_jobs_later() {
     let mut state = StateMachine::default();
     let mut graph = graph(1);
-    graph.stages[0].work = Work::Fragment(vec![0; MAX_WORK_BYTES * 4 / 5].into());
+    graph.stages[0].work = Work::Fragment(vec![0; MAX_JOB_BYTES * 4 / 5].into());
     let big = |id: u64| Command::Submit {
         job: JobId(id),
         label: "big".to_owned(),
@@ -626,11 +626,19 @@ fn a_full_mesh_takes_another_s_jobs_later() {
     let mut other = StateMachine::default();
     apply(&mut other, [big(2)]);
     let theirs = adopt([(2, other.job(JobId(2)).unwrap().clone()), (3, cancelled_job())]);
-    apply(&mut state, [genesis(), big(1)]);
+    apply(&mut state, [genesis()]);
+    // There is some room for others' jobs beyond that for its own.
+    let own = (10..).take_while(|id| outcome(&apply(&mut state, [big(*id)])).is_ok()).last().unwrap();
+    let spare = (100..).take_while(|id| {
+        let theirs = adopt([(*id, other.job(JobId(2)).unwrap().clone())]);
+        outcome(&apply(&mut state, [theirs])).is_ok()
+    });
+    assert_eq!(spare.count(), 2);
+    let before = state.jobs().len();
     let full = outcome(&apply(&mut state, [theirs.clone()]));
     assert!(matches!(full, Err(Failure::Unavailable { .. })), "{full:?}");
-    assert_eq!(state.jobs().len(), 1);
-    apply(&mut state, [end(1, JobPhase::Cancelled)]);
+    assert_eq!(state.jobs().len(), before);
+    apply(&mut state, [end(own, JobPhase::Cancelled), end(own - 1, JobPhase::Cancelled)]);
     assert_eq!(outcome(&apply(&mut state, [theirs])), Ok(()));
 }
 
@@ -647,11 +655,11 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
         apply(&mut state, [submit(bytes)]);
         state.job(JobId(1)).unwrap().weight_bytes()
     };
-    let most = MAX_WORK_BYTES - weight(1 << 20) + (1 << 20);
+    let most = MAX_JOB_BYTES - weight(1 << 20) + (1 << 20);
     let mut state = StateMachine::default();
     apply(&mut state, [submit(most), done(1, 0, MAX_TIMELINE, u64::MAX), done(1, 1, 1, u64::MAX)]);
     let job = state.job(JobId(1)).expect("it is accepted").clone();
-    assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_WORK_BYTES, MAX_TIMELINE));
+    assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_JOB_BYTES, MAX_TIMELINE));
     let ended = vec![LOSER; MAX_ENDED_ERAS];
     let command =
         Command::Adopt { claim: claim(LOSER), ended, jobs: vec![(JobId(1), job)], tombstones: vec![] };

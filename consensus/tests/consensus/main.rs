@@ -10,6 +10,7 @@ mod membership;
 mod mesh;
 mod participant;
 mod raft;
+mod scale;
 mod scheduler;
 mod world;
 

@@ -435,7 +435,7 @@ impl Mesh {
                 }
             }
             Order::Inventory { to, fence } => {
-                let held = node.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
+                let held = node.held.iter().map(|(task, meta)| (*task, meta.summary())).collect();
                 let running = node.running.keys().copied().collect();
                 let inventory = Inventory {
                     fence,

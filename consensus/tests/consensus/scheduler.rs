@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use floe_consensus::Command;
 use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
+use floe_consensus::state_machine::StageOutputs;
 use floe_protocol::{
     AttemptId, Failure, Freed, JobId, JobPhase, NodeId, OutputMeta, Placed, StageId, TaskId, WallTime,
     WhyFreed, Work,
@@ -114,7 +115,8 @@ fn close(id: u64) -> Command {
     Command::StageDone {
         job: job(id),
         stage: StageId(0),
-        outputs: vec![Placed::default()],
+        outputs: StageOutputs::whole(vec![Placed::default()]),
+        more_ms: 0,
         runs: vec![],
         ended_at: WallTime::from_unix_ms(9),
     }
@@ -235,7 +237,7 @@ impl goldenscript::Runner for Runner {
                         let task = TaskId { job: job(*id), stage: stage.id, partition };
                         for node in nodes {
                             let worker = self.0.workers.get_mut(node).ok_or("no such node")?;
-                            worker.held.insert(task, placed.meta.clone());
+                            worker.held.insert(task, crate::world::meta(1, placed.summary.bytes));
                         }
                     }
                 }
@@ -436,7 +438,7 @@ proptest! {
         for (id, state) in world.state.jobs() {
             let Some(work) = &state.work else { continue };
             let result = work.outputs.last().unwrap().as_ref().expect("a succeeded job has a result");
-            for (partition, placed) in result.iter().enumerate() {
+            for (partition, placed) in result.placed.iter().enumerate() {
                 let stage = StageId(work.outputs.len() as u32 - 1);
                 let task = TaskId { job: *id, stage, partition: partition as u32 };
                 for node in &placed.nodes {

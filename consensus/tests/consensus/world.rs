@@ -158,10 +158,9 @@ impl World {
         let reachable = |node: &NodeId, task: &TaskId| {
             self.workers.get(&node.0).is_some_and(|worker| worker.connected && worker.held.contains_key(task))
         };
-        let lost = assignment
-            .inputs
-            .iter()
-            .flatten()
+        let segments = assignment.inputs.iter().flat_map(|read| read.segments(attempt.task.job));
+        let lost = segments
+            .into_iter()
             .find(|segment| !segment.nodes.iter().any(|node| reachable(node, &segment.partition)));
         let outcome = match lost {
             Some(segment) => Err(Failure::InputLost { partition: segment.partition, node: segment.nodes[0] }),
@@ -255,7 +254,7 @@ impl World {
             PeerMessage::AskInventory { fence } => {
                 writeln!(self.story, "n{id} <- inventory?{lost}").unwrap();
                 if lost.is_empty() {
-                    let held = worker.held.iter().map(|(task, meta)| (*task, meta.clone())).collect();
+                    let held = worker.held.iter().map(|(task, meta)| (*task, meta.summary())).collect();
                     let running = worker.running.keys().copied().collect();
                     let sessions = worker.sessions.iter().copied().collect();
                     let reading = worker.reading.iter().copied().collect();
@@ -351,7 +350,11 @@ pub(crate) fn graph(lines: &[String]) -> StageGraph {
                 "unseen" => stage.unseen_by = nodes(value),
                 "bytes" => stage.tasks.iter_mut().for_each(|task| task.scan_bytes = value.parse().unwrap()),
                 "at" => {
-                    stage.work = Work::Held(vec![Placed { nodes: nodes(value), meta: meta(1, 100) }; tasks])
+                    stage.work =
+                        Work::Held(vec![
+                            Placed { nodes: nodes(value), summary: meta(1, 100).summary() };
+                            tasks
+                        ])
                 }
                 "part" => input(Read::Partition { first: 0 }),
                 "call" => stage.work = Work::Function(Bytes::from(value.to_owned())),
@@ -384,8 +387,8 @@ fn task_name(task: TaskId) -> String {
 }
 
 fn describe_assignment(assignment: &Assignment) -> String {
-    let input = |segments: &Vec<floe_protocol::message::Segment>| {
-        let parts = segments.iter().map(|segment| {
+    let input = |read: &floe_protocol::message::StageRead| {
+        let parts = read.segments(assignment.attempt.task.job).map(|segment| {
             let bucket = segment.bucket.map(|bucket| format!(":{bucket}")).unwrap_or_default();
             let nodes: Vec<_> = segment.nodes.iter().map(|node| format!("n{}", node.0)).collect();
             format!("{}/{}{bucket}@{}", segment.partition.stage, segment.partition.partition, nodes.join("+"))
@@ -408,7 +411,7 @@ fn describe(command: &Command) -> String {
             let place = |placed: &Placed| {
                 placed.nodes.iter().map(|node| format!("n{}", node.0)).collect::<Vec<_>>().join("+")
             };
-            let places: Vec<_> = outputs.iter().map(place).collect();
+            let places: Vec<_> = outputs.placed.iter().map(place).collect();
             format!("stage {}/{stage} done at [{}], {} runs", job.0, places.join(" "), runs.len())
         }
         Command::EndJob { job, phase, .. } => format!("end of job {}: {}", job.0, phase.name()),

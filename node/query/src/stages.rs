@@ -998,7 +998,7 @@ impl Cutter {
 }
 
 /// The largest number of buckets of an exchange: each map output has a segment for each.
-const MAX_BUCKETS: u64 = 1024;
+const MAX_BUCKETS: u64 = 4096;
 
 /// A group_by.
 #[derive(Clone)]

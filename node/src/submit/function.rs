@@ -59,7 +59,7 @@ impl Submitter {
                     Some(files) => self.hold(id, &frames, status, files).await?,
                     None => frames
                         .iter()
-                        .map(|frame| Placed { nodes: Vec::new(), meta: meta_of(frame) })
+                        .map(|frame| Placed { nodes: Vec::new(), summary: meta_of(frame).summary() })
                         .collect(),
                 };
                 let held = holding(held);
@@ -143,7 +143,7 @@ impl Submitter {
         });
         looked_at.await??;
         let nodes = self.copy(task, &meta, status).await?;
-        Ok(Placed { nodes, meta })
+        Ok(Placed { nodes, summary: meta.summary() })
     }
 
     /// The files under some paths, as a node lists them that sees all of these.

@@ -1,6 +1,7 @@
 //! The stream of jobs that drivers submit to a simulated mesh.
 
 use bytes::Bytes;
+use floe_consensus::state_machine::StageOutputs;
 use floe_consensus::{Command, Entry};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::message::Assignment;
@@ -55,7 +56,8 @@ impl Order {
         let command = Command::StageDone {
             job,
             stage: StageId(0),
-            outputs: vec![Placed::default()],
+            outputs: StageOutputs::whole(vec![Placed::default()]),
+            more_ms: 0,
             runs: Vec::new(),
             ended_at: now,
         };
@@ -122,7 +124,7 @@ fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
             let mut nodes: Vec<_> = copies.into_iter().flatten().collect();
             nodes.sort_unstable();
             nodes.dedup();
-            Placed { nodes, meta: meta(1) }
+            Placed { nodes, summary: meta(1).summary() }
         };
         stages[0].work = Work::Held((0..tasks).map(|_| hold(dice)).collect());
     }

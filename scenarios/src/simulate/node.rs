@@ -447,7 +447,7 @@ impl Node {
     fn inventory(&self, fence: Fence) -> Inventory {
         Inventory {
             fence,
-            held: self.held.iter().map(|(task, meta)| (*task, meta.clone())).collect(),
+            held: self.held.iter().map(|(task, meta)| (*task, meta.summary())).collect(),
             runs: self.runs.iter().map(|(task, run)| (*task, run.clone())).collect(),
             running: self.attempts.iter().map(|assignment| assignment.attempt).collect(),
             reading: Vec::new(),

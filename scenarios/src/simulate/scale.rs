@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use floe_consensus::state_machine::MAX_STAGE_TASKS;
 use floe_consensus::{Command, Effect, Entry, Event, Input, Now, Scheduler, StateMachine};
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
@@ -20,8 +19,9 @@ use super::jobs::made;
 /// Nodes in the meshes compared.
 const MESHES: [u64; 3] = [10, 100, 1_000];
 
-/// Tasks dispatched in each.
+/// Jobs that run in each, and the tasks of one.
 const JOBS: u64 = 12;
+const TASKS: usize = 16_384;
 
 /// Tasks a node runs at once.
 const SLOTS: u32 = 4;
@@ -188,7 +188,7 @@ impl Leader {
             work: Work::Fragment(Bytes::from_static(b"fragment")),
             inputs: vec![],
             exchange: Exchange::Gather,
-            tasks: vec![TaskSpec::default(); MAX_STAGE_TASKS],
+            tasks: vec![TaskSpec::default(); TASKS],
             operators: vec![],
             single_because: None,
             seen_by: vec![],

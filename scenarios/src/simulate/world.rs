@@ -31,7 +31,7 @@ use super::clocks::{Clocks, wall};
 use super::dice::Dice;
 use super::disk::{Disk, Fate};
 use super::faults::{Fault, Targets, draw, halves};
-use super::jobs::{Order, is_poison, is_standing, made};
+use super::jobs::{Order, is_poison, is_standing, made, meta};
 use super::network::{Change, Network, Weather};
 use super::node::{Asker, Bug, NODE_TICK_MS, Node, Note, Out, Proposed, Start, Wire};
 
@@ -644,7 +644,8 @@ impl World {
             let holds = machine.node.as_ref().is_some_and(|node| node.held.contains_key(task));
             holds && !machine.paused && self.network.serves(id, node)
         };
-        for segment in assignment.inputs.iter().flatten() {
+        let job = assignment.attempt.task.job;
+        for segment in assignment.inputs.iter().flat_map(|read| read.segments(job)) {
             if !segment.nodes.iter().any(|node| held(*node, &segment.partition)) {
                 let node = segment.nodes.last().copied().unwrap_or(id);
                 return Err(Failure::InputLost { partition: segment.partition, node });
@@ -712,7 +713,7 @@ impl World {
             for holder in &placed.nodes {
                 let node = self.machines.get_mut(holder).and_then(|machine| machine.node.as_mut());
                 if let Some(node) = node {
-                    node.held.insert(*task, placed.meta.clone());
+                    node.held.insert(*task, meta(1));
                 }
             }
         }
@@ -1072,7 +1073,7 @@ impl World {
         let (Some(stage), Some(Some(outputs))) = (work.graph.stages.last(), work.outputs.last()) else {
             return false;
         };
-        outputs.iter().enumerate().all(|(partition, placed)| {
+        outputs.placed.iter().enumerate().all(|(partition, placed)| {
             let task = TaskId { job: id, stage: stage.id, partition: partition as u32 };
             placed.nodes.iter().any(|holder| {
                 let node = self.machines.get(holder).and_then(|machine| machine.node.as_ref());
