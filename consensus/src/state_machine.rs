@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use floe_protocol::frame::{self, FrameError};
-use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
+use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::{
     Claim, Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, RequestId, StageGraph, StageId,
     StageProgress, WallTime, WhyFreed, Work,
@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Command, Entry};
 use crate::event::Event;
 
+mod adoption;
 mod history;
 mod job;
 
@@ -32,7 +33,7 @@ pub(crate) use job::is_standing;
 pub use job::{Job, JobWork, StageOutputs};
 
 use history::History;
-use job::{check_graph, check_job, ends_bytes, outputs_fit, record_bytes, work_bytes};
+use job::{check_graph, outputs_fit, record_bytes, work_bytes};
 
 /// Jobs that may be unfinished at once: each costs every node memory.
 pub const MAX_UNFINISHED_JOBS: usize = 16_384;
@@ -359,164 +360,6 @@ impl StateMachine {
         }
     }
 
-    /// Takes over another era's jobs. Of a job that both know, whichever says that it ended is right: somebody
-    /// may have been told so.
-    fn adopt(
-        &mut self,
-        claim: &Claim,
-        ended: &[Era],
-        jobs: &[(JobId, Job)],
-        tombstones: &[(JobId, Freed)],
-        events: &mut Vec<Event>,
-    ) -> Result<(), Failure> {
-        // Looked at as a whole first, so that a refusal changes nothing.
-        let mut weights = BTreeMap::new();
-        for (id, job) in jobs {
-            let weight = check_job(job);
-            let weight = weight.map_err(|error| refused(format!("job {id} cannot be adopted: {error}")))?;
-            weights.insert(*id, weight);
-        }
-        let new = |(id, job): &&(JobId, Job)| match self.find(*id) {
-            Ok(known) => takes_result(known, job),
-            Err(Failure::NoSuchJob { .. }) => job.work.is_some(),
-            Err(_) => job.has_result() && self.history.tombstone(*id).is_some_and(gives_way),
-        };
-        let more: usize = jobs.iter().filter(new).map(|(id, _)| weights[id]).sum();
-        if more > 0 && self.work_bytes + more > MAX_ADOPTED_BYTES {
-            let message = "the mesh is full: it can take another's jobs when some of its own have ended";
-            return Err(Failure::Unavailable { message: message.to_owned() });
-        }
-        for era in self.ends_with(claim, ended).into_iter().take(MAX_ENDED_ERAS) {
-            if !self.ended_eras.contains(&era) {
-                self.ended_eras.push_back(era);
-                // Whoever takes over from this era must know of those too.
-                self.jobs_changed = self.applied;
-            }
-        }
-        while self.ended_eras.len() > MAX_ENDED_ERAS {
-            self.ended_eras.pop_front();
-        }
-        for (id, freed) in tombstones {
-            match self.find(*id).map(|job| job.phase.is_terminal()) {
-                Err(Failure::NoSuchJob { .. }) => {
-                    self.history.bury(*id, *freed);
-                    self.jobs_changed = self.applied;
-                }
-                Ok(false) => self.end_as_buried(*id, *freed, events),
-                Ok(true) | Err(_) => {}
-            }
-        }
-        for (id, job) in jobs {
-            let known = match self.find(*id) {
-                Ok(known) => Some(known.phase.is_terminal()),
-                Err(Failure::NoSuchJob { .. }) => None,
-                // It may be all that is left of a job that failed here, and has a result there.
-                Err(_) if !job.has_result() || !self.history.tombstone(*id).is_some_and(gives_way) => {
-                    continue;
-                }
-                Err(_) => {
-                    self.history.unbury(*id);
-                    None
-                }
-            };
-            let mut job = job.clone();
-            job.phase = shortened(job.phase);
-            job.other_ends = job.other_ends.into_iter().map(shortened).collect();
-            match known {
-                None => {
-                    let (work, phase) = (job.work.clone(), job.phase.clone());
-                    self.insert(*id, Job { weight_bytes: weights[id], ..job });
-                    match work {
-                        Some(work) => {
-                            let succeeded = phase.is_terminal();
-                            events.push(Event::JobAdopted { job: *id, work, succeeded });
-                        }
-                        None => events.push(Event::JobEnded { job: *id, phase }),
-                    }
-                }
-                // What the other part of the mesh lacked says nothing of a job that runs here.
-                Some(false) if matches!(&job.phase, JobPhase::Failed(failure) if !failure.is_of_the_job()) => {
-                    self.note_ends(*id, &job);
-                }
-                Some(false) if job.phase.is_terminal() => {
-                    self.remove(*id);
-                    self.insert(*id, Job { weight_bytes: weights[id], ..job.clone() });
-                    events.push(Event::JobEnded { job: *id, phase: job.phase.clone() });
-                    let freed = job.freed.map(|freed| Event::JobsFreed { jobs: vec![*id], freed });
-                    let work = job.work.clone();
-                    let adopted = work.map(|work| Event::JobAdopted { job: *id, work, succeeded: true });
-                    events.extend(adopted.or(freed));
-                }
-                Some(false) => {}
-                Some(true) => self.reconcile(*id, &job, weights[id], events),
-            }
-        }
-        Ok(())
-    }
-
-    /// The eras that are given up when one with this claim, and with it others before, hands its jobs over.
-    fn ends_with(&self, claim: &Claim, ended: &[Era]) -> Vec<Era> {
-        let Some(own) = self.era else { return Vec::new() };
-        // An era that would win cannot have ended with one that loses. Two of one epoch were compared then.
-        let loses = |era: &&Era| {
-            let sibling = (era.mesh, era.epoch) == (own.mesh, own.epoch);
-            if sibling { **era != own } else { **era < own }
-        };
-        let first = self.takes_over(claim).then_some(claim.era);
-        first.into_iter().chain(ended.iter().filter(loses).copied()).collect()
-    }
-
-    /// A job has ended here and in another era, where it may have ended otherwise. Somebody was told of either end, so
-    /// both are kept; a result goes before none, since it may yet be collected.
-    fn reconcile(&mut self, id: JobId, other: &Job, weight_bytes: usize, events: &mut Vec<Event>) {
-        let Some(known) = self.jobs.get(&id) else { return };
-        if !takes_result(known, other) {
-            return self.note_ends(id, other);
-        }
-        let other_ends = all_ends(other, known);
-        self.jobs.remove(&id);
-        self.history.forget(id);
-        self.insert(id, Job { weight_bytes, other_ends, ..other.clone() });
-        let work = other.work.clone();
-        events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true }));
-    }
-
-    /// Remembers how else a job has ended.
-    fn note_ends(&mut self, id: JobId, other: &Job) {
-        let Some(known) = self.jobs.get(&id) else { return };
-        let other_ends = all_ends(known, other);
-        if other_ends != known.other_ends
-            && let Some(mut job) = self.jobs.remove(&id)
-        {
-            let more_bytes = ends_bytes(&other_ends).saturating_sub(ends_bytes(&job.other_ends));
-            job.other_ends = other_ends;
-            job.weight_bytes += more_bytes;
-            if job.work.is_some() {
-                self.work_bytes += more_bytes;
-                self.jobs.insert(id, job);
-            } else {
-                self.history.forget(id);
-                self.insert(id, job);
-            }
-            self.jobs_changed = self.applied;
-        }
-    }
-
-    /// A job that runs here has ended elsewhere, so long ago that it is not remembered how.
-    fn end_as_buried(&mut self, id: JobId, freed: Freed, events: &mut Vec<Event>) {
-        let phase = match freed.why {
-            WhyFreed::Cancelled => JobPhase::Cancelled,
-            WhyFreed::Failed => JobPhase::Failed(Failure::Freed { job: id, freed }),
-            WhyFreed::Released | WhyFreed::Expired | WhyFreed::Lost | WhyFreed::Closed => JobPhase::Succeeded,
-        };
-        if let Some(job) = self.jobs.get_mut(&id) {
-            (job.phase, job.ended_at) = (phase.clone(), Some(freed.at));
-            self.unfinished -= 1;
-            events.push(Event::JobEnded { job: id, phase });
-            self.free(vec![id], freed, events);
-        }
-    }
-
     /// Takes a job in, and forgets what there is no room for any more: not what has a result.
     fn insert(&mut self, id: JobId, job: Job) {
         self.unfinished += usize::from(!job.phase.is_terminal());
@@ -748,36 +591,6 @@ impl StateMachine {
         if !jobs.is_empty() {
             events.push(Event::JobsFreed { jobs, freed });
         }
-    }
-}
-
-/// Whether a job that has ended without a result, or has lost it, has one in another era.
-fn takes_result(known: &Job, other: &Job) -> bool {
-    other.has_result() && !known.has_result() && known.freed.is_none_or(gives_way)
-}
-
-/// Whether what was freed for this reason would better be there.
-fn gives_way(freed: Freed) -> bool {
-    matches!(freed.why, WhyFreed::Failed | WhyFreed::Cancelled | WhyFreed::Lost)
-}
-
-/// How else a job has ended that ends as the first one says.
-fn all_ends(stays: &Job, goes: &Job) -> Vec<JobPhase> {
-    let mut ends = stays.other_ends.clone();
-    for phase in goes.other_ends.iter().chain([&goes.phase]) {
-        let new = phase.is_terminal() && *phase != stays.phase && !ends.contains(phase);
-        if new && ends.len() < MAX_OTHER_ENDS {
-            ends.push(phase.clone());
-        }
-    }
-    ends
-}
-
-/// The same, as long as what is remembered of a failure may be.
-fn shortened(phase: JobPhase) -> JobPhase {
-    match phase {
-        JobPhase::Failed(failure) => JobPhase::Failed(failure.shortened()),
-        phase => phase,
     }
 }
 

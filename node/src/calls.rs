@@ -34,9 +34,6 @@ use crate::stream::Streams;
 use crate::submit::{Submitter, blocking};
 use crate::worker::task_logs::TaskLogs;
 
-/// How many jobs `jobs` answers at most, the newest first.
-const MAX_LISTED_JOBS: usize = 1000;
-
 /// Serves calls.
 #[derive(Clone, Debug)]
 pub struct Calls {
@@ -165,12 +162,7 @@ impl Calls {
                 let (made, _) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
                 Ok(Response::Made(made?))
             }
-            Request::Jobs => {
-                let mut jobs = self.mailbox.ask(Ask::Jobs).await?;
-                jobs.sort_by_key(|job| std::cmp::Reverse(job.submitted_at.unix_ms()));
-                jobs.truncate(MAX_LISTED_JOBS);
-                Ok(Response::Jobs(jobs))
-            }
+            Request::Jobs => Ok(Response::Jobs(self.mailbox.ask(Ask::Jobs).await?)),
             Request::Cancel { id } => {
                 let phase = JobPhase::Cancelled;
                 self.mailbox.propose(Command::EndJob { job: id, phase, ended_at: wall_time() }).await?;

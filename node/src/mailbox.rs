@@ -40,7 +40,7 @@ pub enum Ask {
     /// True once this node's state is at least as new as the mesh's was when this was asked; false if that cannot
     /// be had at present.
     Current(oneshot::Sender<bool>),
-    /// All jobs' statuses, without timelines.
+    /// The statuses of the newest jobs, without timelines.
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
     Outputs(JobId, oneshot::Sender<Result<Option<Outputs>, Failure>>),

@@ -9,6 +9,7 @@
 //!
 //! Events go in, as many as wait; whatever they cause comes out, and only then the next are taken.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +67,9 @@ const MAX_PENDING: usize = 4096;
 
 /// How many reads may wait for the leader's word on this node; more are told to try again.
 const MAX_READS: usize = 1024;
+
+/// How many jobs `floe jobs` is told of at most, the newest.
+const MAX_LISTED_JOBS: usize = 1000;
 
 /// How many refusals are remembered for whoever asks why nobody takes this node in.
 const MAX_REFUSALS: usize = 16;
@@ -691,13 +695,7 @@ impl Loop {
             }
             Ask::Current(reply) => self.read(reply),
             Ask::Jobs(reply) => {
-                let state = self.participant.state();
-                let jobs =
-                    state.jobs().keys().filter_map(|id| state.job_progress(*id).ok()).map(|mut job| {
-                        self.add_live_counts(&mut job);
-                        job
-                    });
-                let _ = reply.send(jobs.collect());
+                let _ = reply.send(self.newest_jobs());
             }
             Ask::Outputs(id, reply) => {
                 let _ = reply.send(self.outputs(id));
@@ -725,6 +723,20 @@ impl Loop {
                 let _ = reply.send(self.carry_on(era));
             }
         }
+    }
+
+    fn newest_jobs(&self) -> Vec<JobStatus> {
+        let state = self.participant.state();
+        let mut newest: Vec<_> =
+            state.jobs().iter().map(|(id, job)| (Reverse(job.submitted_at.unix_ms()), *id)).collect();
+        newest.sort_unstable();
+        newest.truncate(MAX_LISTED_JOBS);
+        let jobs = newest.into_iter().filter_map(|(_, id)| state.job_progress(id).ok());
+        let with_live_counts = jobs.map(|mut job| {
+            self.add_live_counts(&mut job);
+            job
+        });
+        with_live_counts.collect()
     }
 
     /// On the leader: the counts of tasks that run, which the replicated state does not hold.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use floe_protocol::{Freed, JobId, WhyFreed};
 
+use super::placement::Standing;
 use super::{Effect, PROPOSE_RETRY_MS, Scheduler};
 use crate::command::Command;
 
@@ -41,8 +42,9 @@ impl Leases {
         }
     }
 
-    fn expired(&self, now_ms: u64) -> Vec<JobId> {
-        let due = self.in_order.iter().take_while(|(until_ms, _)| *until_ms <= now_ms);
+    /// Those that ran out before this.
+    fn expired(&self, told_ms: u64) -> Vec<JobId> {
+        let due = self.in_order.iter().take_while(|(until_ms, _)| *until_ms < told_ms);
         due.take(MAX_EXPIRED).map(|(_, id)| *id).collect()
     }
 }
@@ -62,9 +64,12 @@ impl Scheduler {
         }
     }
 
-    /// Frees results whose leases have run out. It is proposed until it applies.
+    /// Frees results whose leases had run out when every node last said what is read there. It is proposed until it
+    /// applies.
     pub(super) fn expire(&mut self) {
-        let jobs = self.leases.expired(self.now_ms);
+        let there = self.nodes.iter().filter(|(_, node)| node.standing != Standing::Absent);
+        let told_ms = there.map(|(_, node)| node.told_ms).min().unwrap_or(0);
+        let jobs = self.leases.expired(told_ms);
         if jobs.is_empty() {
             return;
         }

@@ -54,6 +54,8 @@ pub(super) struct Node {
     pub(super) heard_ms: u64,
     /// When it was last asked for its inventory.
     pub(super) asked_ms: u64,
+    /// When it last said what it holds, runs and reads.
+    pub(super) told_ms: u64,
     /// Whether it was there all along when it was asked.
     pub(super) doubted: bool,
     pub(super) load: Load,

@@ -328,9 +328,11 @@ impl Scheduler {
             self.submitting.insert(job, self.now_ms);
         }
         let mut runs: BTreeMap<TaskId, TaskRun> = runs.into_iter().collect();
+        let now_ms = self.now_ms;
         self.nodes.update(node, |node| {
             node.standing = Standing::Live;
             node.load = load;
+            node.told_ms = now_ms;
         });
         held.sort_by_key(|(task, _)| *task);
         for (task, summary) in &held {
