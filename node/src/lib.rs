@@ -36,6 +36,7 @@ pub mod log_file;
 pub mod logs;
 pub mod mailbox;
 pub mod node;
+pub mod outgoing;
 pub mod places;
 pub mod progress;
 pub mod recovery;

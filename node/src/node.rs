@@ -45,6 +45,7 @@ use crate::job_changes::JobChanges;
 use crate::large_messages::{self, LargeMessages};
 use crate::log_file::{self, LogFile};
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
+use crate::outgoing::Outgoing;
 use crate::places::Places;
 use crate::progress::Progress;
 use crate::results::Results;
@@ -162,7 +163,12 @@ impl Node {
         let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
         let sessions = Sessions::new(mailbox.clone(), worker.clone());
         let progress = Progress::new(mailbox.clone());
-        let results = Results::new(mailbox.clone(), streams.clone(), progress.clone());
+        let results = Results::new(
+            mailbox.clone(),
+            streams.clone(),
+            progress.clone(),
+            Outgoing::new(settings.memory_bytes),
+        );
         let calls = Calls {
             mailbox: mailbox.clone(),
             submitter,

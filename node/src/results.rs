@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config;
 use crate::job_status;
 use crate::mailbox::{Ask, Mailbox, Outputs};
+use crate::outgoing::Outgoing;
 use crate::progress::Progress;
 use crate::stream::{Found, Streams, chunks_of};
 
@@ -45,6 +46,7 @@ pub struct Results {
     mailbox: Mailbox,
     streams: Arc<Streams>,
     progress: Progress,
+    outgoing: Outgoing,
 }
 
 /// Where a partition of a result lies.
@@ -57,8 +59,8 @@ struct Placement {
 
 impl Results {
     /// Results that lie in this node's store and others'.
-    pub fn new(mailbox: Mailbox, streams: Arc<Streams>, progress: Progress) -> Self {
-        Self { mailbox, streams, progress }
+    pub fn new(mailbox: Mailbox, streams: Arc<Streams>, progress: Progress, outgoing: Outgoing) -> Self {
+        Self { mailbox, streams, progress, outgoing }
     }
 
     /// Answers [`Request::Partitions`].
@@ -114,6 +116,7 @@ impl Results {
             let results = results.clone();
             async move { results.batches(id, partition).await }
         });
+        let reader = self.outgoing.reader();
         let chunks = fetches.buffered(READ_AHEAD).flat_map(|fetched| {
             let chunks: Vec<Result<Bytes, Failure>> = match fetched {
                 Ok(streams) => streams.into_iter().flat_map(chunks_of).map(Ok).collect(),
@@ -121,8 +124,14 @@ impl Results {
             };
             stream::iter(chunks)
         });
-        send_body(&mut stream, chunks).await.map_err(Failure::internal)?;
-        Ok(())
+        let chunks = chunks.inspect(|_| reader.took());
+        tokio::select! {
+            sent = send_body(&mut stream, chunks) => sent.map(drop).map_err(Failure::internal),
+            () = reader.is_idle() => {
+                let message = format!("the result of job {id} waits for its reader, and others for its room");
+                Err(Failure::Unavailable { message })
+            }
+        }
     }
 
     /// Waits until a partition of a job's result is made: where it lies, or nothing if the result has fewer.
@@ -183,9 +192,17 @@ impl Results {
             if placement.placed.summary.rows == 0 && !placement.schema.is_empty() {
                 return Ok(vec![placement.schema]);
             }
+            let here = placement.placed.nodes.contains(&self.mailbox.network().node());
+            let room = if here { None } else { self.outgoing.room(placement.placed.summary.bytes).await };
             match self.streams.fetch_segment(&placement.segment(id, partition)).await {
                 Ok(files) => {
-                    return files.iter().map(|file| stream_of(file).map_err(Failure::internal)).collect();
+                    let hold = |file| match &room {
+                        Some(room) => room.hold(file),
+                        None => file,
+                    };
+                    let streams =
+                        files.into_iter().map(|file| stream_of(&hold(file)).map_err(Failure::internal));
+                    return streams.collect();
                 }
                 Err(failure) => self.make_again(failure, deadline).await?,
             }
