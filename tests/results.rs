@@ -71,10 +71,10 @@ async fn a_result_outlasts_hundreds_of_others_and_one_that_is_gone_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_mesh_refuses_new_jobs_and_keeps_its_results() {
-    let cluster = cluster().nodes(1).start().await.unwrap();
+async fn a_full_mesh_refuses_new_jobs_keeps_its_results_and_hands_them_to_a_node_that_joins() {
+    let mut cluster = cluster().nodes(1).start().await.unwrap();
     let mesh = hasty(&cluster, 0).await;
-    let text = format!("SELECT '{}' AS a", "x".repeat(1 << 20));
+    let text = format!("SELECT '{}' AS a", "x".repeat(4 << 20));
     let large = |n: usize| query(&text, n.to_string());
     let mut kept = Vec::new();
     let failure = loop {
@@ -95,4 +95,14 @@ async fn a_full_mesh_refuses_new_jobs_and_keeps_its_results() {
     kept[0].release().await.unwrap();
     let again = mesh.submit(large(200)).await.unwrap();
     assert_eq!(rows(&again).await.unwrap(), 1);
+    kept[0] = again;
+
+    // A node that joins is given all of it, though no frame holds that much, and goes on with it alone.
+    cluster.add().await.unwrap();
+    cluster.settled().await.unwrap();
+    cluster.node(0).kill().await.unwrap();
+    let mesh = cluster.client(1).await.unwrap();
+    for job in &kept {
+        assert_eq!(rows(&mesh.job(job.id())).await.unwrap(), 1);
+    }
 }
