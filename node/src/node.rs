@@ -560,7 +560,14 @@ impl Loop {
         self.tell_who_waits(&event);
         match event {
             Applied::Applied { request, outcome } => {
-                for waiting in self.pending.remove(&request).into_iter().flatten() {
+                let waiting = self.pending.remove(&request);
+                if let (None, Err(failure)) = (&waiting, &outcome)
+                    && self.participant.scheduler().is_some()
+                {
+                    // This node's own: another era's jobs that there is no room for, above all.
+                    tracing::info!(%failure, "the mesh did not agree to what its leader proposed");
+                }
+                for waiting in waiting.into_iter().flatten() {
                     // Whoever asked may have gone.
                     let _ = waiting.send(Proposed::Applied(outcome.clone()));
                 }
