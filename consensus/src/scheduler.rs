@@ -33,6 +33,7 @@ use crate::event::Event;
 use crate::state_machine::{JobWork, StateMachine};
 
 mod copies;
+mod disks;
 mod job;
 mod leases;
 mod placement;
@@ -41,6 +42,7 @@ mod sessions;
 mod stuck;
 
 pub use copies::COPY_PATIENCE_MS;
+pub use disks::{FULL_PATIENCE_MS, OTHERS_PATIENCE_MS};
 pub use leases::RESULT_LEASE_MS;
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
@@ -51,6 +53,7 @@ pub use sessions::SESSION_PATIENCE_MS;
 pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
 
 use copies::Copies;
+use disks::Disks;
 use job::{Attempt, Job, Place};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
@@ -201,6 +204,7 @@ pub struct Scheduler {
     ending: BTreeMap<JobId, (Command, u64)>,
     leases: Leases,
     copies: Copies,
+    disks: Disks,
     /// When jobs were last said to be on their way here.
     submitting: BTreeMap<JobId, u64>,
     /// Members whose inventories are awaited before anything is assigned.
@@ -236,6 +240,7 @@ impl Scheduler {
             ending: BTreeMap::new(),
             leases: Leases::default(),
             copies: Copies::default(),
+            disks: Disks::default(),
             submitting: BTreeMap::new(),
             settling: None,
             orphans: BTreeMap::new(),
@@ -557,6 +562,7 @@ impl Scheduler {
             }
         }
         self.expire();
+        self.check_disks();
         self.keep_copies();
         self.free_orphans();
         if self.adopted_ms.is_some() {

@@ -8,7 +8,7 @@
 //!
 //! A file here is whole and is what its name says: it is written beside its place, checked, and moved there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ use tempfile::NamedTempFile;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::disk::{Disk, Promise};
+use crate::private;
 use crate::stream::chunks_of;
 use crate::submit::blocking;
 use crate::worker::hosts;
@@ -66,6 +68,7 @@ pub struct Blobs(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    disk: Disk,
     network: Network,
     index: Mutex<Index>,
     /// Held while a blob is fetched, so that many who want it fetch it once.
@@ -88,6 +91,7 @@ struct Kept {
 /// A blob that is being received.
 struct Part {
     file: NamedTempFile,
+    promise: Promise,
     hasher: BlobHasher,
 }
 
@@ -100,11 +104,11 @@ pub struct Error {
 }
 
 impl Blobs {
-    /// Opens the blobs in `dir`. What a former process left half written is removed.
-    pub fn open(dir: &Path, network: Network) -> Result<Self, Error> {
+    /// Opens the blobs in `dir`, on `disk`. What a former process left half written is removed.
+    pub fn open(dir: &Path, disk: Disk, network: Network) -> Result<Self, Error> {
         let index = scan(dir).map_err(|source| Error { path: dir.to_owned(), source })?;
         let inner =
-            Inner { dir: dir.to_owned(), network, index: Mutex::new(index), fetching: Mutex::default() };
+            Inner { dir: dir.to_owned(), disk, network, index: Mutex::new(index), fetching: Mutex::default() };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -113,8 +117,22 @@ impl Blobs {
         self.0.index().blobs.contains_key(&id)
     }
 
-    /// Keeps a copy that somebody sends on a stream.
+    /// Keeps a copy that somebody sends on a stream, or refuses it with [`Failure::Busy`] before it comes.
     pub async fn receive<S>(&self, blob: Blob, stream: S) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut body = Body::new(stream);
+        match self.0.disk.promise(blob.bytes) {
+            Ok(promise) => self.take(blob, promise, &mut body).await,
+            Err(failure) => {
+                body.refuse(&failure).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn take<S>(&self, blob: Blob, promise: Promise, body: &mut Body<S>) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -129,9 +147,8 @@ impl Blobs {
         let broken = |what: &dyn std::fmt::Display| Failure::Unavailable {
             message: format!("object {} did not arrive whole: {what}", blob.id),
         };
-        let mut part = Part { file: self.0.create()?, hasher: BlobHasher::default() };
+        let mut part = Part { file: self.0.create()?, promise, hasher: BlobHasher::default() };
         let mut left = blob.bytes;
-        let mut body = Body::new(stream);
         let mut gathered = Vec::new();
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| broken(&error))?;
@@ -142,12 +159,21 @@ impl Blobs {
                 part = part.write(std::mem::take(&mut gathered)).await?;
             }
         }
-        let Part { file, hasher } = part.write(gathered).await?;
+        let Part { file, hasher, promise: _promise } = part.write(gathered).await?;
         if left > 0 || hasher.finish() != blob.id {
             return Err(broken(&"it is not what its name says"));
         }
         let inner = Arc::clone(&self.0);
         blocking(move || inner.keep(blob, file)).await?
+    }
+
+    /// Removes objects that nobody needs, as it seems, until the disk has room: not those that are needed by jobs, and
+    /// none that was used a moment ago.
+    pub fn free_unused(&self, needed: &BTreeSet<BlobId>) {
+        while self.0.disk.look().short {
+            let Some(id) = self.0.index().evict_one(|id| needed.contains(&id)) else { return };
+            self.0.remove(id);
+        }
     }
 
     /// Makes sure that another node has it too, if there is one that takes it soon enough. Further
@@ -234,6 +260,8 @@ impl Blobs {
                 }
                 match self.fetch_from(node, id, bytes).await {
                     Ok(()) => {}
+                    // No other node's copy needs less room.
+                    Err(failure @ Failure::Exhausted { .. }) => return Err(failure),
                     Err(failure) => tracing::debug!(%node, blob = %id, %failure, "object not had"),
                 }
             }
@@ -258,7 +286,9 @@ impl Blobs {
         match response {
             Response::Blob { bytes: announced } => {
                 let blob = Blob { id, bytes: bytes.unwrap_or(announced) };
-                self.receive(blob, stream).await
+                // A task waits for it already.
+                let promise = self.0.disk.set_aside(blob.bytes).map_err(|error| no_room(&error))?;
+                self.take(blob, promise, &mut Body::new(stream)).await
             }
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a request with {other:?}"))),
@@ -270,7 +300,8 @@ impl Part {
     async fn write(mut self, bytes: Vec<u8>) -> Result<Self, Failure> {
         blocking(move || {
             self.hasher.update(&bytes);
-            self.file.write_all(&bytes).map_err(|error| no_room(&error))?;
+            let write = self.promise.take(bytes.len() as u64).and_then(|()| self.file.write_all(&bytes));
+            write.map_err(|error| no_room(&error))?;
             Ok(self)
         })
         .await?
@@ -288,7 +319,8 @@ impl hosts::Blobs for Blobs {
             blocking(move || {
                 let blob = Blob { id: blob_id(&bytes), bytes: bytes.len() as u64 };
                 let mut file = inner.create()?;
-                file.write_all(&bytes).map_err(|error| no_room(&error))?;
+                let write = inner.disk.take(blob.bytes).and_then(|()| file.write_all(&bytes));
+                write.map_err(|error| no_room(&error))?;
                 inner.keep(blob, file)?;
                 Ok(blob)
             })
@@ -316,12 +348,14 @@ impl Inner {
         }
         let evicted = index.evict();
         drop(index);
-        for id in evicted {
-            if let Err(error) = fs::remove_file(self.path(id)) {
-                tracing::warn!(blob = %id, %error, "an old object cannot be removed");
-            }
-        }
+        evicted.into_iter().for_each(|id| self.remove(id));
         Ok(())
+    }
+
+    fn remove(&self, id: BlobId) {
+        if let Err(error) = fs::remove_file(self.path(id)) {
+            tracing::warn!(blob = %id, %error, "an old object cannot be removed");
+        }
     }
 
     /// The file, if it is here, marked as used now.
@@ -378,24 +412,29 @@ impl Index {
     /// Takes out what has to go for the rest to be within [`MAX_KEPT_BYTES`].
     fn evict(&mut self) -> Vec<BlobId> {
         let mut evicted = Vec::new();
-        while self.bytes > MAX_KEPT_BYTES {
-            let idle =
-                self.blobs.iter().filter(|(_, kept)| kept.used.is_none_or(|used| used.elapsed() > IN_USE));
-            let Some((id, kept)) = idle.min_by_key(|(_, kept)| kept.used).map(|(id, kept)| (*id, *kept))
-            else {
-                break;
-            };
-            self.blobs.remove(&id);
-            self.bytes -= kept.bytes;
+        while self.bytes > MAX_KEPT_BYTES
+            && let Some(id) = self.evict_one(|_| false)
+        {
             evicted.push(id);
         }
         evicted
+    }
+
+    /// Takes out the one that was not used for longest, of those that are not in use and that nobody `needs`.
+    fn evict_one(&mut self, needs: impl Fn(BlobId) -> bool) -> Option<BlobId> {
+        let idle = self.blobs.iter().filter(|(id, kept)| {
+            kept.used.is_none_or(|used| used.elapsed() > IN_USE) && !needs(**id)
+        });
+        let (id, kept) = idle.min_by_key(|(_, kept)| kept.used).map(|(id, kept)| (*id, *kept))?;
+        self.blobs.remove(&id);
+        self.bytes -= kept.bytes;
+        Some(id)
     }
 }
 
 /// What a former process left.
 fn scan(dir: &Path) -> io::Result<Index> {
-    fs::create_dir_all(dir)?;
+    private::create_dir(dir)?;
     let mut index = Index::default();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -443,6 +482,9 @@ mod tests {
         assert_eq!(index.bytes, MAX_KEPT_BYTES);
         index.bytes += 1;
         assert!(index.evict().is_empty(), "all that is left is in use");
+        index.blobs.insert(BlobId(5), Kept { bytes: 1, used: None });
+        assert_eq!(index.evict_one(|id| id == BlobId(5)), None, "a job needs it");
+        assert_eq!(index.evict_one(|_| false), Some(BlobId(5)));
     }
 
     #[test]

@@ -249,8 +249,15 @@ impl Calls {
     /// Keeps a copy that a peer sends.
     async fn keep(&self, stream: &mut Stream, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
         let mut body = Body::new(stream);
+        let promise = match self.store.disk().promise(meta.bytes()) {
+            Ok(promise) => Arc::new(promise),
+            Err(failure) => {
+                body.refuse(&failure).await;
+                return Err(failure);
+            }
+        };
         let received = async {
-            let arrived = self.store.receive(partition, meta, &mut body).await?;
+            let arrived = self.store.receive(partition, meta, &mut body, &promise).await?;
             body.end().await?;
             Ok::<_, BodyError>(arrived)
         };

@@ -10,7 +10,7 @@ use floe_consensus::Command;
 use floe_consensus::state_machine::MAX_LABEL_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
-    Failure, JobId, JobKind, JobSpec, NodeId, Placed, Query, Request, Response, StageGraph, TaskId, Work,
+    Failure, JobId, JobKind, JobSpec, NodeId, NodeInfo, Placed, Query, Request, Response, StageGraph, TaskId, Work,
     frame,
 };
 use floe_query::{Planned, Shape};
@@ -21,6 +21,7 @@ use futures::{AsyncRead, AsyncWrite, stream};
 use libp2p::Stream;
 use tokio::time::timeout;
 
+use self::function::Files;
 use crate::clock::wall_time;
 use crate::config;
 use crate::in_use::{InUse, Use};
@@ -38,6 +39,9 @@ const TASK_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(128 << 20);
 
 /// How many nodes hold a driver's frame, so that losing one loses nothing.
 const FRAME_COPIES: usize = 2;
+
+/// When a driver is to try again whose frames have no room.
+const FULL_RETRY_MS: u64 = 1_000;
 
 /// Plans and submits on behalf of drivers.
 #[derive(Clone, Debug)]
@@ -122,12 +126,20 @@ impl Submitter {
             Err(Failure::NoSuchJob { .. }) => {}
             Err(freed) => return Err(freed),
         }
+        // Before anything of it is stored. A plan carries its frames within.
+        let bytes = function::frames_bytes(&decoded).unwrap_or(spec.len() as u64);
+        let promise = Arc::new(self.store.disk().promise(bytes)?);
         let mut label = decoded.label.clone();
         label.truncate(label.floor_char_boundary(MAX_LABEL_BYTES));
         let graph = match decoded.kind {
-            JobKind::Query(query) => self.plan_query(id, query, spec, planning).await?,
+            JobKind::Query(query) => {
+                // What it is made of is no longer than that, and asks for itself.
+                drop(promise);
+                self.plan_query(id, query, spec, planning).await?
+            }
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
+                let files = Files { body: files, promise: &promise };
                 self.plan_function(id, *job, &status, planning, Some(files)).await?
             }
         };
@@ -144,13 +156,14 @@ impl Submitter {
             JobKind::Query(query) => self.plan_query(id, query, spec, planning).await,
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
-                self.plan_function(id, *job, &status, planning, None::<&mut Body<Stream>>).await
+                self.plan_function(id, *job, &status, planning, None::<Files<'_, Stream>>).await
             }
         }
     }
 
     /// Answers [`Request::Plan`]: plans here or not at all.
     pub async fn plan_here(&self, id: JobId, spec: Bytes, apart: bool) -> Result<StageGraph, Failure> {
+        drop(self.store.disk().promise(spec.len() as u64)?);
         let JobKind::Query(query) = decode_spec(spec).await?.kind else {
             return Err(Failure::Refused { message: "only queries are planned for other nodes".to_owned() });
         };
@@ -284,7 +297,8 @@ impl Submitter {
         Ok(graph)
     }
 
-    /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are.
+    /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are. Where all others
+    /// are short of disk, it is refused.
     async fn copy(
         &self,
         task: TaskId,
@@ -294,19 +308,33 @@ impl Submitter {
         let mut nodes = vec![status.node];
         let others = status.nodes.iter().filter(|i| i.alive && i.member.id != status.node);
         let (workers, witnesses): (Vec<_>, Vec<_>) = others.partition(|i| i.member.slots > 0);
+        let has_workers = !workers.is_empty();
+        let ample = |nodes: Vec<_>| -> Vec<&NodeInfo> {
+            nodes.into_iter().filter(|i: &&NodeInfo| !i.load.disk_short).collect()
+        };
+        let (workers, witnesses) = (ample(workers), ample(witnesses));
+        if has_workers && workers.is_empty() && witnesses.is_empty() {
+            return Err(full());
+        }
         // Copies of different partitions go to different nodes, and to those that run nothing only for want of others.
         let first = (task.partition as usize).checked_rem(workers.len()).unwrap_or(0);
         let in_turn = workers[first..].iter().chain(&workers[..first]).chain(&witnesses);
+        let mut busy = false;
         for node in in_turn.map(|i| i.member.id) {
             if nodes.len() == FRAME_COPIES {
                 break;
             }
             match self.streams.copy_to(node, task, meta.clone()).await {
                 Ok(()) => nodes.push(node),
+                // It was short of disk before that was heard.
+                Err(Failure::Busy { .. }) => busy = true,
                 Err(error) => tracing::warn!(%node, partition = %task, %error, "frame not copied"),
             }
         }
-        if nodes.len() == 1 && !workers.is_empty() {
+        if nodes.len() == 1 && busy {
+            return Err(full());
+        }
+        if nodes.len() == 1 && has_workers {
             return Err(Failure::Unavailable {
                 message: format!(
                     "frame {} of the job could be stored on one node only, and is to be on {FRAME_COPIES}: see the log of \
@@ -316,6 +344,16 @@ impl Submitter {
             });
         }
         Ok(nodes)
+    }
+}
+
+/// No other node has room for a driver's frame.
+fn full() -> Failure {
+    Failure::Busy {
+        message: "the mesh is full: what comes with a job is kept on two nodes, and the disks of all others are nearly \
+                  full: free some of them, or release results that are not needed any more"
+            .to_owned(),
+        retry_ms: FULL_RETRY_MS,
     }
 }
 

@@ -89,8 +89,8 @@ pub enum Failure {
         /// The node that was asked.
         node: NodeId,
     },
-    /// Memory or disk ran out on the node.
-    #[error("{what} ran out on this node: {message}")]
+    /// Memory or disk ran out.
+    #[error("{what} ran out: {message}")]
     Exhausted {
         /// `memory` or `disk`.
         what: String,

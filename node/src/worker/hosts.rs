@@ -50,6 +50,8 @@ pub(super) use self::process::how as how_it_ended;
 use self::processes::Meter;
 use super::environment::Environments;
 use super::task_logs::{TaskLog, TaskLogs};
+use crate::disk::Disk;
+use crate::private;
 
 /// How long children may take to be gone when the node stops: they are killed, and only the system can hold them up.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
@@ -72,6 +74,8 @@ pub trait Blobs: Send + Sync {
 /// What hosts have to work with.
 #[derive(Clone, Debug)]
 pub struct HostsConfig {
+    /// What the directories below lie on.
+    pub disk: Disk,
     /// How many run at once; each may use its share of the cores.
     pub slots: u32,
     /// The node's memory budget; each host may take its share.
@@ -152,7 +156,7 @@ impl Hosts {
         let slots = config.slots.max(1) as usize;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Self(Arc::new(Inner {
-            logs: TaskLogs::open(config.logs.clone()),
+            logs: TaskLogs::open(config.logs.clone(), config.disk.clone()),
             environments: Environments::new(config.environments.clone(), config.python.clone()),
             family: Family::new(guard),
             meter: Meter::default(),
@@ -336,7 +340,7 @@ impl Inner {
     }
 
     fn scratch(&self) -> Result<TempDir, Failure> {
-        let made = std::fs::create_dir_all(&self.config.scratch)
+        let made = private::create_dir(&self.config.scratch)
             .and_then(|()| tempfile::Builder::new().prefix("host-").tempdir_in(&self.config.scratch));
         made.map_err(|error| Failure::Exhausted {
             what: "disk".to_owned(),

@@ -58,6 +58,7 @@ impl Fixture {
         let blobs = dir.path().join("blobs");
         std::fs::create_dir(&blobs).unwrap();
         let config = HostsConfig {
+            disk: Disk::of(dir.path()).unwrap(),
             slots: 2,
             memory_bytes: 2 << 30,
             scratch: dir.path().join("scratch"),
