@@ -13,7 +13,9 @@
 mod family;
 mod frames;
 pub mod guard;
+mod helper;
 mod host;
+mod lent;
 mod limits;
 mod mark;
 mod pool;
@@ -65,7 +67,7 @@ const SAID_BY: Duration = Duration::from_millis(200);
 
 /// Where hosts get blobs, and keep what is too large to return in a frame.
 pub trait Blobs: Send + Sync {
-    /// A file that holds a blob. It stays for long enough to be opened or linked to.
+    /// A file that holds a blob, to be read only. It stays for long enough to be opened or copied.
     fn get(&self, blob: Blob) -> BoxFuture<'_, Result<PathBuf, Failure>>;
     /// Keeps bytes as a blob.
     fn put(&self, bytes: Bytes) -> BoxFuture<'_, Result<Blob, Failure>>;
@@ -155,10 +157,12 @@ impl Hosts {
         drop(std::fs::remove_dir_all(&config.scratch));
         let slots = config.slots.max(1) as usize;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let family = Family::new(guard);
+        let guardian = Arc::new(family.clone());
         Self(Arc::new(Inner {
             logs: TaskLogs::open(config.logs.clone(), config.disk.clone()),
-            environments: Environments::new(config.environments.clone(), config.python.clone()),
-            family: Family::new(guard),
+            environments: Environments::new(config.environments.clone(), config.python.clone(), guardian),
+            family,
             meter: Meter::default(),
             pool: Mutex::new(Idle { pool: Pool::new(slots), attended: false }),
             running: AtomicUsize::new(0),
@@ -362,7 +366,13 @@ impl Inner {
     }
 
     fn around(&self) -> Surroundings<'_> {
-        Surroundings { family: &self.family, meter: &self.meter, blobs: &*self.blobs, threads: self.threads }
+        Surroundings {
+            family: &self.family,
+            meter: &self.meter,
+            blobs: &*self.blobs,
+            disk: &self.config.disk,
+            threads: self.threads,
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
