@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::blobs::Blobs;
 use crate::clock::wall_time;
 use crate::config;
-use crate::fault;
+use crate::fault::{self, Faults};
 use crate::in_use::InUse;
 use crate::intake::Intake;
 use crate::job_status;
@@ -52,6 +52,7 @@ pub struct Calls {
     pub(crate) places: Places,
     /// What specifications that are being read and planned may take together.
     pub(crate) intake: Intake,
+    pub(crate) faults: Faults,
 }
 
 impl Calls {
@@ -194,7 +195,7 @@ impl Calls {
                 Ok(Response::Done)
             }
             Request::Fault(fault) => {
-                fault::inflict(fault)?;
+                fault::inflict(self.faults, fault)?;
                 Ok(Response::Done)
             }
             Request::Inspect { paths } => {

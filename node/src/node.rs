@@ -177,9 +177,9 @@ impl Node {
             logs: worker.hosts().logs().clone(),
             places: Places::default(),
             intake: Intake::new(settings.memory_bytes),
+            faults: settings.faults,
         };
-        let relief =
-            Relief::new(data_dir.reserve(), store.clone(), calls.blobs.clone(), calls.logs.clone());
+        let relief = Relief::new(data_dir.reserve(), store.clone(), calls.blobs.clone(), calls.logs.clone());
         let (stop, stopped) = oneshot::channel();
         let first_request = RequestId(random_id()?);
         let state = Loop {
