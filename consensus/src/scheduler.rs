@@ -205,6 +205,9 @@ pub struct Scheduler {
     leases: Leases,
     copies: Copies,
     disks: Disks,
+    /// Jobs that were ended since what came with them was lost, and how many attempts at a task they had: submitted
+    /// again, they have other ones.
+    lost: BTreeMap<JobId, u32>,
     /// When jobs were last said to be on their way here.
     submitting: BTreeMap<JobId, u64>,
     /// Members whose inventories are awaited before anything is assigned.
@@ -241,6 +244,7 @@ impl Scheduler {
             leases: Leases::default(),
             copies: Copies::default(),
             disks: Disks::default(),
+            lost: BTreeMap::new(),
             submitting: BTreeMap::new(),
             settling: None,
             orphans: BTreeMap::new(),
@@ -390,7 +394,11 @@ impl Scheduler {
 
     fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
         if !self.jobs.contains_key(&id) {
+            self.ending.remove(&id);
             self.add_job(id, graph, &[], false);
+            if let (Some(tries), Some(job)) = (self.lost.remove(&id), self.jobs.get_mut(&id)) {
+                job.count_from(tries);
+            }
             self.lose_absent();
         }
     }
@@ -461,6 +469,9 @@ impl Scheduler {
     /// Ends a job with a failure. It is proposed until it applies.
     fn fail(&mut self, id: JobId, failure: Failure) {
         let Some(job) = self.jobs.get(&id) else { return };
+        if matches!(failure, Failure::SubmissionLost { .. }) && self.lost.len() < MAX_ORPHANS {
+            self.lost.insert(id, job.tries());
+        }
         let command = if job.succeeded {
             // Its result was lost and cannot be made anew.
             Command::Release { jobs: vec![id], freed: Freed { why: WhyFreed::Lost, at: self.wall } }

@@ -617,10 +617,13 @@ impl Loop {
         }
     }
 
-    /// Off the loop, since it removes files.
-    fn free(&self, jobs: Vec<JobId>) {
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.free(&jobs));
+    /// Off the loop, since it removes files. What a driver is just sending again stays.
+    fn free(&self, mut jobs: Vec<JobId>) {
+        let (store, submitter) = (self.store.clone(), self.calls.submitter.clone());
+        tokio::task::spawn_blocking(move || {
+            jobs.retain(|job| !submitter.is_arriving(*job));
+            store.free(&jobs);
+        });
     }
 
     /// Gives another node a copy of a partition, unless that is under way.

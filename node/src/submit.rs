@@ -10,8 +10,8 @@ use floe_consensus::Command;
 use floe_consensus::state_machine::MAX_LABEL_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
-    Failure, JobId, JobKind, JobSpec, NodeId, NodeInfo, Placed, Query, Request, Response, StageGraph, TaskId, Work,
-    frame,
+    Failure, JobId, JobKind, JobSpec, JobStatus, NodeId, NodeInfo, Placed, Query, Request, Response,
+    StageGraph, TaskId, Work, frame,
 };
 use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
@@ -81,12 +81,17 @@ impl Submitter {
         self.arriving.recent()
     }
 
+    /// Whether a driver is just sending a job.
+    pub fn is_arriving(&self, id: JobId) -> bool {
+        self.arriving.is_open(id)
+    }
+
     /// Whether a job that a driver is about to send would be taken, as far as is known without it.
     pub async fn admit(&self, id: JobId) -> Result<(), Failure> {
         match self.mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
             // Sent again, it changes nothing.
-            Ok(_) => Ok(()),
-            Err(Failure::NoSuchJob { .. }) => self.mailbox.ask(Ask::Room).await?,
+            Ok(job) if !is_lost(&job) => Ok(()),
+            Ok(_) | Err(Failure::NoSuchJob { .. }) => self.mailbox.ask(Ask::Room).await?,
             Err(freed) => Err(freed),
         }
     }
@@ -122,8 +127,8 @@ impl Submitter {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         match self.mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
-            Ok(_) => return Ok(()),
-            Err(Failure::NoSuchJob { .. }) => {}
+            Ok(job) if !is_lost(&job) => return Ok(()),
+            Ok(_) | Err(Failure::NoSuchJob { .. }) => {}
             Err(freed) => return Err(freed),
         }
         // Before anything of it is stored. A plan carries its frames within.
@@ -179,7 +184,12 @@ impl Submitter {
             loop {
                 changes.mark_unchanged();
                 let known = self.mailbox.ask(|reply| Ask::Progress(id, reply)).await?;
-                if !matches!(known, Err(Failure::NoSuchJob { .. })) {
+                let behind = match &known {
+                    Err(failure) => matches!(failure, Failure::NoSuchJob { .. }),
+                    // It may have failed so before.
+                    Ok(job) => is_lost(job),
+                };
+                if !behind {
                     return Ok(());
                 }
                 changes.changed().await;
@@ -345,6 +355,11 @@ impl Submitter {
         }
         Ok(nodes)
     }
+}
+
+/// Whether a job has ended since what came with it was lost, so that it runs if it is sent again.
+fn is_lost(job: &JobStatus) -> bool {
+    job.phase.is_terminal() && !job.phase.is_final()
 }
 
 /// No other node has room for a driver's frame.
