@@ -30,7 +30,7 @@ async fn nothing_is_lost_or_wrong_or_contradictory_in_chaos() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_users_monkey_asks_first_and_hits_only_who_is_there() {
-    let cluster = cluster().nodes(2).start().await.unwrap();
+    let cluster = cluster().nodes(3).start().await.unwrap();
     let failure = async |args: &[&str]| cluster.run(0, args).await.unwrap().failure().unwrap();
     let unasked = failure(&["chaos"]).await;
     assert!(unasked.contains("--yes") && unasked.contains("node-"), "{unasked}");
@@ -44,12 +44,16 @@ async fn the_users_monkey_asks_first_and_hits_only_who_is_there() {
     }
     let refused = failure(&["chaos", "--yes", "--seed", "x"]).await;
     assert!(refused.contains("--seed"), "{refused}");
+    // None of these nodes' owners has agreed to that.
+    let refused = failure(&["chaos", "node-1", "--yes", "--time", "60s"]).await;
+    assert!(refused.contains("none of these nodes takes faults; node-1"), "{refused}");
+    assert!(refused.contains("floe up --allow-chaos"), "{refused}");
     cluster.settled().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_refuses_faults_beyond_its_limits() {
-    let mut cluster = cluster().nodes(1).start().await.unwrap();
+    let mut cluster = cluster().nodes(1).allow_chaos().start().await.unwrap();
     // Without its only node the mesh is nothing.
     let refused = cluster.run(0, &["chaos", "--yes"]).await.unwrap().failure().unwrap();
     assert!(refused.contains("start more nodes"), "{refused}");
@@ -69,7 +73,7 @@ async fn a_node_refuses_faults_beyond_its_limits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_outlives_the_users_monkey() {
-    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let mut cluster = cluster().nodes(3).allow_chaos().start().await.unwrap();
     let tables = flights(cluster.dir(), "parquet");
     let mesh = cluster.client(0).await.unwrap();
     let before = cluster.status(0).await.unwrap();
@@ -94,7 +98,7 @@ async fn a_job_outlives_the_users_monkey() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_stops_the_users_monkey_and_leaves_the_mesh_whole() {
-    let cluster = cluster().nodes(3).start().await.unwrap();
+    let cluster = cluster().nodes(3).allow_chaos().start().await.unwrap();
     let args = cluster.args(0, &["chaos", "--yes", "--time", "10min", "--seed", "11"]);
     let mut monkey = cluster.floe().command(args).stderr(Stdio::inherit()).spawn().unwrap();
     let mut lines = BufReader::new(monkey.stdout.take().unwrap()).lines();

@@ -213,6 +213,40 @@ async fn an_accepted_job_survives_that_one_node_after_the_other_is_started_again
     assert_eq!(collected(&again).await, frames);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_power_cut_took_is_sent_again_by_a_driver_that_is_there() {
+    let mut cluster = cluster().nodes(2).start().await.unwrap();
+    let (frames, files, said) = six_frames();
+    let mesh = cluster.client(0).await.unwrap();
+    let gate = cluster.dir().join("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.1; done; cat", gate.display());
+    let waited_for = submit_shell(&mesh, &script, &said, &files).await.unwrap();
+    let left_alone = submit_shell(&mesh, &script, &said, &files).await.unwrap().id();
+    let waiting = waited_for.clone();
+    let collecting = tokio::spawn(async move { collected(&waiting).await });
+    for node in cluster.nodes_mut() {
+        node.kill().await.unwrap();
+    }
+    // Nothing of it was synced yet.
+    for node in 0..2 {
+        for file in std::fs::read_dir(cluster.data_dir(node).join("partitions")).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    }
+    for ready in join_all(cluster.nodes_mut().iter_mut().map(Node::restart)).await {
+        ready.unwrap();
+    }
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(collecting.await.unwrap(), frames);
+    assert!(waited_for.wait().await.unwrap().phase == floe_protocol::JobPhase::Succeeded);
+    // Of whose driver is gone it is said what happened.
+    let ended = cluster.client(1).await.unwrap().job(left_alone).wait().await.unwrap().phase;
+    let floe_protocol::JobPhase::Failed(failure @ Failure::SubmissionLost { .. }) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(failure.to_string().contains("power was cut"), "{failure}");
+}
+
 fn read(files: &[Bytes]) -> DataFrame {
     let [file] = files else { panic!("{} files", files.len()) };
     IpcReader::new(Cursor::new(file.clone())).finish().unwrap()

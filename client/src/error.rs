@@ -36,7 +36,7 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
     /// A node answered, but the mesh could not do what was asked in time: no leader, no majority.
-    #[error("the mesh could not answer within {}: {failure}", seconds(*.waited))]
+    #[error("{}", unavailable(.failure, *.waited))]
     Unavailable {
         /// What was missing last.
         failure: Failure,
@@ -107,6 +107,15 @@ impl Error {
     }
 }
 
+/// A mesh that is full has answered, and says so itself.
+fn unavailable(failure: &Failure, waited: Duration) -> String {
+    let waited = seconds(waited);
+    match failure {
+        Failure::Busy { .. } => format!("{failure} (it was tried for {waited})"),
+        failure => format!("the mesh could not answer within {waited}: {failure}"),
+    }
+}
+
 fn seconds(waited: Duration) -> String {
     format!("{:.1} s", waited.as_secs_f64())
 }
@@ -126,6 +135,20 @@ fn list(tried: &[(String, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_mesh_says_so_first() {
+        let waited = Duration::from_secs(29);
+        let message = "the mesh is full: 4096 jobs are unfinished".to_owned();
+        let busy = Error::Unavailable { failure: Failure::Busy { message, retry_ms: 1_000 }, waited };
+        assert_eq!(
+            busy.to_string(),
+            "the mesh is full: 4096 jobs are unfinished; try again in 1 s (it was tried for 29.0 s)"
+        );
+        let message = "there is no leader".to_owned();
+        let none = Error::Unavailable { failure: Failure::Unavailable { message }, waited };
+        assert_eq!(none.to_string(), "the mesh could not answer within 29.0 s: there is no leader");
+    }
 
     #[test]
     fn an_unreachable_mesh_is_told_with_addresses_and_time() {

@@ -1,7 +1,7 @@
 //! A job's handle.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,8 +26,16 @@ const HEARSAY: Duration = Duration::from_secs(5);
 /// double what a driver needs for its frames.
 const MAX_KEPT_BYTES: usize = 16 << 20;
 
+/// How often a job is submitted again since what came with it was lost. Whoever waits with one handle counts, as several
+/// may, and so does each further time that power is cut within seconds.
+const MAX_AGAIN: usize = 8;
+
 /// One submission. Dropping the handle leaves the job alone: [`Mesh::job`] finds it again by its id, from any
 /// process and through any node.
+///
+/// As long as the handle is there it keeps what was submitted, up to 16 MiB. Should the mesh lose it (power is cut on all
+/// nodes that have it, within two seconds), whoever waits with the handle submits the job again. Its functions may then
+/// run twice.
 ///
 /// ```no_run
 /// # async fn example(mesh: floe_client::Mesh) -> floe_client::Result<()> {
@@ -53,6 +61,8 @@ pub struct Job {
     id: JobId,
     /// Set if this handle saw the mesh accept the job, so that it must exist.
     accepted: Option<Accepted>,
+    /// How else it ended.
+    other_ends: Arc<Mutex<Vec<JobPhase>>>,
 }
 
 /// What a handle knows of the job that it submitted.
@@ -62,6 +72,8 @@ struct Accepted {
     bodies: Option<Arc<[Vec<Bytes>]>>,
     /// Whether the job was seen to have ended.
     ended: Arc<AtomicBool>,
+    /// How often it was submitted again since what came with it was lost.
+    again: Arc<tokio::sync::Mutex<usize>>,
 }
 
 impl Job {
@@ -69,12 +81,13 @@ impl Job {
     pub(crate) fn accepted(mesh: Mesh, id: JobId, bodies: Vec<Vec<Bytes>>) -> Self {
         let bytes: usize = bodies.iter().flatten().map(Bytes::len).sum();
         let bodies = (bytes <= MAX_KEPT_BYTES).then(|| bodies.into());
-        Self { mesh, id, accepted: Some(Accepted { bodies, ended: Arc::default() }) }
+        let accepted = Accepted { bodies, ended: Arc::default(), again: Arc::default() };
+        Self { mesh, id, accepted: Some(accepted), other_ends: Arc::default() }
     }
 
     /// A job that somebody submitted, perhaps.
     pub(crate) fn named(mesh: Mesh, id: JobId) -> Self {
-        Self { mesh, id, accepted: None }
+        Self { mesh, id, accepted: None, other_ends: Arc::default() }
     }
 
     /// Its id, in text 16 hexadecimal digits.
@@ -177,14 +190,42 @@ impl Job {
         if status.phase.is_terminal() {
             self.saw_end();
         }
-        if let Some(other) = status.other_ends.first() {
-            tracing::warn!(
-                job = %self.id,
-                "the job is {}, and in a part of the mesh that was cut off it was {}",
-                status.phase.name(),
-                other.name()
-            );
+        if let Some(contradiction) = status.contradiction() {
+            tracing::warn!("{contradiction}");
+            *self.other_ends() = status.other_ends.clone();
         }
+    }
+
+    /// How else the job has ended, as far as this handle has heard: parts of the mesh that were cut off from each other
+    /// have told their drivers different ends. Empty for almost every job.
+    pub fn contradicting_ends(&self) -> Vec<JobPhase> {
+        self.other_ends().clone()
+    }
+
+    fn other_ends(&self) -> MutexGuard<'_, Vec<JobPhase>> {
+        // It is replaced as a whole.
+        self.other_ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the job goes on after this end, since what came with it was lost and this handle has it still: then it is
+    /// submitted again, under its id. Functions that had run already run again.
+    pub(crate) async fn goes_on(&self, phase: &JobPhase, patience: &mut Patience) -> Result<bool> {
+        let JobPhase::Failed(failure @ Failure::SubmissionLost { .. }) = phase else { return Ok(false) };
+        let Some((bodies, again)) =
+            self.accepted.as_ref().and_then(|accepted| Some((accepted.bodies.as_ref()?, &accepted.again)))
+        else {
+            return Ok(false);
+        };
+        // Whoever waits for the job hears of its end; one of them submits it at a time, and a second time is harmless.
+        let mut again = again.lock().await;
+        if *again == MAX_AGAIN {
+            return Ok(false);
+        }
+        *again += 1;
+        tracing::warn!(job = %self.id, %failure, "submitting it again");
+        let request = Request::Submit { id: self.id, again: false };
+        self.mesh.link().ask(&request, bodies, patience).await?;
+        Ok(true)
     }
 
     /// Notes that the job has ended.

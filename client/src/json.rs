@@ -23,6 +23,8 @@ pub fn mesh(status: &Status) -> Value {
                 "running": load.running,
                 "memory_used_bytes": load.memory_used_bytes,
                 "spilled_bytes": load.spilled_bytes,
+                "disk_free_bytes": load.disk_free_bytes,
+                "disk_short": load.disk_short,
             })
         })
         .collect();

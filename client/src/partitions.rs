@@ -102,7 +102,13 @@ impl Placements {
                 }
                 None => {
                     let request = Request::Partitions { id: self.job.id(), from_partition: self.next };
-                    self.job.ask_within(&request, &mut self.patience).await?
+                    match self.job.ask_within(&request, &mut self.patience).await {
+                        Err(Error::Failure(failure @ Failure::SubmissionLost { .. })) => {
+                            self.lost(failure).await?;
+                            continue;
+                        }
+                        answer => answer?,
+                    }
                 }
             };
             match response {
@@ -118,12 +124,31 @@ impl Placements {
                     self.job.saw_end();
                     return Ok(None);
                 }
+                Response::Failed(failure @ Failure::SubmissionLost { .. }) => self.lost(failure).await?,
                 Response::Failed(failure) => match reason(&self.job, failure).await {
                     Error::Failure(failure) if is_excuse(&failure) && self.patience.pause().await => {}
                     error => return Err(error),
                 },
                 other => return Err(exchange.unexpected(&other)),
             }
+        }
+    }
+}
+
+impl Placements {
+    /// What came with the job is lost: it goes on if the driver has that still.
+    async fn lost(&mut self, failure: Failure) -> Result<()> {
+        match reason(&self.job, failure).await {
+            Error::JobFailed { job, failure } => {
+                let phase = JobPhase::Failed(failure.clone());
+                match self.job.goes_on(&phase, &mut self.patience).await? {
+                    true => Ok(()),
+                    false => Err(Error::JobFailed { job, failure }),
+                }
+            }
+            // It goes on already, and the node that was asked has yet to hear of it.
+            Error::Failure(_) if self.patience.pause().await => Ok(()),
+            error => Err(error),
         }
     }
 }

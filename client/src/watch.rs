@@ -79,6 +79,9 @@ impl Source {
             match response {
                 Response::Job(status) => {
                     self.patience.renew();
+                    if self.job.goes_on(&status.phase, &mut self.patience).await? {
+                        continue;
+                    }
                     self.job.saw(&status);
                     self.exchange = Some(exchange);
                     return Ok(status);

@@ -33,6 +33,7 @@ use crate::event::Event;
 use crate::state_machine::{JobWork, StageOutputs, StateMachine};
 
 mod copies;
+mod disks;
 mod job;
 mod leases;
 mod placement;
@@ -41,6 +42,7 @@ mod sessions;
 mod stuck;
 
 pub use copies::COPY_PATIENCE_MS;
+pub use disks::{FULL_PATIENCE_MS, OTHERS_PATIENCE_MS};
 pub use leases::RESULT_LEASE_MS;
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
@@ -51,6 +53,7 @@ pub use sessions::SESSION_PATIENCE_MS;
 pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
 
 use copies::Copies;
+use disks::Disks;
 use job::{Attempt, Job, Place, Reads};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
@@ -201,6 +204,10 @@ pub struct Scheduler {
     ending: BTreeMap<JobId, (Command, u64)>,
     leases: Leases,
     copies: Copies,
+    disks: Disks,
+    /// Jobs that were ended since what came with them was lost, and how many attempts at a task they had: submitted
+    /// again, they have other ones.
+    lost: BTreeMap<JobId, u32>,
     /// When jobs were last said to be on their way here.
     submitting: BTreeMap<JobId, u64>,
     /// Members whose inventories are awaited before anything is assigned.
@@ -236,6 +243,8 @@ impl Scheduler {
             ending: BTreeMap::new(),
             leases: Leases::default(),
             copies: Copies::default(),
+            disks: Disks::default(),
+            lost: BTreeMap::new(),
             submitting: BTreeMap::new(),
             settling: None,
             orphans: BTreeMap::new(),
@@ -390,7 +399,11 @@ impl Scheduler {
 
     fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
         if !self.jobs.contains_key(&id) {
+            self.ending.remove(&id);
             self.add_job(id, graph, &[], false);
+            if let (Some(tries), Some(job)) = (self.lost.remove(&id), self.jobs.get_mut(&id)) {
+                job.count_from(tries);
+            }
             self.lose_absent();
         }
     }
@@ -460,6 +473,9 @@ impl Scheduler {
     /// Ends a job with a failure. It is proposed until it applies.
     fn fail(&mut self, id: JobId, failure: Failure) {
         let Some(job) = self.jobs.get(&id) else { return };
+        if matches!(failure, Failure::SubmissionLost { .. }) && self.lost.len() < MAX_ORPHANS {
+            self.lost.insert(id, job.tries());
+        }
         let command = if job.succeeded {
             // Its result was lost and cannot be made anew.
             Command::Release { jobs: vec![id], freed: Freed { why: WhyFreed::Lost, at: self.wall } }
@@ -563,6 +579,7 @@ impl Scheduler {
             }
         }
         self.expire();
+        self.check_disks();
         self.keep_copies();
         self.free_orphans();
         if self.adopted_ms.is_some() {

@@ -5,6 +5,8 @@
 //!   Submit ──> Running ──StageDone of the last stage──> Succeeded ──Release──> freed ──> history
 //!                 │                                                              ▲
 //!                 └────EndJob──> Failed | Cancelled ─────────────────────────────┘
+//!                 ^                │ since what came with it was lost
+//!                 └─────Submit─────┘ by a driver that has it still
 //! ```
 //!
 //! A standing job ([`Work::Calls`]) has no result: it too is freed at once when it succeeds. What has a result stays
@@ -417,6 +419,8 @@ impl StateMachine {
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
         match self.find(id) {
+            // Its driver had what was lost, and has sent it again.
+            Ok(known) if known.label == label && known.phase.is_terminal() && !known.phase.is_final() => {}
             // Planned again, the same submission may have another graph; its label is the driver's own.
             Ok(known) if known.label == label => return Ok(()),
             Ok(_) => return Err(refused(format!("job id {id} is taken: choose another"))),
@@ -460,6 +464,9 @@ impl StateMachine {
             })
             .collect();
         let finished = matches!(outputs.last(), Some(Some(_)));
+        // It holds nothing, or it would not have got here.
+        let ended_before = self.jobs.remove(&id);
+        self.history.forget(id);
         let graph = Arc::new(graph.clone());
         let job = Job {
             label: label.to_owned(),
@@ -468,7 +475,7 @@ impl StateMachine {
             submitted_at,
             ended_at: None,
             freed: None,
-            other_ends: Vec::new(),
+            other_ends: ended_before.map(|job| job.other_ends).unwrap_or_default(),
             stages,
             timeline: Vec::new(),
             weight_bytes,

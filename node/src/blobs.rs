@@ -6,11 +6,14 @@
 //!   a node that needs it ── GetBlob ──> any node that has it; asked once, however many tasks wait
 //! ```
 //!
-//! A file here is whole and is what its name says: it is written beside its place, checked, and moved there.
+//! A file here is whole and is what its name says: it is written beside its place, checked, and moved there. Nobody may
+//! write to it. Functions get copies (`worker/hosts/lent.rs`), and a file that has changed all the same is compared with
+//! its name before it is used again: one that no longer fits is had anew from another node.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, FileTimes};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,13 +26,13 @@ use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::{Body, send_body};
 use floe_transport::{BlobHasher, blob_id};
 use futures::future::BoxFuture;
-use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
-use memmap2::Mmap;
+use futures::{AsyncRead, AsyncWrite, Stream, StreamExt, stream};
 use tempfile::NamedTempFile;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::stream::chunks_of;
+use crate::disk::{Disk, Promise};
+use crate::private;
 use crate::submit::blocking;
 use crate::worker::hosts;
 
@@ -43,6 +46,9 @@ const SPREAD_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How much of a blob is written at once, on a thread that may wait for the disk.
 const WRITTEN_BYTES: usize = 4 << 20;
+
+/// How much of a blob is read at once.
+const READ_BYTES: usize = 256 << 10;
 
 /// How many bytes of blobs a node keeps. Beyond it those that were not used for longest go.
 const MAX_KEPT_BYTES: u64 = 16 << 30;
@@ -66,6 +72,7 @@ pub struct Blobs(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    disk: Disk,
     network: Network,
     index: Mutex<Index>,
     /// Held while a blob is fetched, so that many who want it fetch it once.
@@ -83,11 +90,22 @@ struct Kept {
     bytes: u64,
     /// Its last use; of one that a former process left, none is known.
     used: Option<Instant>,
+    /// The file as it was when its digest was last compared; none if this process has not done so.
+    stamp: Option<Stamp>,
+}
+
+/// What is different about a file that somebody has written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    inode: u64,
+    modified: SystemTime,
 }
 
 /// A blob that is being received.
 struct Part {
     file: NamedTempFile,
+    promise: Promise,
     hasher: BlobHasher,
 }
 
@@ -100,11 +118,16 @@ pub struct Error {
 }
 
 impl Blobs {
-    /// Opens the blobs in `dir`. What a former process left half written is removed.
-    pub fn open(dir: &Path, network: Network) -> Result<Self, Error> {
+    /// Opens the blobs in `dir`, on `disk`. What a former process left half written is removed.
+    pub fn open(dir: &Path, disk: Disk, network: Network) -> Result<Self, Error> {
         let index = scan(dir).map_err(|source| Error { path: dir.to_owned(), source })?;
-        let inner =
-            Inner { dir: dir.to_owned(), network, index: Mutex::new(index), fetching: Mutex::default() };
+        let inner = Inner {
+            dir: dir.to_owned(),
+            disk,
+            network,
+            index: Mutex::new(index),
+            fetching: Mutex::default(),
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -113,8 +136,22 @@ impl Blobs {
         self.0.index().blobs.contains_key(&id)
     }
 
-    /// Keeps a copy that somebody sends on a stream.
+    /// Keeps a copy that somebody sends on a stream, or refuses it with [`Failure::Busy`] before it comes.
     pub async fn receive<S>(&self, blob: Blob, stream: S) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut body = Body::new(stream);
+        match self.0.disk.promise(blob.bytes) {
+            Ok(promise) => self.take(blob, promise, &mut body).await,
+            Err(failure) => {
+                body.refuse(&failure).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn take<S>(&self, blob: Blob, promise: Promise, body: &mut Body<S>) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -129,9 +166,8 @@ impl Blobs {
         let broken = |what: &dyn std::fmt::Display| Failure::Unavailable {
             message: format!("object {} did not arrive whole: {what}", blob.id),
         };
-        let mut part = Part { file: self.0.create()?, hasher: BlobHasher::default() };
+        let mut part = Part { file: self.0.create()?, promise, hasher: BlobHasher::default() };
         let mut left = blob.bytes;
-        let mut body = Body::new(stream);
         let mut gathered = Vec::new();
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| broken(&error))?;
@@ -142,12 +178,21 @@ impl Blobs {
                 part = part.write(std::mem::take(&mut gathered)).await?;
             }
         }
-        let Part { file, hasher } = part.write(gathered).await?;
+        let Part { file, hasher, promise: _promise } = part.write(gathered).await?;
         if left > 0 || hasher.finish() != blob.id {
             return Err(broken(&"it is not what its name says"));
         }
         let inner = Arc::clone(&self.0);
         blocking(move || inner.keep(blob, file)).await?
+    }
+
+    /// Removes objects that nobody needs, as it seems, until the disk has room: not those that are needed by jobs, and
+    /// none that was used a moment ago.
+    pub fn free_unused(&self, needed: &BTreeSet<BlobId>) {
+        while self.0.disk.look().short {
+            let Some(id) = self.0.index().evict_one(|id| needed.contains(&id)) else { return };
+            self.0.remove(id);
+        }
     }
 
     /// Makes sure that another node has it too, if there is one that takes it soon enough. Further
@@ -177,11 +222,10 @@ impl Blobs {
         {
             return Ok(());
         }
-        let bytes = self.0.map(blob.id)?;
+        let (file, _) = self.0.open(blob.id).await?;
         let mut stream = network.open(node).await.map_err(Failure::internal)?;
         write_frame(&mut stream, &Request::PutBlob { blob }).await.map_err(Failure::internal)?;
-        let chunks = chunks_of(bytes).map(Ok);
-        send_body(&mut stream, stream::iter(chunks)).await.map_err(Failure::internal)?;
+        send_body(&mut stream, pieces_of(file)).await.map_err(Failure::internal)?;
         let answer = timeout(ANSWER_TIMEOUT, read_frame(&mut stream)).await.map_err(Failure::internal)?;
         match answer.map_err(Failure::internal)? {
             Response::Done => Ok(()),
@@ -195,25 +239,27 @@ impl Blobs {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let found = match self.0.map(id) {
-            Err(_) if search => self.find(id, None).await.and_then(|_| self.0.map(id)),
+        let found = match self.0.open(id).await {
+            Err(_) if search => match self.find(id, None).await {
+                Ok(_) => self.0.open(id).await,
+                Err(failure) => Err(failure),
+            },
             found => found,
         };
-        let bytes = match found {
-            Ok(bytes) => bytes,
+        let (file, bytes) = match found {
+            Ok(found) => found,
             Err(failure) => {
                 return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
             }
         };
-        let response = Response::Blob { bytes: bytes.len() as u64 };
-        write_frame(&mut stream, &response).await.map_err(Failure::internal)?;
-        send_body(&mut stream, stream::iter(chunks_of(bytes).map(Ok))).await.map_err(Failure::internal)?;
+        write_frame(&mut stream, &Response::Blob { bytes }).await.map_err(Failure::internal)?;
+        send_body(&mut stream, pieces_of(file)).await.map_err(Failure::internal)?;
         Ok(())
     }
 
     /// A file with these bytes, fetched from another node if it is not here yet.
     async fn find(&self, id: BlobId, bytes: Option<u64>) -> Result<PathBuf, Failure> {
-        if let Some(path) = self.0.use_(id) {
+        if let Some(path) = self.0.sound(id).await {
             return Ok(path);
         }
         let turn = Arc::clone(self.0.fetching().entry(id).or_default());
@@ -229,15 +275,17 @@ impl Blobs {
         let until = Instant::now() + SEARCH_PATIENCE;
         loop {
             for node in self.0.others(id) {
-                if let Some(path) = self.0.use_(id) {
+                if let Some(path) = self.0.sound(id).await {
                     return Ok(path);
                 }
                 match self.fetch_from(node, id, bytes).await {
                     Ok(()) => {}
+                    // No other node's copy needs less room.
+                    Err(failure @ Failure::Exhausted { .. }) => return Err(failure),
                     Err(failure) => tracing::debug!(%node, blob = %id, %failure, "object not had"),
                 }
             }
-            if let Some(path) = self.0.use_(id) {
+            if let Some(path) = self.0.sound(id).await {
                 return Ok(path);
             }
             if Instant::now() >= until {
@@ -258,7 +306,9 @@ impl Blobs {
         match response {
             Response::Blob { bytes: announced } => {
                 let blob = Blob { id, bytes: bytes.unwrap_or(announced) };
-                self.receive(blob, stream).await
+                // A task waits for it already.
+                let promise = self.0.disk.set_aside(blob.bytes).map_err(|error| no_room(&error))?;
+                self.take(blob, promise, &mut Body::new(stream)).await
             }
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a request with {other:?}"))),
@@ -270,7 +320,8 @@ impl Part {
     async fn write(mut self, bytes: Vec<u8>) -> Result<Self, Failure> {
         blocking(move || {
             self.hasher.update(&bytes);
-            self.file.write_all(&bytes).map_err(|error| no_room(&error))?;
+            let write = self.promise.take(bytes.len() as u64).and_then(|()| self.file.write_all(&bytes));
+            write.map_err(|error| no_room(&error))?;
             Ok(self)
         })
         .await?
@@ -288,7 +339,8 @@ impl hosts::Blobs for Blobs {
             blocking(move || {
                 let blob = Blob { id: blob_id(&bytes), bytes: bytes.len() as u64 };
                 let mut file = inner.create()?;
-                file.write_all(&bytes).map_err(|error| no_room(&error))?;
+                let write = inner.disk.take(blob.bytes).and_then(|()| file.write_all(&bytes));
+                write.map_err(|error| no_room(&error))?;
                 inner.keep(blob, file)?;
                 Ok(blob)
             })
@@ -308,47 +360,71 @@ impl Inner {
 
     /// Moves a whole file to its place, and makes room for it.
     fn keep(&self, blob: Blob, file: NamedTempFile) -> Result<(), Failure> {
-        file.persist(self.path(blob.id)).map_err(|error| no_room(&error.error))?;
+        let path = self.path(blob.id);
+        private::restrict(file.path(), 0o400).map_err(|error| no_room(&error))?;
+        file.persist(&path).map_err(|error| no_room(&error.error))?;
+        let stamp = Stamp::of(&path).map_err(Failure::internal)?;
         let mut index = self.index();
-        let kept = Kept { bytes: blob.bytes, used: Some(Instant::now()) };
+        let kept = Kept { bytes: blob.bytes, used: Some(Instant::now()), stamp: Some(stamp) };
         if index.blobs.insert(blob.id, kept).is_none() {
             index.bytes += blob.bytes;
         }
         let evicted = index.evict();
         drop(index);
-        for id in evicted {
-            if let Err(error) = fs::remove_file(self.path(id)) {
-                tracing::warn!(blob = %id, %error, "an old object cannot be removed");
-            }
-        }
+        evicted.into_iter().for_each(|id| self.remove(id));
         Ok(())
     }
 
-    /// The file, if it is here, marked as used now.
-    fn use_(&self, id: BlobId) -> Option<PathBuf> {
-        let mut index = self.index();
-        index.blobs.get_mut(&id)?.used = Some(Instant::now());
-        drop(index);
+    fn remove(&self, id: BlobId) {
+        if let Err(error) = fs::remove_file(self.path(id)) {
+            tracing::warn!(blob = %id, %error, "an old object cannot be removed");
+        }
+    }
+
+    /// The file, if it is here and what its name says, marked as used now.
+    async fn sound(self: &Arc<Self>, id: BlobId) -> Option<PathBuf> {
+        let inner = Arc::clone(self);
+        blocking(move || inner.look_at(id)).await.ok().flatten()
+    }
+
+    fn look_at(&self, id: BlobId) -> Option<PathBuf> {
         let path = self.path(id);
+        let known = {
+            let mut index = self.index();
+            let kept = index.blobs.get_mut(&id)?;
+            kept.used = Some(Instant::now());
+            kept.stamp
+        };
+        let stamp = Stamp::of(&path).ok();
+        if stamp.is_none() || stamp != known {
+            if digest_of(&path).ok() != Some(id) {
+                tracing::error!(blob = %id, path = %path.display(), "an object's file was changed: it is had anew");
+                self.index().forget(id);
+                self.remove(id);
+                return None;
+            }
+            if let Some(kept) = self.index().blobs.get_mut(&id) {
+                kept.stamp = stamp;
+            }
+        }
         // For the next process, which knows of no use but this.
-        let touched = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        let accessed = FileTimes::new().set_accessed(SystemTime::now());
+        let touched = File::open(&path).and_then(|file| file.set_times(accessed));
         if let Err(error) = touched {
             tracing::debug!(blob = %id, %error, "the time of an object's use is not noted");
         }
         Some(path)
     }
 
-    fn map(&self, id: BlobId) -> Result<Bytes, Failure> {
-        let path = self.use_(id).ok_or_else(|| missing(id))?;
-        let file = fs::File::open(path).map_err(Failure::internal)?;
-        // Nothing cannot be mapped.
-        if file.metadata().map_err(Failure::internal)?.len() == 0 {
-            return Ok(Bytes::new());
-        }
-        // SAFETY: a blob's file is complete before it is given its name, and never written again; removing it leaves
-        // the mapping's pages.
-        let map = unsafe { Mmap::map(&file) }.map_err(Failure::internal)?;
-        Ok(Bytes::from_owner(map))
+    /// The file, to be read, and its length.
+    async fn open(self: &Arc<Self>, id: BlobId) -> Result<(File, u64), Failure> {
+        let path = self.sound(id).await.ok_or_else(|| missing(id))?;
+        let open = move || {
+            let file = File::open(path)?;
+            let bytes = file.metadata()?.len();
+            Ok::<_, io::Error>((file, bytes))
+        };
+        blocking(open).await?.map_err(Failure::internal)
     }
 
     /// The nodes that are connected, beginning at a place that depends on the blob, so that not all blobs lie on the
@@ -374,28 +450,75 @@ impl Inner {
     }
 }
 
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        Ok(Self { bytes: found.len(), inode: found.ino(), modified: found.modified()? })
+    }
+}
+
 impl Index {
+    fn forget(&mut self, id: BlobId) {
+        if let Some(kept) = self.blobs.remove(&id) {
+            self.bytes -= kept.bytes;
+        }
+    }
+
     /// Takes out what has to go for the rest to be within [`MAX_KEPT_BYTES`].
     fn evict(&mut self) -> Vec<BlobId> {
         let mut evicted = Vec::new();
-        while self.bytes > MAX_KEPT_BYTES {
-            let idle =
-                self.blobs.iter().filter(|(_, kept)| kept.used.is_none_or(|used| used.elapsed() > IN_USE));
-            let Some((id, kept)) = idle.min_by_key(|(_, kept)| kept.used).map(|(id, kept)| (*id, *kept))
-            else {
-                break;
-            };
-            self.blobs.remove(&id);
-            self.bytes -= kept.bytes;
+        while self.bytes > MAX_KEPT_BYTES
+            && let Some(id) = self.evict_one(|_| false)
+        {
             evicted.push(id);
         }
         evicted
     }
+
+    /// Takes out the one that was not used for longest, of those that are not in use and that nobody `needs`.
+    fn evict_one(&mut self, needs: impl Fn(BlobId) -> bool) -> Option<BlobId> {
+        let idle = self
+            .blobs
+            .iter()
+            .filter(|(id, kept)| kept.used.is_none_or(|used| used.elapsed() > IN_USE) && !needs(**id));
+        let id = idle.min_by_key(|(_, kept)| kept.used).map(|(id, _)| *id)?;
+        self.forget(id);
+        Some(id)
+    }
+}
+
+/// What a file holds, by its digest.
+fn digest_of(path: &Path) -> io::Result<BlobId> {
+    let (mut file, mut hasher) = (File::open(path)?, BlobHasher::default());
+    let mut piece = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.update(&piece[..read]),
+        }
+    }
+}
+
+/// A file piece by piece, each read when it is wanted. It is not mapped: who cuts it off must not end this process.
+fn pieces_of(file: File) -> impl Stream<Item = Result<Bytes, Failure>> + Send + Unpin {
+    let next = |mut file: File| async move {
+        let read = blocking(move || {
+            let mut piece = vec![0; READ_BYTES];
+            let read = file.read(&mut piece)?;
+            piece.truncate(read);
+            Ok::<_, io::Error>((Bytes::from(piece), file))
+        });
+        match read.await?.map_err(Failure::internal)? {
+            (piece, _) if piece.is_empty() => Ok(None),
+            more => Ok(Some(more)),
+        }
+    };
+    Box::pin(stream::try_unfold(file, next))
 }
 
 /// What a former process left.
 fn scan(dir: &Path) -> io::Result<Index> {
-    fs::create_dir_all(dir)?;
+    private::create_dir(dir)?;
     let mut index = Index::default();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -404,7 +527,8 @@ fn scan(dir: &Path) -> io::Result<Index> {
             Some(id) => {
                 let bytes = entry.metadata()?.len();
                 index.bytes += bytes;
-                index.blobs.insert(id, Kept { bytes, used: None });
+                private::restrict(&entry.path(), 0o400)?;
+                index.blobs.insert(id, Kept { bytes, used: None, stamp: None });
             }
             None => fs::remove_file(entry.path())?,
         }
@@ -431,7 +555,7 @@ mod tests {
     fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         let mut index = Index::default();
         let mut add = |id, used: Option<Instant>| {
-            index.blobs.insert(BlobId(id), Kept { bytes: MAX_KEPT_BYTES / 2, used });
+            index.blobs.insert(BlobId(id), Kept { bytes: MAX_KEPT_BYTES / 2, used, stamp: None });
             index.bytes += MAX_KEPT_BYTES / 2;
         };
         let long_ago = Instant::now().checked_sub(IN_USE * 2);
@@ -443,6 +567,40 @@ mod tests {
         assert_eq!(index.bytes, MAX_KEPT_BYTES);
         index.bytes += 1;
         assert!(index.evict().is_empty(), "all that is left is in use");
+        index.blobs.insert(BlobId(5), Kept { bytes: 1, used: None, stamp: None });
+        assert_eq!(index.evict_one(|id| id == BlobId(5)), None, "a job needs it");
+        assert_eq!(index.evict_one(|_| false), Some(BlobId(5)));
+    }
+
+    #[test]
+    fn a_file_that_was_changed_no_longer_fits_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(blob_id(b"whole").to_string());
+        fs::write(&path, b"whole").unwrap();
+        let index = scan(dir.path()).unwrap();
+        let mode = fs::metadata(&path).unwrap().mode() & 0o777;
+        assert_eq!((index.blobs.len(), mode), (1, 0o400));
+        let stamp = Stamp::of(&path).unwrap();
+        assert_eq!((digest_of(&path).unwrap(), Stamp::of(&path).unwrap()), (blob_id(b"whole"), stamp));
+        private::restrict(&path, 0o600).unwrap();
+        fs::write(&path, b"WHOLE").unwrap();
+        assert_ne!(Stamp::of(&path).unwrap(), stamp);
+        assert_ne!(digest_of(&path).unwrap(), blob_id(b"whole"));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_sent_piece_by_piece_to_its_end_wherever_that_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        let bytes: Vec<u8> = (0..3 * READ_BYTES + 5).map(|at| at as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        let whole: Vec<Bytes> =
+            pieces_of(File::open(&path).unwrap()).map(|piece| piece.unwrap()).collect().await;
+        assert_eq!((whole.len(), whole.concat()), (4, bytes));
+        let mut cut = pieces_of(File::open(&path).unwrap());
+        cut.next().await.unwrap().unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+        assert!(cut.next().await.is_none());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::blobs::Blobs;
 use crate::clock::wall_time;
 use crate::config;
-use crate::fault;
+use crate::fault::{self, Faults};
 use crate::in_use::InUse;
 use crate::intake::Intake;
 use crate::job_status;
@@ -51,6 +51,7 @@ pub struct Calls {
     /// What specifications that are being read and planned may take together.
     pub(crate) intake: Intake,
     pub(crate) large: LargeMessages,
+    pub(crate) faults: Faults,
 }
 
 impl Calls {
@@ -197,7 +198,7 @@ impl Calls {
                 Ok(Response::Done)
             }
             Request::Fault(fault) => {
-                fault::inflict(fault)?;
+                fault::inflict(self.faults, fault)?;
                 Ok(Response::Done)
             }
             Request::Inspect { paths } => {
@@ -252,8 +253,15 @@ impl Calls {
     /// Keeps a copy that a peer sends.
     async fn keep(&self, stream: &mut Stream, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
         let mut body = Body::new(stream);
+        let promise = match self.store.disk().promise(meta.bytes()) {
+            Ok(promise) => Arc::new(promise),
+            Err(failure) => {
+                body.refuse(&failure).await;
+                return Err(failure);
+            }
+        };
         let received = async {
-            let arrived = self.store.receive(partition, meta, &mut body).await?;
+            let arrived = self.store.receive(partition, meta, &mut body, &promise).await?;
             body.end().await?;
             Ok::<_, BodyError>(arrived)
         };

@@ -6,6 +6,8 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
+use crate::fault::Faults;
+
 /// How often a node tells the others of its load.
 pub const HINT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -59,6 +61,8 @@ pub struct Settings {
     pub environments: Option<PathBuf>,
     /// The Python that functions run with, where its version fits; found unless set.
     pub python: Option<PathBuf>,
+    /// Whether it lets things go wrong with itself when a driver asks.
+    pub faults: Faults,
 }
 
 /// Where numbered data directories lie.

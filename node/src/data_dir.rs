@@ -6,11 +6,11 @@
 //!   mesh.key      the mesh key, when the node joined with a ticket
 //!   log.redb      the replicated log
 //!   partitions/   partitions on disk
+//!   reserve       takes room, to be given up when the disk is full
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
@@ -19,6 +19,8 @@ use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
+use crate::disk::{Disk, Reserve};
+use crate::private;
 
 /// The format of data directories that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -102,9 +104,9 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 impl DataDir {
     /// Opens `path`, making it a new node's where it is empty, and counts this start.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        create_private_dir(path)?;
+        make_dir(path)?;
         let lock_path = path.join("lock");
-        let lock = OpenOptions::new()
+        let lock = private::options()
             .create(true)
             .truncate(false)
             .write(true)
@@ -172,6 +174,16 @@ impl DataDir {
         self.write_node()
     }
 
+    /// What it lies on.
+    pub fn disk(&self) -> Result<Disk, Error> {
+        Disk::of(&self.path).map_err(io_error("look at the disk of", &self.path))
+    }
+
+    /// Room that is kept for when there is none.
+    pub fn reserve(&self) -> Reserve {
+        Reserve::of(&self.path)
+    }
+
     /// Where the log lies.
     pub fn log_file(&self) -> PathBuf {
         self.path.join("log.redb")
@@ -197,7 +209,10 @@ impl DataDir {
             path: self.path.join("node.json"),
             source: io::Error::other(error),
         })?;
-        write_private(&self.path.join("node.json"), &text)
+        let path = self.path.join("node.json");
+        // A node that cannot start would be a voter less.
+        let written = self.reserve().lend(|| try_write(&path, &text));
+        written.map_err(io_error("write", &path))
     }
 }
 
@@ -242,7 +257,7 @@ pub fn read_key(path: &Path) -> Result<MeshKey, Error> {
 pub fn read_or_make_key(path: &Path) -> Result<MeshKey, Error> {
     if !path.exists() {
         if let Some(parent) = path.parent() {
-            create_private_dir(parent)?;
+            make_dir(parent)?;
         }
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
         write_private(&temporary, format!("{}\n", MeshKey::generate()).as_bytes())?;
@@ -263,7 +278,8 @@ pub fn write_key(path: &Path, key: &MeshKey) -> Result<(), Error> {
     write_private(path, format!("{key}\n").as_bytes())
 }
 
-fn create_private_dir(path: &Path) -> Result<(), Error> {
+/// A directory that is there already stays as open as its owner made it: what is in it has modes of its own.
+fn make_dir(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new()
         .recursive(true)
@@ -274,17 +290,19 @@ fn create_private_dir(path: &Path) -> Result<(), Error> {
 
 /// Writes a file whole or not at all, readable by its owner only.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    try_write(path, bytes).map_err(io_error("write", path))
+}
+
+fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(io_error("write", &temporary))?;
-    file.write_all(bytes).map_err(io_error("write", &temporary))?;
-    file.sync_all().map_err(io_error("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(io_error("write", path))
+    let write = || {
+        let mut file = private::options().create(true).write(true).truncate(true).open(&temporary)?;
+        private::restrict(&temporary, 0o600)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 #[cfg(test)]
@@ -317,6 +335,19 @@ mod tests {
         assert_eq!(second.path(), temp.path().join("1"));
         drop(first);
         assert_eq!(DataDir::open_numbered(temp.path()).unwrap().0.path(), temp.path().join("0"));
+    }
+
+    #[test]
+    fn in_a_directory_that_all_can_enter_all_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        drop(DataDir::open(temp.path()).unwrap());
+        for entry in fs::read_dir(temp.path()).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", entry.path().display());
+        }
     }
 
     #[test]

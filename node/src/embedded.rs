@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use crate::config::{self, Settings};
 use crate::data_dir::DataDir;
+use crate::fault::Faults;
 use crate::node::{Error, Node};
 
 /// A running embedded mesh. It is alone by design: no discovery, a key nobody else has.
@@ -36,6 +37,7 @@ impl Embedded {
             registry: None,
             environments: local::home().ok().map(|home| config::environments(&home)),
             python: None,
+            faults: Faults::NotAlone,
         };
         let node = Node::start(settings, data_dir, key.clone()).await?;
         Ok(Self { node, key, _temp: temp })

@@ -1,14 +1,12 @@
 //! Faults that a node lets happen to itself when a driver asks: `floe chaos`.
 //!
-//! A driver that was admitted may run any query, so this gives nobody new rights. A fault hits the whole process;
-//! in a process that is more than a node it is refused. Each comes to an end by itself, whatever becomes of
-//! whoever asked for it.
+//! Only a node whose owner has allowed it takes one (`floe up --allow-chaos`). A fault hits the whole process; in a process
+//! that is more than a node it is refused. Each comes to an end by itself, whatever becomes of whoever asked for it.
 
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -30,19 +28,30 @@ const PARTING: Duration = Duration::from_millis(50);
 /// before it stands still.
 const WAKE_CALLS: u32 = 5;
 
-/// Whether this process is a node and nothing else.
-static ALLOWED: AtomicBool = AtomicBool::new(false);
-
-/// Says that this process is a node and nothing else, and was started with the arguments to start it with again.
-pub fn allow() {
-    ALLOWED.store(true, Ordering::Relaxed);
+/// Whether a node takes faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Faults {
+    /// Its process is more than a node.
+    NotAlone,
+    /// Its owner has not allowed it.
+    NotAllowed,
+    /// Its owner has, and its process is a node and nothing else, with the arguments to start it with again.
+    Allowed,
 }
 
 /// Lets a fault happen in a moment, so that whoever asked can still be answered.
-pub fn inflict(fault: Fault) -> Result<(), Failure> {
+pub fn inflict(faults: Faults, fault: Fault) -> Result<(), Failure> {
     check(fault)?;
-    if !ALLOWED.load(Ordering::Relaxed) {
-        let message = "this node is part of another program, which a fault would hit too: only nodes of `floe up` take one";
+    let refused = match faults {
+        Faults::Allowed => None,
+        Faults::NotAllowed => Some(
+            "this node's owner has not allowed that: only nodes that were started with `floe up --allow-chaos` take faults",
+        ),
+        Faults::NotAlone => Some(
+            "this node is part of another program, which a fault would hit too: only nodes of `floe up` take one",
+        ),
+    };
+    if let Some(message) = refused {
         return Err(Failure::Refused { message: message.to_owned() });
     }
     match fault {
@@ -126,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_have_limits_and_do_not_hit_other_programs() {
+    fn faults_have_limits_and_hit_neither_other_programs_nor_who_did_not_allow_them() {
         let bad = [
             Fault::Pause { pause_ms: 0 },
             Fault::Pause { pause_ms: PAUSE_MS.end() + 1 },
@@ -135,13 +144,16 @@ mod tests {
             Fault::Crash { down_ms: u64::MAX },
         ];
         for fault in bad {
-            let text = inflict(fault).unwrap_err().to_string();
+            let text = inflict(Faults::Allowed, fault).unwrap_err().to_string();
             assert!(text.contains("ms, not for"), "{text}");
         }
-        // This test's process is no node.
-        for fault in [Fault::Pause { pause_ms: 1_000 }, Fault::Crash { down_ms: 1_000 }] {
-            let text = inflict(fault).unwrap_err().to_string();
-            assert!(text.contains("part of another program"), "{text}");
+        for (faults, why) in
+            [(Faults::NotAlone, "part of another program"), (Faults::NotAllowed, "--allow-chaos")]
+        {
+            for fault in [Fault::Pause { pause_ms: 1_000 }, Fault::Crash { down_ms: 1_000 }] {
+                let text = inflict(faults, fault).unwrap_err().to_string();
+                assert!(text.contains(why), "{text}");
+            }
         }
     }
 

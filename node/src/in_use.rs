@@ -49,6 +49,11 @@ impl InUse {
         uses.keys().copied().collect()
     }
 
+    /// Whether a job is in use now.
+    pub fn is_open(&self, job: JobId) -> bool {
+        self.lock().get(&job).is_some_and(|of| of.open > 0)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Uses>> {
         // Every change is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,7 +100,9 @@ mod tests {
         let one = in_use.begin(JobId(1));
         forget(&mut in_use.lock(), Instant::now() + 100 * SAID);
         assert_eq!(in_use.recent(), [JobId(1)]);
+        assert!(in_use.is_open(JobId(1)) && !in_use.is_open(JobId(2)));
         drop(one);
+        assert!(!in_use.is_open(JobId(1)));
     }
 
     #[test]

@@ -20,11 +20,11 @@ pub async fn known(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
     }
 }
 
-/// A job as it was at some moment since this was called: only an end, which never changes, is told without
-/// asking whether this node is up to date.
+/// A job as it was at some moment since this was called: only an end that never changes is told without asking whether
+/// this node is up to date.
 pub async fn current(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
     match mailbox.ask(|reply| Ask::Job(id, reply)).await? {
-        Ok(job) if job.phase.is_terminal() => return Ok(job),
+        Ok(job) if job.phase.is_final() => return Ok(job),
         Err(freed @ Failure::Freed { .. }) => return Err(freed),
         Ok(_) | Err(_) => {}
     }
@@ -70,7 +70,15 @@ pub async fn watch(
             Err(_) => return Ok(()),
         };
         let ended = match seen {
-            Some(Ok(job)) if job.phase.is_terminal() => mailbox.ask(|reply| Ask::Job(id, reply)).await?,
+            Some(Ok(job)) if job.phase.is_final() => mailbox.ask(|reply| Ask::Job(id, reply)).await?,
+            // It may have been submitted again.
+            Some(Ok(job)) if job.phase.is_terminal() => match current(mailbox, id).await {
+                Ok(job) if !job.phase.is_terminal() => {
+                    statuses = progress.follow(id);
+                    continue;
+                }
+                ended => ended,
+            },
             Some(Ok(job)) => {
                 say(Response::Job(JobStatus::clone(&job))).await?;
                 if statuses.changed().await.is_err() {

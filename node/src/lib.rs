@@ -11,7 +11,8 @@
 //!   collect     results               results to drivers
 //! ```
 //!
-//! Beside it stand `session`, a driver's many short calls, and `blobs`, the code and objects that functions need.
+//! Beside it stand `session`, a driver's many short calls, and `blobs`, the code and objects that functions need. `disk`
+//! says what of the data directory's disk may be taken.
 //!
 //! A module imports only what stands beneath it; `node` sees them all, and only the command line and
 //! `embedded` start one.
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data_dir;
+pub mod disk;
 pub mod embedded;
 pub mod fault;
 pub mod formation;
@@ -38,8 +40,10 @@ pub mod mailbox;
 pub mod node;
 pub mod outgoing;
 pub mod places;
+pub mod private;
 pub mod progress;
 pub mod recovery;
+pub mod relief;
 pub mod results;
 pub mod session;
 pub mod store;

@@ -10,6 +10,8 @@
 //!              entries   index -> entry              (likewise)
 //! ```
 
+mod backend;
+
 use std::fs::{self, File};
 use std::io;
 use std::ops::RangeInclusive;
@@ -17,6 +19,9 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::backend::LogBackend;
+use crate::disk::Reserve;
+use crate::private;
 use floe_consensus::log::{LogError, LogParts, LogStore, MemoryLog, Persist};
 use floe_protocol::{Era, NodeId, frame};
 use protobuf::Message;
@@ -254,7 +259,9 @@ fn begin(path: &Path) -> Result<(), Error> {
         _ => {}
     }
     let write = || -> Result<(), redb::Error> {
-        let file = Database::builder().set_cache_size(CACHE_BYTES).create(&new)?;
+        let file = private::options().read(true).write(true).create_new(true).open(&new)?;
+        let backend = LogBackend::new(file, Reserve::of(directory(path)))?;
+        let file = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
         let transaction = file.begin_write()?;
         transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
         transaction.open_table(RECORDS)?;
@@ -306,7 +313,11 @@ fn open_file(path: &Path) -> Result<Database, Error> {
         }
     }
     let opened = catch_unwind(|| {
-        Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path)
+        let file = private::options().read(true).write(true).open(path)?;
+        private::restrict(path, 0o600)?;
+        let backend = LogBackend::new(file, Reserve::of(directory(path)))?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create_with_backend(backend)
     });
     match opened {
         Ok(Ok(file)) => Ok(file),

@@ -38,6 +38,7 @@ use crate::calls::Calls;
 use crate::clock;
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
+use crate::disk::Disk;
 use crate::formation;
 use crate::in_use::InUse;
 use crate::intake::Intake;
@@ -48,6 +49,7 @@ use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
 use crate::outgoing::Outgoing;
 use crate::places::Places;
 use crate::progress::Progress;
+use crate::relief::Relief;
 use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
@@ -74,6 +76,9 @@ const MAX_LISTED_JOBS: usize = 1000;
 
 /// How many refusals are remembered for whoever asks why nobody takes this node in.
 const MAX_REFUSALS: usize = 16;
+
+/// When a driver is to try again while all disks are full: nodes say several times a second how theirs are.
+const DISKS_RETRY_MS: u64 = 1_000;
 
 /// How long after a start the node may take to have its first address.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -135,8 +140,9 @@ impl Node {
         let id = node_id(&data_dir.identity().public().to_peer_id());
         let log = LogFile::open(&data_dir.log_file(), id)?;
         data_dir.remember_log()?;
+        let disk = data_dir.disk()?;
         let budget = Budget::new(settings.memory_bytes);
-        let store = Store::open(&data_dir.path().join("partitions"), id, budget)?;
+        let store = Store::open(&data_dir.path().join("partitions"), id, budget, disk.clone())?;
         let (network, events) = open_network(&settings, &data_dir, key).await?;
         let addresses = first_addresses(&network).await?;
         data_dir.remember_port(tcp_port(&addresses).unwrap_or(0))?;
@@ -156,8 +162,8 @@ impl Node {
         let (mailbox, asks) = Mailbox::new(network.clone(), changes, job_changes.clone());
         let streams = Streams::new(network.clone(), store.clone());
         let (reports, reported) = mpsc::channel(REPORTS);
-        let blobs = Blobs::open(&data_dir.path().join("blobs"), network.clone())?;
-        let hosts = Hosts::new(hosts_config(&settings, &data_dir), Arc::new(blobs.clone()));
+        let blobs = Blobs::open(&data_dir.path().join("blobs"), disk.clone(), network.clone())?;
+        let hosts = Hosts::new(hosts_config(&settings, &data_dir, disk), Arc::new(blobs.clone()));
         let config = worker::Config { slots: settings.slots };
         let worker = Worker::start(config, store.clone(), hosts, streams.clone(), reports);
         let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
@@ -183,7 +189,9 @@ impl Node {
             places: Places::default(),
             intake: Intake::new(settings.memory_bytes),
             large: LargeMessages::default(),
+            faults: settings.faults,
         };
+        let relief = Relief::new(data_dir.reserve(), store.clone(), calls.blobs.clone(), calls.logs.clone());
         let (stop, stopped) = oneshot::channel();
         let first_request = RequestId(random_id()?);
         let state = Loop {
@@ -199,6 +207,7 @@ impl Node {
             refusals: VecDeque::new(),
             runs: BTreeMap::new(),
             copying: BTreeSet::new(),
+            relief,
             changed,
             job_changes,
             hint_due: Instant::now(),
@@ -264,8 +273,9 @@ impl Node {
 }
 
 /// Where this node's functions run, and within what.
-fn hosts_config(settings: &Settings, data_dir: &DataDir) -> HostsConfig {
+fn hosts_config(settings: &Settings, data_dir: &DataDir, disk: Disk) -> HostsConfig {
     HostsConfig {
+        disk,
         slots: settings.slots,
         memory_bytes: settings.memory_bytes,
         scratch: data_dir.path().join("hosts"),
@@ -353,6 +363,7 @@ struct Loop {
     runs: BTreeMap<TaskId, TaskRun>,
     /// Copies of partitions that are on their way to other nodes.
     copying: BTreeSet<(TaskId, NodeId)>,
+    relief: Relief,
     changed: watch::Sender<u64>,
     job_changes: JobChanges,
     hint_due: Instant,
@@ -527,7 +538,7 @@ impl Loop {
                 self.participant.send(to, PeerMessage::Inventory(inventory));
             }
             Order::Alive { to, fence } => {
-                let load = self.load();
+                let load = self.worker.load();
                 self.participant.send(to, PeerMessage::Alive { fence, load });
             }
         }
@@ -546,13 +557,8 @@ impl Loop {
             sessions: self.sessions.attended(),
             reading: self.calls.reading.recent(),
             submitting: self.calls.submitter.submitting(),
-            load: self.load(),
+            load: self.worker.load(),
         }
-    }
-
-    fn load(&self) -> Load {
-        let usage = self.store.usage();
-        Load { spilled_bytes: usage.spilled_bytes, ..self.worker.load() }
     }
 
     /// Follows what the mesh has agreed on.
@@ -575,7 +581,10 @@ impl Loop {
             Applied::MemberLeft { node } => {
                 self.loads.remove(&node);
             }
-            Applied::JobsFreed { jobs, .. } => self.free(jobs),
+            Applied::JobsFreed { jobs, .. } => {
+                self.calls.logs.free(&jobs);
+                self.free(jobs);
+            }
             Applied::Elected { term } => tracing::info!(term, "elected: this node schedules"),
             Applied::Deposed { term } => tracing::info!(term, "no longer the leader"),
             Applied::LeaderChanged { leader, term } => {
@@ -630,10 +639,13 @@ impl Loop {
         }
     }
 
-    /// Off the loop, since it removes files.
-    fn free(&self, jobs: Vec<JobId>) {
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.free(&jobs));
+    /// Off the loop, since it removes files. What a driver is just sending again stays.
+    fn free(&self, mut jobs: Vec<JobId>) {
+        let (store, submitter) = (self.store.clone(), self.calls.submitter.clone());
+        tokio::task::spawn_blocking(move || {
+            jobs.retain(|job| !submitter.is_arriving(*job));
+            store.free(&jobs);
+        });
     }
 
     /// Gives another node a copy of a partition, unless that is under way.
@@ -784,7 +796,25 @@ impl Loop {
             let message = "no node of this mesh runs anything: all were started with --slots 0".to_owned();
             return Err(Failure::Unavailable { message });
         }
+        self.check_disks()?;
         state.check_room(0)
+    }
+
+    /// Whether there is a node that runs something and has room on its disk, as far as they said.
+    fn check_disks(&self) -> Result<(), Failure> {
+        let members = self.participant.state().members().values();
+        let mut workers = members.filter(|member| member.slots > 0 && self.participant.answers(member.id));
+        let is_short = |member: &Member| match member.id == self.me() {
+            true => self.store.disk().is_short(),
+            false => self.loads.get(&member.id).is_some_and(|load| load.disk_short),
+        };
+        let Some(first) = workers.next() else { return Ok(()) };
+        if !is_short(first) || !workers.all(is_short) {
+            return Ok(());
+        }
+        let message = "the mesh is full: the disks of all nodes that run tasks are nearly full: free some of them, or \
+                       release results that are not needed any more";
+        Err(Failure::Busy { message: message.to_owned(), retry_ms: DISKS_RETRY_MS })
     }
 
     fn read(&mut self, reply: oneshot::Sender<bool>) {
@@ -815,7 +845,12 @@ impl Loop {
             return;
         }
         self.hint_due = Instant::now() + config::HINT_INTERVAL;
-        let load = self.load();
+        let load = self.worker.load();
+        let state = self.participant.state();
+        self.relief.look(|| {
+            let works = state.jobs().values().filter_map(|job| job.work.as_ref());
+            works.map(|work| Arc::clone(&work.graph)).collect()
+        });
         let member = self.participant.member();
         self.loads.insert(member.id, load);
         self.network.publish(Hint {
@@ -843,7 +878,7 @@ impl Loop {
                 NodeRole::Learner
             };
             let load = if member.id == me {
-                self.load()
+                self.worker.load()
             } else {
                 self.loads.get(&member.id).copied().unwrap_or_default()
             };

@@ -34,6 +34,7 @@ pub use self::arriving::Arrived;
 use self::files::{Extent, FileWriter, Files, Footer, PartitionFile, SegmentError};
 use self::memory::Buffer;
 pub use self::memory::{Budget, Reservation};
+use crate::disk::{Disk, Promise};
 
 /// A node's partitions. Cheap to clone; clones are one store.
 ///
@@ -136,17 +137,14 @@ pub enum Keep {
 /// How long a partition is in memory before it goes to disk too: most are needed no more by then.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
 
-/// What is left of a disk for the log and for what drivers bring, by what only goes there to be there after a restart.
-const RESERVED_BYTES: u64 = 256 << 20;
-
 /// How often it is looked for what is to be written and synced.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
     /// Opens node `node`'s store, with the partitions that a former process left in `dir`. What `budget` has no room
-    /// for goes there.
-    pub fn open(dir: &Path, node: NodeId, budget: Budget) -> Result<Self, Error> {
-        let opened = Files::open(dir);
+    /// for goes there, as far as `disk` has any.
+    pub fn open(dir: &Path, node: NodeId, budget: Budget, disk: Disk) -> Result<Self, Error> {
+        let opened = Files::open(dir, disk);
         let (files, found) = opened.map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
         let index = Index { partitions: found.into_iter().map(partition_of).collect(), clock: 0 };
         let index = Mutex::new(index);
@@ -173,6 +171,22 @@ impl Store {
     /// The budget that the store shares with running tasks.
     pub fn budget(&self) -> &Budget {
         &self.0.budget
+    }
+
+    /// What its files lie on.
+    pub fn disk(&self) -> &Disk {
+        self.0.files.disk()
+    }
+
+    /// Removes files that are there only for after a restart: what they hold is in memory.
+    pub fn free_spare_files(&self) {
+        let spare: Vec<_> = {
+            let mut index = self.0.lock();
+            let places = index.partitions.values_mut().map(|partition| &mut partition.place);
+            places.filter(|place| place.memory.is_some()).filter_map(|place| place.file.take()).collect()
+        };
+        // Dropping removes files, so it happens without the lock.
+        drop(spare);
     }
 
     /// Stores a task's output, a frame a bucket. Its mark is that of its content unless given. A partition of the
@@ -368,7 +382,7 @@ impl Inner {
     /// Writes a partition's segments as they are: their checksums stay, and reading them back costs nothing.
     fn write_out(&self, task: TaskId, partition: &Partition) -> Result<(), Failure> {
         let Some(memory) = &partition.place.memory else { return Ok(()) };
-        let mut writer = self.files.create(task)?;
+        let mut writer = self.files.create(task, None)?;
         let extents =
             memory.iter().map(|bytes| append_bytes(&mut writer, bytes)).collect::<Result<Vec<_>, _>>()?;
         let file = writer.finish(&footer_of(task, partition.mark, &partition.segments, &extents))?;
@@ -398,8 +412,7 @@ impl Inner {
         };
         for (task, partition) in due {
             // What can be made again must not take the room of what cannot, least of all the log's.
-            let room = self.files.free_bytes().is_ok_and(|free| free >= partition.bytes() + RESERVED_BYTES);
-            if !room {
+            if !self.files.disk().has_to_spare(partition.bytes()) {
                 taken = false;
                 continue;
             }
@@ -494,6 +507,8 @@ struct PartitionWriter<'a> {
     store: &'a Inner,
     task: TaskId,
     keep: Keep,
+    /// What its bytes were announced with, if they were.
+    promise: Option<Arc<Promise>>,
     segments: Vec<Segment>,
     target: Target,
 }
@@ -505,7 +520,7 @@ enum Target {
 
 impl<'a> PartitionWriter<'a> {
     fn new(store: &'a Inner, task: TaskId, keep: Keep) -> Self {
-        Self { store, task, keep, segments: Vec::new(), target: Target::Memory(Vec::new()) }
+        Self { store, task, keep, promise: None, segments: Vec::new(), target: Target::Memory(Vec::new()) }
     }
 
     fn push_frame(&mut self, frame: &DataFrame) -> Result<(), Failure> {
@@ -559,7 +574,7 @@ impl<'a> PartitionWriter<'a> {
     fn file(&mut self) -> Result<(&mut FileWriter, &mut Vec<Extent>), Failure> {
         if let Target::Memory(segments) = &mut self.target {
             let segments = mem::take(segments);
-            let mut writer = self.store.files.create(self.task)?;
+            let mut writer = self.store.files.create(self.task, self.promise.clone())?;
             let extents =
                 segments.iter().map(|bytes| append_bytes(&mut writer, bytes)).collect::<Result<_, _>>()?;
             self.target = Target::File(writer, extents);
@@ -711,7 +726,10 @@ mod tests {
 
     fn store(memory_bytes: u64) -> (Store, TempDir) {
         let dir = tempfile::tempdir().unwrap();
-        (Store::open(dir.path(), NODE, Budget::new(memory_bytes)).unwrap(), dir)
+        (
+            Store::open(dir.path(), NODE, Budget::new(memory_bytes), Disk::of(dir.path()).unwrap()).unwrap(),
+            dir,
+        )
     }
 
     /// A frame of some 200 kB that compresses well.
@@ -814,12 +832,13 @@ mod tests {
             from.get(task(1, 0), None).unwrap().into_iter().flat_map(|s| s.bytes.to_vec()).collect();
         let (store, dir) = store(10 << 20);
         let take = async |bytes: Vec<u8>| {
+            let promise = Arc::new(store.disk().promise(meta.bytes()).unwrap());
             let (near, far) = tokio::io::duplex(4096);
             let sending = tokio::spawn(async move {
                 floe_transport::stream::send_bytes(&mut near.compat(), bytes.into()).await
             });
             let mut body = Body::new(far.compat());
-            let arrived = store.receive(task(1, 0), meta.clone(), &mut body).await;
+            let arrived = store.receive(task(1, 0), meta.clone(), &mut body, &promise).await;
             drop(body);
             let _ = sending.await;
             arrived
@@ -885,7 +904,8 @@ mod tests {
     #[test]
     fn partitions_are_here_again_after_a_restart_and_those_of_a_driver_at_once() {
         let (first, dir) = store(10 << 20);
-        let again = || Store::open(dir.path(), NODE, Budget::new(10 << 20)).unwrap();
+        let again =
+            || Store::open(dir.path(), NODE, Budget::new(10 << 20), Disk::of(dir.path()).unwrap()).unwrap();
         let buckets = vec![frame(0), frame(1)];
         let meta = first.put(task(1, 0), Some(7), buckets.clone(), Keep::OnDisk).unwrap();
         let empty = first.put_segments(task(1, 1), vec![], OutputMeta::default(), Keep::OnDisk).unwrap();
@@ -926,6 +946,26 @@ mod tests {
     }
 
     #[test]
+    fn a_short_disk_gets_no_copies_of_what_is_in_memory_and_gives_up_those_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::told(100 << 20);
+        let store = Store::open(dir.path(), NODE, Budget::new(10 << 20), disk.clone()).unwrap();
+        let files = || fs::read_dir(dir.path()).unwrap().count();
+        store.put(task(1, 0), None, vec![frame(0)], Keep::InMemory).unwrap();
+        store.put(task(1, 1), None, vec![frame(1)], Keep::OnDisk).unwrap();
+        assert!(store.0.write_older_than(Duration::ZERO));
+        assert_eq!(files(), 2);
+        disk.tell(2 << 20);
+        store.free_spare_files();
+        assert_eq!(files(), 1, "that of a driver's own bytes stays");
+        assert!(!store.0.write_older_than(Duration::ZERO));
+        assert_eq!(files(), 1);
+        for partition in 0..2 {
+            assert_eq!(read_all(&store, task(1, partition)), [frame(partition.into())]);
+        }
+    }
+
+    #[test]
     fn a_directory_that_cannot_be_written_is_named() {
         let (store, dir) = store(0);
         dir.close().unwrap();
@@ -933,7 +973,7 @@ mod tests {
         assert!(failure.to_string().contains("job-0000000000000001-stage-0-partition-0"), "{failure}");
 
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = Store::open(file.path(), NODE, Budget::new(1)).unwrap_err();
+        let error = Store::open(file.path(), NODE, Budget::new(1), Disk::told(u64::MAX)).unwrap_err();
         assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
     }
 

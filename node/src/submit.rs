@@ -10,8 +10,8 @@ use floe_consensus::Command;
 use floe_consensus::state_machine::MAX_LABEL_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
-    Failure, JobId, JobKind, JobSpec, NodeId, Placed, Query, Request, Response, StageGraph, TaskId, Work,
-    frame,
+    Failure, JobId, JobKind, JobSpec, JobStatus, NodeId, NodeInfo, Placed, Query, Request, Response,
+    StageGraph, TaskId, Work, frame,
 };
 use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
@@ -21,6 +21,7 @@ use futures::{AsyncRead, AsyncWrite, stream};
 use libp2p::Stream;
 use tokio::time::timeout;
 
+use self::function::Files;
 use crate::clock::wall_time;
 use crate::config;
 use crate::in_use::{InUse, Use};
@@ -38,6 +39,9 @@ const TASK_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(128 << 20);
 
 /// How many nodes hold a driver's frame, so that losing one loses nothing.
 const FRAME_COPIES: usize = 2;
+
+/// When a driver is to try again whose frames have no room.
+const FULL_RETRY_MS: u64 = 1_000;
 
 /// Plans and submits on behalf of drivers.
 #[derive(Clone, Debug)]
@@ -77,12 +81,17 @@ impl Submitter {
         self.arriving.recent()
     }
 
+    /// Whether a driver is just sending a job.
+    pub fn is_arriving(&self, id: JobId) -> bool {
+        self.arriving.is_open(id)
+    }
+
     /// Whether a job that a driver is about to send would be taken, as far as is known without it.
     pub async fn admit(&self, id: JobId) -> Result<(), Failure> {
         match self.mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
             // Sent again, it changes nothing.
-            Ok(_) => Ok(()),
-            Err(Failure::NoSuchJob { .. }) => self.mailbox.ask(Ask::Room).await?,
+            Ok(job) if !is_lost(&job) => Ok(()),
+            Ok(_) | Err(Failure::NoSuchJob { .. }) => self.mailbox.ask(Ask::Room).await?,
             Err(freed) => Err(freed),
         }
     }
@@ -118,16 +127,24 @@ impl Submitter {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         match self.mailbox.ask(|reply| Ask::Progress(id, reply)).await? {
-            Ok(_) => return Ok(()),
-            Err(Failure::NoSuchJob { .. }) => {}
+            Ok(job) if !is_lost(&job) => return Ok(()),
+            Ok(_) | Err(Failure::NoSuchJob { .. }) => {}
             Err(freed) => return Err(freed),
         }
+        // Before anything of it is stored. A plan carries its frames within.
+        let bytes = function::frames_bytes(&decoded).unwrap_or(spec.len() as u64);
+        let promise = Arc::new(self.store.disk().promise(bytes)?);
         let mut label = decoded.label.clone();
         label.truncate(label.floor_char_boundary(MAX_LABEL_BYTES));
         let graph = match decoded.kind {
-            JobKind::Query(query) => self.plan_query(id, query, spec, planning).await?,
+            JobKind::Query(query) => {
+                // What it is made of is no longer than that, and asks for itself.
+                drop(promise);
+                self.plan_query(id, query, spec, planning).await?
+            }
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
+                let files = Files { body: files, promise: &promise };
                 self.plan_function(id, *job, &status, planning, Some(files)).await?
             }
         };
@@ -144,13 +161,14 @@ impl Submitter {
             JobKind::Query(query) => self.plan_query(id, query, spec, planning).await,
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;
-                self.plan_function(id, *job, &status, planning, None::<&mut Body<Stream>>).await
+                self.plan_function(id, *job, &status, planning, None::<Files<'_, Stream>>).await
             }
         }
     }
 
     /// Answers [`Request::Plan`]: plans here or not at all.
     pub async fn plan_here(&self, id: JobId, spec: Bytes, apart: bool) -> Result<StageGraph, Failure> {
+        drop(self.store.disk().promise(spec.len() as u64)?);
         let JobKind::Query(query) = decode_spec(spec).await?.kind else {
             return Err(Failure::Refused { message: "only queries are planned for other nodes".to_owned() });
         };
@@ -166,7 +184,12 @@ impl Submitter {
             loop {
                 changes.mark_unchanged();
                 let known = self.mailbox.ask(|reply| Ask::Progress(id, reply)).await?;
-                if !matches!(known, Err(Failure::NoSuchJob { .. })) {
+                let behind = match &known {
+                    Err(failure) => matches!(failure, Failure::NoSuchJob { .. }),
+                    // It may have failed so before.
+                    Ok(job) => is_lost(job),
+                };
+                if !behind {
                     return Ok(());
                 }
                 changes.changed().await;
@@ -284,7 +307,8 @@ impl Submitter {
         Ok(graph)
     }
 
-    /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are.
+    /// Copies a frame's partition to other nodes until it lies on [`FRAME_COPIES`], or all there are. Where all others
+    /// are short of disk, it is refused.
     async fn copy(
         &self,
         task: TaskId,
@@ -294,19 +318,33 @@ impl Submitter {
         let mut nodes = vec![status.node];
         let others = status.nodes.iter().filter(|i| i.alive && i.member.id != status.node);
         let (workers, witnesses): (Vec<_>, Vec<_>) = others.partition(|i| i.member.slots > 0);
+        let has_workers = !workers.is_empty();
+        let ample = |nodes: Vec<_>| -> Vec<&NodeInfo> {
+            nodes.into_iter().filter(|i: &&NodeInfo| !i.load.disk_short).collect()
+        };
+        let (workers, witnesses) = (ample(workers), ample(witnesses));
+        if has_workers && workers.is_empty() && witnesses.is_empty() {
+            return Err(full());
+        }
         // Copies of different partitions go to different nodes, and to those that run nothing only for want of others.
         let first = (task.partition as usize).checked_rem(workers.len()).unwrap_or(0);
         let in_turn = workers[first..].iter().chain(&workers[..first]).chain(&witnesses);
+        let mut busy = false;
         for node in in_turn.map(|i| i.member.id) {
             if nodes.len() == FRAME_COPIES {
                 break;
             }
             match self.streams.copy_to(node, task, meta.clone()).await {
                 Ok(()) => nodes.push(node),
+                // It was short of disk before that was heard.
+                Err(Failure::Busy { .. }) => busy = true,
                 Err(error) => tracing::warn!(%node, partition = %task, %error, "frame not copied"),
             }
         }
-        if nodes.len() == 1 && !workers.is_empty() {
+        if nodes.len() == 1 && busy {
+            return Err(full());
+        }
+        if nodes.len() == 1 && has_workers {
             return Err(Failure::Unavailable {
                 message: format!(
                     "frame {} of the job could be stored on one node only, and is to be on {FRAME_COPIES}: see the log of \
@@ -316,6 +354,21 @@ impl Submitter {
             });
         }
         Ok(nodes)
+    }
+}
+
+/// Whether a job has ended since what came with it was lost, so that it runs if it is sent again.
+fn is_lost(job: &JobStatus) -> bool {
+    job.phase.is_terminal() && !job.phase.is_final()
+}
+
+/// No other node has room for a driver's frame.
+fn full() -> Failure {
+    Failure::Busy {
+        message: "the mesh is full: what comes with a job is kept on two nodes, and the disks of all others are nearly \
+                  full: free some of them, or release results that are not needed any more"
+            .to_owned(),
+        retry_ms: FULL_RETRY_MS,
     }
 }
 

@@ -173,10 +173,13 @@ impl Worker {
 
     /// What the node has to do.
     pub fn load(&self) -> Load {
+        let room = self.0.store.disk().look();
         Load {
             running: self.0.slots.taken() as u32,
             memory_used_bytes: self.0.store.budget().used_bytes(),
             spilled_bytes: self.0.store.usage().spilled_bytes,
+            disk_free_bytes: room.free_bytes,
+            disk_short: room.short,
         }
     }
 }
@@ -402,6 +405,7 @@ mod tests {
 
     use super::hosts::HostsConfig;
     use super::*;
+    use crate::disk::Disk;
     use crate::store::{Budget, Usage};
 
     const FENCE: Fence = Fence { era: Era { mesh: MeshId(1), epoch: 1, founder: NODE }, term: 2 };
@@ -464,10 +468,12 @@ mod tests {
             + 'static,
         ) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), NODE, Budget::new(memory_bytes)).unwrap();
+            let disk = Disk::of(dir.path()).unwrap();
+            let store = Store::open(dir.path(), NODE, Budget::new(memory_bytes), disk.clone()).unwrap();
             let (sender, reports) = mpsc::channel(64);
             let config = Config { slots };
             let hosts_config = HostsConfig {
+                disk,
                 slots,
                 memory_bytes,
                 scratch: dir.path().join("hosts"),

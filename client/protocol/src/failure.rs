@@ -89,8 +89,21 @@ pub enum Failure {
         /// The node that was asked.
         node: NodeId,
     },
-    /// Memory or disk ran out on the node.
-    #[error("{what} ran out on this node: {message}")]
+    /// What came with a job's submission is on no node any more, and cannot be made again: a power cut took it before it
+    /// was synced, or disks were wiped. Whoever has it may submit the job again, under its id.
+    #[error(
+        "what came with the job is lost: no node holds its partition {} any more (node {node} did), since power was cut \
+         soon after the job was accepted, or disks were wiped; submit it again",
+        partition.partition
+    )]
+    SubmissionLost {
+        /// One of the lost partitions.
+        partition: TaskId,
+        /// A node that held it.
+        node: NodeId,
+    },
+    /// Memory or disk ran out.
+    #[error("{what} ran out: {message}")]
     Exhausted {
         /// `memory` or `disk`.
         what: String,
@@ -236,6 +249,7 @@ impl Failure {
             Self::Blind { path, why } => vec![path, why],
             Self::Exhausted { what, message } => vec![what, message],
             Self::InputLost { .. }
+            | Self::SubmissionLost { .. }
             | Self::NodeLost { .. }
             | Self::Cancelled
             | Self::NoSuchJob { .. }

@@ -209,7 +209,28 @@ pub struct FunctionWork {
     pub function: Function,
 }
 
+impl Function {
+    /// What a node must have to run it, besides its arguments.
+    pub fn blobs(&self) -> impl Iterator<Item = BlobId> {
+        let of_host: Vec<Blob> = match &self.host {
+            Host::Python(python) => python.modules.clone(),
+            Host::Native(native) => vec![native.executable],
+            Host::Program(Program { file: ProgramFile::Blob { blob, .. }, .. }) => vec![*blob],
+            Host::Program(Program { file: ProgramFile::OnPath(_), .. }) => Vec::new(),
+        };
+        of_host.into_iter().chain(self.code.blob()).map(|blob| blob.id)
+    }
+}
+
 impl Payload {
+    /// The blob, if it is one.
+    pub fn blob(&self) -> Option<Blob> {
+        match self {
+            Self::Inline(_) => None,
+            Self::Blob(blob) => Some(*blob),
+        }
+    }
+
     /// Its size.
     pub fn bytes(&self) -> u64 {
         match self {

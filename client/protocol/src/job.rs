@@ -123,6 +123,12 @@ impl JobPhase {
         !matches!(self, Self::Running)
     }
 
+    /// Whether the job has ended for good. One that has failed since what came with it was lost may be submitted again by
+    /// whoever has that still, and then runs.
+    pub fn is_final(&self) -> bool {
+        self.is_terminal() && !matches!(self, Self::Failed(Failure::SubmissionLost { .. }))
+    }
+
     /// One word for tables: `running`, `succeeded`, `failed`, `cancelled`.
     pub fn name(&self) -> &'static str {
         match self {
@@ -157,6 +163,19 @@ pub struct JobStatus {
 }
 
 impl JobStatus {
+    /// What to tell whoever waits for a job whose ends contradict each other.
+    pub fn contradiction(&self) -> Option<String> {
+        let others: Vec<_> = self.other_ends.iter().map(JobPhase::name).collect();
+        (!others.is_empty()).then(|| {
+            format!(
+                "job {} is {}, and drivers in a part of the mesh that was cut off from this one were told that it was {}",
+                self.id,
+                self.phase.name(),
+                others.join(" and ")
+            )
+        })
+    }
+
     /// How many tasks are done, and how many there are.
     pub fn tasks(&self) -> (u32, u32) {
         self.stages.iter().fold((0, 0), |(done, tasks), stage| (done + stage.done, tasks + stage.tasks))

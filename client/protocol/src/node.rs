@@ -34,6 +34,10 @@ pub struct Load {
     pub memory_used_bytes: u64,
     /// Bytes of partitions on disk.
     pub spilled_bytes: u64,
+    /// What the disk of its data directory takes yet.
+    pub disk_free_bytes: u64,
+    /// Whether that is so little that it takes no work until there is more.
+    pub disk_short: bool,
 }
 
 /// A node's part in Raft.

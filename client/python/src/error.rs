@@ -117,6 +117,9 @@ pub(crate) fn parts_of(failure: &Failure) -> Parts {
         Failure::InputLost { partition, node } => {
             Parts::new("lost", text).with("partition", partition).with("node", node)
         }
+        Failure::SubmissionLost { partition, node } => {
+            Parts::new("lost", text).with("partition", partition).with("node", node)
+        }
         Failure::NodeLost { node } => Parts::new("lost", text).with("node", node),
         Failure::Exhausted { what, .. } => Parts::new("exhausted", text).with("what", what),
         Failure::Version { .. } => Parts::new("version", text),

@@ -1,10 +1,12 @@
 """Nodes that are killed while functions run on them."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -131,3 +133,37 @@ def test_examples(mortal, example):
         output, _ = running.communicate(timeout=300)
         killer.join()
         assert running.returncode == 0, output
+
+
+class Told:
+    """What the native part says of a job."""
+
+    id = "00000000000000ab"
+
+    def __init__(self, *other_ends):
+        self._status = json.dumps({"phase": "succeeded", "other_ends": list(other_ends)})
+
+    def wait(self, timeout):
+        return self._status
+
+    def status(self):
+        return self._status
+
+    def partitions(self):
+        return iter([])
+
+    def release_later(self):
+        pass
+
+
+def test_ends_that_contradict_each_other_are_told():
+    split = floe.Job(Told("cancelled", "failed"), None, assemble=lambda parts: "the result")
+    told = "is succeeded, and .* told that it was cancelled and failed"
+    with pytest.warns(floe.ContradictingEnds, match=told):
+        assert split.wait()
+    with pytest.warns(floe.ContradictingEnds):
+        assert split.collect() == "the result"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = floe.Job(Told(), None, assemble=lambda parts: "the result")
+        assert whole.wait() and whole.collect() == "the result"

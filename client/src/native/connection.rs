@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use floe_protocol::BlobId;
 use floe_protocol::function::Blob;
@@ -17,8 +18,8 @@ const MAX_WAITING: usize = 4096;
 pub(super) struct Connection {
     input: Mutex<Input>,
     output: Mutex<Box<dyn Write + Send>>,
-    /// Where the blobs lie that were asked for; the node keeps them while it runs.
-    blobs: Mutex<BTreeMap<BlobId, PathBuf>>,
+    /// Where the blobs lie that were asked for, this process's own copies; and how they were when they came.
+    blobs: Mutex<BTreeMap<BlobId, (PathBuf, Option<Stamp>)>>,
 }
 
 struct Input {
@@ -49,7 +50,11 @@ impl Connection {
 
     /// The file that holds a blob, or the node's reason why there is none.
     pub(super) fn blob(&self, blob: Blob) -> Result<Result<PathBuf, String>, WireError> {
-        if let Some(path) = lock(&self.blobs).get(&blob.id) {
+        // Another function may have changed it since.
+        if let Some((path, stamp)) = lock(&self.blobs).get(&blob.id)
+            && stamp.is_some()
+            && stamp_of(path) == *stamp
+        {
             return Ok(Ok(path.clone()));
         }
         // Held until the answer is there, so that it comes to who asked.
@@ -65,7 +70,7 @@ impl Connection {
                         return Ok(Err(missing.unwrap_or_else(|| "the node does not say why".to_owned())));
                     };
                     let path = PathBuf::from(path);
-                    lock(&self.blobs).insert(blob.id, path.clone());
+                    lock(&self.blobs).insert(blob.id, (path.clone(), stamp_of(&path)));
                     return Ok(Ok(path));
                 }
                 _ if input.waiting.len() < MAX_WAITING => input.waiting.push_back(message),
@@ -73,6 +78,14 @@ impl Connection {
             }
         }
     }
+}
+
+/// What is different about a file that was written to: its length and when that was.
+type Stamp = (u64, SystemTime);
+
+fn stamp_of(path: &Path) -> Option<Stamp> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.len(), found.modified().ok()?))
 }
 
 /// What a panic leaves behind is whole: each use is one step.

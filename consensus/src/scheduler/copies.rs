@@ -116,10 +116,12 @@ impl Scheduler {
         short
     }
 
-    /// Where a copy goes: to a node that does not hold the partition, and rather one that works. Those of one job go
+    /// Where a copy goes: to a node that does not hold the partition and has room, and rather one that works. Those of one job go
     /// to different nodes, and those that did not take it have their turn again after all others.
     fn target(&self, task: TaskId, unfit: &mut Vec<NodeId>) -> Option<NodeId> {
-        let fit = |node: &&(NodeId, &Node)| self.is_alive(node.0) && !node.1.held.contains(&task);
+        let fit = |node: &&(NodeId, &Node)| {
+            self.is_alive(node.0) && !node.1.is_short() && !node.1.held.contains(&task)
+        };
         let nodes: Vec<_> = self.nodes.iter().collect();
         let mut fit: Vec<_> = nodes.iter().filter(fit).collect();
         if fit.iter().any(|(_, node)| node.takes_tasks()) {

@@ -207,6 +207,7 @@ impl Nodes {
         let takes = node.standing == Standing::Live
             && node.connected
             && node.slots > 0
+            && !node.is_short()
             && assigned < u64::from(node.slots.saturating_add(QUEUE_AHEAD));
         let key = takes.then(|| (assigned * 1024 / u64::from(node.slots), node.turn, id));
         if key != node.key {
@@ -228,6 +229,11 @@ impl Node {
     /// Whether it ever gets tasks while it is there.
     pub(super) fn takes_tasks(&self) -> bool {
         self.slots > 0
+    }
+
+    /// Whether its disk is nearly full, so that it gets no tasks and no copies.
+    pub(super) fn is_short(&self) -> bool {
+        self.load.disk_short
     }
 
     /// The memory budget of the node.

@@ -114,7 +114,7 @@ impl Scheduler {
                 task.failures += 1;
                 task.excluded.push(node);
                 if task.failures >= MAX_ATTEMPTS {
-                    return self.fail(id, failure);
+                    return self.fail(id, at(&self.nodes.name(node), failure));
                 }
                 job.abandon(place, attempt);
             }
@@ -446,6 +446,17 @@ impl Scheduler {
     }
 }
 
+/// What ran out is told with where it did.
+fn at(node: &str, failure: Failure) -> Failure {
+    match failure {
+        Failure::Exhausted { what, message } => Failure::Exhausted {
+            what,
+            message: format!("on node {node}, the last of {MAX_ATTEMPTS} tries: {message}"),
+        },
+        failure => failure,
+    }
+}
+
 /// A task that can go nowhere, perhaps for the nodes where it failed before. True if that is so of every node
 /// that may run it: then it may be tried there again. Otherwise others of its stage need not wait behind it.
 pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) -> bool {
@@ -457,6 +468,7 @@ pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) -> bool {
     let elsewhere = nodes.iter().any(|(node, state)| {
         state.standing != Standing::Absent
             && state.takes_tasks()
+            && !state.is_short()
             && !excluded.contains(&node)
             && !stage.refused.contains_key(&node)
             && (spec.seen_by.is_empty() || spec.seen_by.binary_search(&node).is_ok())

@@ -59,7 +59,7 @@ impl Scheduler {
                 |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing == Standing::Absent);
             let away = job.task(lost).away.iter().any(absent);
             let patience_ms = if away { AWAY_PATIENCE_MS } else { UNSEEN_PATIENCE_MS };
-            return Some((Failure::InputLost { partition, node }, patience_ms));
+            return Some((Failure::SubmissionLost { partition, node }, patience_ms));
         }
         for position in 0..job.stages.len() {
             if job.next_ready(position).is_none() {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use floe_protocol::{Exchange, MeshId, Placed, Read, Stage, StageInput, Summary, TaskSpec};
+use floe_protocol::{Exchange, MeshId, Placed, Read, Stage, StageInput, Summary, TaskId, TaskSpec};
 use proptest::prelude::*;
 
 use super::*;
@@ -496,6 +496,34 @@ fn a_job_is_unknown_or_there_or_was_freed_and_says_why() {
     // Another era that knows it as running hears nothing else.
     apply(&mut state, [genesis(), adopt([(2, running_job())])]);
     assert_eq!(state.find(JobId(2)), Err(Failure::Freed { job: JobId(2), freed }));
+}
+
+#[test]
+fn a_job_whose_submission_was_lost_runs_when_it_is_submitted_again_and_no_other_does() {
+    let partition = TaskId { job: JobId(1), stage: StageId(0), partition: 0 };
+    let lost = JobPhase::Failed(Failure::SubmissionLost { partition, node: NodeId(1) });
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1), submit(2), submit(3)]);
+    apply(&mut state, [end(1, lost.clone()), end(2, JobPhase::Cancelled), end(3, lost)]);
+    let renamed = |job| Command::Submit {
+        job: JobId(job),
+        label: "another".to_owned(),
+        graph: graph(2),
+        submitted_at: at(7),
+    };
+    outcome(&apply(&mut state, [renamed(1)])).unwrap_err();
+    let events = apply(&mut state, [submit(1)]);
+    assert!(matches!(events[0], Event::JobAccepted { job: JobId(1), .. }), "{events:?}");
+    assert_eq!(state.job(JobId(1)).unwrap().phase, JobPhase::Running);
+    assert_eq!(apply(&mut state, [submit(1)]).len(), 1, "once");
+    assert_eq!(apply(&mut state, [submit(2)]).len(), 1, "what was cancelled stays so");
+    // Its history goes with it: it ends as any other.
+    let restored = StateMachine::restore(&state.snapshot().unwrap()).unwrap();
+    assert_eq!(restored, state);
+    apply(&mut state, [done(1, 0, 2, 1), done(1, 1, 1, 1), release([1])]);
+    assert_eq!(state.find(JobId(1)).unwrap().freed.unwrap().why, WhyFreed::Released);
+    let ended = state.jobs().values().filter(|job| job.phase.is_terminal()).count();
+    assert_eq!((ended, state.unfinished, state.work_bytes), (3, 0, 0));
 }
 
 #[test]

@@ -76,6 +76,10 @@ enum ScriptCommand {
     Silence(u64),
     /// It answers again.
     Speak(u64),
+    /// The disks of these nodes are nearly full from now on.
+    Short(Vec<u64>),
+    /// They have room again.
+    Ample(Vec<u64>),
     /// A new leader.
     Elect,
     Cancel(u64),
@@ -133,6 +137,13 @@ fn task(text: &str) -> TaskId {
 }
 
 impl Runner {
+    fn set_short(&mut self, ids: &[u64], short: bool) -> Result<(), &'static str> {
+        for id in ids {
+            self.0.workers.get_mut(id).ok_or("no such node")?.disk_short = short;
+        }
+        Ok(())
+    }
+
     /// The oldest attempt at a task, and where it runs. Says so if there is none.
     fn attempt(&mut self, text: &str, on: Option<u64>) -> Option<(u64, AttemptId)> {
         let task = task(text);
@@ -225,6 +236,8 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Kill(id) => self.0.kill(*id),
             ScriptCommand::Silence(id) => self.0.workers.get_mut(id).ok_or("no such node")?.silent = true,
             ScriptCommand::Speak(id) => self.0.workers.get_mut(id).ok_or("no such node")?.silent = false,
+            ScriptCommand::Short(ids) => self.set_short(ids, true)?,
+            ScriptCommand::Ample(ids) => self.set_short(ids, false)?,
             ScriptCommand::Elect => self.0.elect(),
             ScriptCommand::Cancel(id) => drop(self.0.commit(cancel(*id))),
             ScriptCommand::Release(id) => drop(self.0.commit(release(vec![job(*id)]))),

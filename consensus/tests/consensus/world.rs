@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     pub(crate) connected: bool,
     /// It answers nothing, though it is connected.
     pub(crate) silent: bool,
+    /// Its disk is nearly full.
+    pub(crate) disk_short: bool,
     pub(crate) running: BTreeMap<AttemptId, Assignment>,
     pub(crate) held: BTreeMap<TaskId, OutputMeta>,
     /// Standing jobs whose drivers are connected to it.
@@ -216,7 +218,8 @@ impl World {
     fn receive(&mut self, id: u64, message: PeerMessage) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let lost = if !worker.connected || worker.silent { " (lost)" } else { "" };
-        let load = Load { running: worker.running.len() as u32, ..Load::default() };
+        let load =
+            Load { running: worker.running.len() as u32, disk_short: worker.disk_short, ..Load::default() };
         match message {
             PeerMessage::Assign(assignment) => {
                 let text = describe_assignment(&assignment);

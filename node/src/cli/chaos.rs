@@ -41,8 +41,8 @@ const WHOLE: Duration = Duration::from_secs(60);
 
 /// Let things go wrong with a mesh, to see it bear them: nodes crash and come back, or stand still for a while
 ///
-/// Only nodes that listen on loopback alone are hit, or those that are named, and never more at once than the
-/// voters can bear. Jobs that run lose time and nothing else. Ctrl-C stops it; no node stays paused.
+/// Only nodes that were started with `floe up --allow-chaos` are hit; of these, those that listen on loopback alone, or
+/// those that are named, and never more at once than the voters can bear. Jobs that run lose time and nothing else. Ctrl-C stops it; no node stays paused.
 #[derive(Args, Debug)]
 pub(super) struct ChaosArgs {
     /// Hit these nodes only, by name or id, wherever they listen
@@ -281,6 +281,12 @@ impl Monkey {
         let answer = self.ask(addresses, &Request::Fault(fault)).await;
         match answer {
             Some(Response::Failed(failure)) => {
+                self.victims.remove(&victim.id);
+                ensure!(
+                    !self.victims.is_empty(),
+                    "none of these nodes takes faults; {}: {failure}",
+                    victim.name
+                );
                 self.say(format_args!("{} would not {kind}: {failure}", victim.name))
             }
             // Without an answer it may have happened all the same.

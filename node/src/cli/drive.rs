@@ -35,6 +35,9 @@ pub(super) async fn drive(
         let collected = async {
             let last = watch(&job, &progress).await?;
             drop(progress);
+            if let Some(contradiction) = last.as_ref().and_then(JobStatus::contradiction) {
+                output::note(format_args!("{contradiction}"));
+            }
             collect(&job, last).await
         };
         let collected = collected.await;

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use floe_client::json;
-use floe_protocol::NodeInfo;
 use floe_protocol::message::Status;
+use floe_protocol::{Load, NodeInfo};
 
 use super::connect::ConnectArgs;
 use super::format::ListFormat;
@@ -32,7 +32,7 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<End> {
 fn as_table(status: &Status) -> String {
     let rows: Vec<_> = status.nodes.iter().map(row).collect();
     let nodes = table::layout(
-        ["ID", "NAME", "ROLE", "ALIVE", "TASKS", "MEMORY", "SPILLED", "VERSION", "ADDRESS"],
+        ["ID", "NAME", "ROLE", "ALIVE", "TASKS", "MEMORY", "SPILLED", "DISK", "VERSION", "ADDRESS"],
         &rows,
     );
     let leader = match status.leader {
@@ -49,7 +49,13 @@ fn as_table(status: &Status) -> String {
     }
 }
 
-fn row(node: &NodeInfo) -> [String; 9] {
+/// How much room its disk has; in words if it takes no work for want of it.
+fn disk(load: &Load) -> String {
+    let free = table::bytes(load.disk_free_bytes);
+    if load.disk_short { format!("full, takes no work ({free} free)") } else { format!("{free} free") }
+}
+
+fn row(node: &NodeInfo) -> [String; 10] {
     let (member, load) = (&node.member, &node.load);
     [
         member.id.to_string(),
@@ -59,6 +65,7 @@ fn row(node: &NodeInfo) -> [String; 9] {
         format!("{}/{}", load.running, member.slots),
         format!("{} of {}", table::bytes(load.memory_used_bytes), table::bytes(member.memory_bytes)),
         table::bytes(load.spilled_bytes),
+        disk(load),
         member.version.clone(),
         member.addresses.first().cloned().unwrap_or_default(),
     ]

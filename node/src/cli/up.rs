@@ -13,7 +13,7 @@ use super::interrupt::Interrupt;
 use super::{End, output};
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
-use crate::fault;
+use crate::fault::Faults;
 use crate::node::Node;
 use crate::ticket::Ticket;
 
@@ -54,6 +54,9 @@ pub(super) struct UpArgs {
     /// The Python that functions run with, where its version is the one they need; found unless given
     #[arg(long, value_name = "FILE", env = "FLOE_PYTHON")]
     python: Option<PathBuf>,
+    /// Let `floe chaos` crash and pause this node
+    #[arg(long)]
+    allow_chaos: bool,
     /// End when standard input ends, as that of a program that started this node
     #[arg(long, hide = true)]
     while_stdin: bool,
@@ -79,7 +82,6 @@ fn ticket(text: &str) -> Result<Ticket, String> {
 }
 
 pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
-    fault::allow();
     let mut interrupt = Interrupt::listen()?;
     let home = local::home()?;
     let (data_dir, number) = match &args.data_dir {
@@ -172,6 +174,7 @@ fn settings(args: UpArgs, home: &Path, number: usize) -> Settings {
         registry: Some(local::registry(home)),
         environments: Some(config::environments(home)),
         python: args.python,
+        faults: if args.allow_chaos { Faults::Allowed } else { Faults::NotAllowed },
     }
 }
 

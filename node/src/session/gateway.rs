@@ -65,6 +65,8 @@ const MAX_BLOCKED: usize = 64;
 struct Seat {
     name: String,
     slots: usize,
+    /// Whether its disk is nearly full.
+    short: bool,
     calls: mpsc::Sender<CallFrame>,
     defined: BTreeSet<u32>,
     /// Functions that it is to forget, once there is room for a frame.
@@ -411,13 +413,18 @@ impl Gateway<'_> {
                 self.refused.remove(&id);
             }
             let refused = self.refused.get(&id).is_some_and(|until| Instant::now() < *until);
-            if !reachable || info.member.slots == 0 || self.seats.contains_key(&id) || refused {
+            if let Some(seat) = self.seats.get_mut(&id) {
+                seat.short = info.load.disk_short;
+                continue;
+            }
+            if !reachable || info.member.slots == 0 || refused {
                 continue;
             }
             let (calls, pump) = self.open_seat(id, id == status.node);
             let seat = Seat {
                 name: info.member.name,
                 slots: info.member.slots as usize,
+                short: info.load.disk_short,
                 calls,
                 defined: BTreeSet::new(),
                 forgotten: Vec::new(),
@@ -538,8 +545,11 @@ impl Gateway<'_> {
     fn choose(&self, placed: &Placed) -> Option<(NodeId, usize)> {
         let ahead = self.pace.calls_in(AHEAD_US, placed.function, MAX_AHEAD);
         let here = self.mailbox.network().node();
+        // One whose disk is short gets calls only where all are, or none other will do: a driver waits, and calls need
+        // little of a disk.
+        let any_ample = self.seats.values().any(|seat| !seat.short);
         let seats = self.seats.iter().filter(|(node, seat)| {
-            placed.only.is_none_or(|only| only == **node)
+            placed.only.map_or(!any_ample || !seat.short, |only| only == **node)
                 && !seat.unfit.contains_key(&placed.function)
                 && seat.room(ahead) > 0
                 && seat.calls.capacity() > SPARE_FRAMES
@@ -585,6 +595,7 @@ mod tests {
         let mut seat = Seat {
             name: "n0".to_owned(),
             slots: 2,
+            short: false,
             calls,
             defined: BTreeSet::new(),
             forgotten: Vec::new(),

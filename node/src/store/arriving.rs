@@ -2,6 +2,7 @@
 //! however large they are and however many come at once.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use floe_protocol::{Failure, OutputMeta, TaskId};
@@ -12,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::files::SegmentError;
 use super::{Keep, PartitionWriter, Segment, Store};
+use crate::disk::Promise;
 
 /// Pieces that wait for the disk. With it a slow disk slows whoever sends.
 const PIECES: usize = 16;
@@ -22,20 +24,22 @@ pub struct Arrived(JoinHandle<Result<OutputMeta, Failure>>);
 
 impl Store {
     /// Takes a partition from a body: one Arrow IPC file a bucket of `meta`. With a mark of 0 it gets that of its
-    /// content. The body may hold more.
+    /// content. The body may hold more. Its room was promised.
     pub async fn receive<S>(
         &self,
         task: TaskId,
         meta: OutputMeta,
         body: &mut Body<S>,
+        promise: &Arc<Promise>,
     ) -> Result<Arrived, BodyError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let lengths: Vec<u64> = meta.buckets.iter().map(|bucket| bucket.bytes).collect();
         let (pieces, received) = mpsc::channel(PIECES);
-        let store = self.clone();
-        let arrived = Arrived(tokio::task::spawn_blocking(move || store.write_pieces(task, &meta, received)));
+        let (store, promise) = (self.clone(), Arc::clone(promise));
+        let write = move || store.write_pieces(task, &meta, received, promise);
+        let arrived = Arrived(tokio::task::spawn_blocking(write));
         for length in lengths {
             let mut left = length;
             while left > 0 {
@@ -54,9 +58,11 @@ impl Store {
         task: TaskId,
         meta: &OutputMeta,
         mut pieces: mpsc::Receiver<Bytes>,
+        promise: Arc<Promise>,
     ) -> Result<OutputMeta, Failure> {
         let broken_off = || Failure::internal(format!("partition {task} broke off"));
         let mut writer = PartitionWriter::new(&self.0, task, Keep::OnDisk);
+        writer.promise = Some(promise);
         for bucket in &meta.buckets {
             let (file, extents) = writer.file()?;
             let extent = file.segment(|sink| {

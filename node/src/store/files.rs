@@ -18,9 +18,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use floe_protocol::{Failure, TaskId, frame};
 use memmap2::Mmap;
-use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::disk::{Disk, Promise};
+use crate::private;
 
 /// What partition files' names end with.
 const EXTENSION: &str = "arrow";
@@ -44,6 +46,7 @@ const WRITE_BUFFER_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Files {
     dir: PathBuf,
+    disk: Disk,
     /// Tells files of one partition apart: an evicted one may still be there when the task runs again.
     next_number: AtomicU64,
     shared: Arc<Shared>,
@@ -87,16 +90,24 @@ pub(super) struct Extent {
 
 /// A partition file being written; it is removed unless it is finished.
 pub(super) struct FileWriter {
-    file: BufWriter<File>,
+    file: BufWriter<Asking>,
     written: PartitionFile,
+}
+
+/// A file whose disk is asked before each write.
+struct Asking {
+    file: File,
+    disk: Disk,
+    /// What its bytes were announced with, if they were.
+    promise: Option<Arc<Promise>>,
 }
 
 impl Files {
     /// Takes a directory for partition files, with those that a former process left, the oldest first. What is no
     /// whole file is removed.
-    pub(super) fn open(dir: &Path) -> io::Result<(Self, Vec<(PartitionFile, Footer)>)> {
+    pub(super) fn open(dir: &Path, disk: Disk) -> io::Result<(Self, Vec<(PartitionFile, Footer)>)> {
         use io::ErrorKind::{InvalidData, UnexpectedEof};
-        fs::create_dir_all(dir)?;
+        private::create_dir(dir)?;
         let shared: Arc<Shared> = Arc::default();
         let mut found = Vec::new();
         for entry in fs::read_dir(dir)? {
@@ -125,7 +136,7 @@ impl Files {
         found.sort_by_key(|(number, ..)| *number);
         let next_number = AtomicU64::new(found.last().map_or(0, |(number, ..)| number.saturating_add(1)));
         let found = found.into_iter().map(|(_, file, footer)| (file, footer)).collect();
-        Ok((Self { dir: dir.to_owned(), next_number, shared }, found))
+        Ok((Self { dir: dir.to_owned(), disk, next_number, shared }, found))
     }
 
     /// Bytes in all partition files.
@@ -138,10 +149,9 @@ impl Files {
         self.shared.closed.store(true, Ordering::Relaxed);
     }
 
-    /// How many bytes the disk takes yet.
-    pub(super) fn free_bytes(&self) -> io::Result<u64> {
-        let disk = statvfs(&self.dir)?;
-        Ok((disk.blocks_available() as u64).saturating_mul(disk.fragment_size() as u64))
+    /// What they lie on.
+    pub(super) fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     /// Makes sure that the names of files that were synced survive a power cut too.
@@ -149,15 +159,16 @@ impl Files {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// Begins a partition's file.
-    pub(super) fn create(&self, task: TaskId) -> Result<FileWriter, Failure> {
+    /// Begins a partition's file, whose bytes may have been announced.
+    pub(super) fn create(&self, task: TaskId, promise: Option<Arc<Promise>>) -> Result<FileWriter, Failure> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let name = format!(
             "job-{}-stage-{}-partition-{}.{number}.{EXTENSION}",
             task.job, task.stage, task.partition
         );
         let path = self.dir.join(name);
-        let file = File::create_new(&path).map_err(|error| write_failure(&path, &error))?;
+        let file = private::create_new(&path).map_err(|error| write_failure(&path, &error))?;
+        let file = Asking { file, disk: self.disk.clone(), promise };
         let synced = AtomicBool::new(false);
         let written = PartitionFile { path, bytes: 0, synced, shared: Arc::clone(&self.shared) };
         Ok(FileWriter { file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file), written })
@@ -210,7 +221,7 @@ pub(super) enum SegmentError<E> {
 /// Counts and hashes what goes into a segment, and remembers how the disk failed, which whoever writes may
 /// wrap in an error of its own.
 pub(super) struct SegmentWriter<'a> {
-    file: &'a mut BufWriter<File>,
+    file: &'a mut BufWriter<Asking>,
     hash: Xxh3,
     bytes: u64,
     failed: Option<io::Error>,
@@ -242,6 +253,20 @@ impl Write for SegmentWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Write for Asking {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.promise {
+            Some(promise) => promise.take(bytes.len() as u64)?,
+            None => self.disk.take(bytes.len() as u64)?,
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -351,6 +376,10 @@ mod tests {
 
     const TASK: TaskId = TaskId { job: JobId(0xabc), stage: StageId(2), partition: 7 };
 
+    fn open(dir: &Path) -> io::Result<(Files, Vec<(PartitionFile, Footer)>)> {
+        Files::open(dir, Disk::of(dir)?)
+    }
+
     fn write_segments(writer: &mut FileWriter, segments: &[&[u8]]) -> Vec<Extent> {
         segments.iter().map(|bytes| writer.segment(|sink| sink.write_all(bytes)).unwrap()).collect()
     }
@@ -363,8 +392,8 @@ mod tests {
     #[test]
     fn segments_come_back_aligned_and_a_dropped_file_is_gone_while_its_readers_read_on() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap().0;
-        let mut writer = files.create(TASK).unwrap();
+        let files = open(dir.path()).unwrap().0;
+        let mut writer = files.create(TASK, None).unwrap();
         let segments: [&[u8]; 3] = [b"first", b"", &[7; 1000]];
         let extents = write_segments(&mut writer, &segments);
         let file = finish(writer, &extents);
@@ -385,8 +414,8 @@ mod tests {
     #[test]
     fn a_file_that_is_not_finished_and_leftovers_are_removed_but_not_what_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap().0;
-        let mut writer = files.create(TASK).unwrap();
+        let files = open(dir.path()).unwrap().0;
+        let mut writer = files.create(TASK, None).unwrap();
         write_segments(&mut writer, &[b"half"]);
         drop(writer);
         assert_eq!((files.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
@@ -394,7 +423,7 @@ mod tests {
         fs::write(dir.path().join("job-1-stage-0-partition-0.0.arrow"), "left over").unwrap();
         fs::write(dir.path().join("mine.arrow"), "the user's").unwrap();
         fs::write(dir.path().join("notes.txt"), "the user's").unwrap();
-        Files::open(dir.path()).unwrap();
+        open(dir.path()).unwrap();
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["mine.arrow", "notes.txt"]);
@@ -403,8 +432,8 @@ mod tests {
     #[test]
     fn a_cut_file_is_refused_rather_than_mapped() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path()).unwrap().0;
-        let mut writer = files.create(TASK).unwrap();
+        let files = open(dir.path()).unwrap().0;
+        let mut writer = files.create(TASK, None).unwrap();
         let extents = write_segments(&mut writer, &[b"whole"]);
         let file = finish(writer, &extents);
         fs::write(file.path(), "who").unwrap();
@@ -414,10 +443,10 @@ mod tests {
     #[test]
     fn files_outlive_a_directory_that_is_closed_and_say_what_they_are() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Files::open(dir.path()).unwrap().0;
+        let opened = open(dir.path()).unwrap().0;
         let mut files = Vec::new();
         for segments in [[b"one".as_slice(), b"two"], [b"three", b""]] {
-            let mut writer = opened.create(TASK).unwrap();
+            let mut writer = opened.create(TASK, None).unwrap();
             let extents = write_segments(&mut writer, &segments);
             files.push(finish(writer, &extents));
         }
@@ -429,7 +458,7 @@ mod tests {
         let bytes = opened.bytes();
         opened.close();
         drop(files);
-        let (again, found) = Files::open(dir.path()).unwrap();
+        let (again, found) = open(dir.path()).unwrap();
         assert_eq!(again.bytes(), bytes);
         let texts: Vec<Vec<Bytes>> = found
             .iter()
@@ -442,7 +471,7 @@ mod tests {
             .collect();
         assert_eq!(texts, [["one", "two"], ["three", ""]]);
         // A new file takes nobody's name.
-        drop(again.create(TASK).unwrap());
+        drop(again.create(TASK, None).unwrap());
         drop(found);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -451,8 +480,8 @@ mod tests {
     fn a_file_that_was_not_written_to_its_end_is_no_partition() {
         let dir = tempfile::tempdir().unwrap();
         let whole = {
-            let files = Files::open(dir.path()).unwrap().0;
-            let mut writer = files.create(TASK).unwrap();
+            let files = open(dir.path()).unwrap().0;
+            let mut writer = files.create(TASK, None).unwrap();
             let extents = write_segments(&mut writer, &[&[7; 500]]);
             let file = finish(writer, &extents);
             fs::read(file.path()).unwrap()
@@ -460,7 +489,7 @@ mod tests {
         let path = dir.path().join("job-1-stage-0-partition-0.0.arrow");
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(Files::open(dir.path()).unwrap().1.is_empty(), "{length} bytes");
+            assert!(open(dir.path()).unwrap().1.is_empty(), "{length} bytes");
             assert!(!path.exists());
         }
         // Nor is one whose footer was changed. What is before it is looked at when it is read.
@@ -468,10 +497,37 @@ mod tests {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             fs::write(&path, &changed).unwrap();
-            assert!(Files::open(dir.path()).unwrap().1.is_empty(), "byte {at}");
+            assert!(open(dir.path()).unwrap().1.is_empty(), "byte {at}");
         }
         fs::write(&path, &whole).unwrap();
-        assert_eq!(Files::open(dir.path()).unwrap().1.len(), 1);
+        assert_eq!(open(dir.path()).unwrap().1.len(), 1);
+    }
+
+    #[test]
+    fn a_disk_that_has_filled_meanwhile_is_asked_before_it_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::told(100 << 20);
+        let files = Files::open(dir.path(), disk.clone()).unwrap().0;
+        let mut writer = files.create(TASK, None).unwrap();
+        let block = vec![7; 2 * WRITE_BUFFER_BYTES];
+        write_segments(&mut writer, &[&block]);
+        disk.tell(0);
+        let error = writer.segment(|sink| sink.write_all(&block)).unwrap_err();
+        assert!(
+            matches!(&error, SegmentError::Disk(Failure::Exhausted { what, .. }) if what == "disk"),
+            "{error:?}"
+        );
+        drop(writer);
+        assert_eq!((files.bytes(), fs::read_dir(dir.path()).unwrap().count()), (0, 0));
+        // Room that was promised is there all the same.
+        disk.tell(100 << 20);
+        let promise = Arc::new(disk.promise(90 << 20).unwrap());
+        let mut writer = files.create(TASK, Some(Arc::clone(&promise))).unwrap();
+        write_segments(&mut writer, &[&vec![7; 20 << 20]]);
+        assert!(files.create(TASK, None).unwrap().segment(|sink| sink.write_all(&vec![7; 20 << 20])).is_ok());
+        disk.tell(80 << 20);
+        let mut other = files.create(TASK, None).unwrap();
+        assert!(other.segment(|sink| sink.write_all(&vec![7; 20 << 20])).is_err());
     }
 
     #[test]

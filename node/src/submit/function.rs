@@ -5,6 +5,8 @@
 //!   arguments, files ─────────────── a task each ─────────────────^
 //! ```
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use floe_protocol::arrow_file::stream_of;
 use floe_protocol::function::{
@@ -21,6 +23,7 @@ use futures::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use super::{Looked, Planning, Submitter, blocking};
+use crate::disk::Promise;
 use crate::store::Arrived;
 
 /// How many frames are stored and copied at once: enough to keep the link busy while others are checked.
@@ -35,6 +38,12 @@ const MAX_FRAMES_BYTES: u64 = 64 << 30;
 /// The most partitions that one call of a merging function gets.
 const MAX_FAN_IN: u32 = 1024;
 
+/// The files of the frames that come with a submission, and the room that was promised for them.
+pub(super) struct Files<'a, S> {
+    pub(super) body: &'a mut Body<S>,
+    pub(super) promise: &'a Arc<Promise>,
+}
+
 impl Submitter {
     /// Plans a function's job; with `files`, for good: the frames that come with it are kept.
     pub(super) async fn plan_function<S>(
@@ -43,7 +52,7 @@ impl Submitter {
         job: FunctionJob,
         status: &Status,
         planning: Planning,
-        files: Option<&mut Body<S>>,
+        files: Option<Files<'_, S>>,
     ) -> Result<StageGraph, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -103,7 +112,7 @@ impl Submitter {
         id: JobId,
         frames: &[Frame],
         status: &Status,
-        files: &mut Body<S>,
+        Files { body, promise }: Files<'_, S>,
     ) -> Result<Vec<Placed>, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -112,7 +121,7 @@ impl Submitter {
         let mut held = vec![Placed::default(); frames.len()];
         for (partition, frame) in frames.iter().enumerate() {
             let task = TaskId { job: id, stage: StageId(0), partition: partition as u32 };
-            let arrived = self.store.receive(task, meta_of(frame), files).await;
+            let arrived = self.store.receive(task, meta_of(frame), body, promise).await;
             let arrived = arrived.map_err(|error| broken_off(&error))?;
             if keeping.len() == COPIED_AT_ONCE {
                 kept(&mut keeping, &mut held).await?;
@@ -120,7 +129,7 @@ impl Submitter {
             let (submitter, status) = (self.clone(), status.clone());
             keeping.spawn(async move { Ok((partition, submitter.keep(task, arrived, &status).await?)) });
         }
-        files.end().await.map_err(|error| broken_off(&error))?;
+        body.end().await.map_err(|error| broken_off(&error))?;
         while !keeping.is_empty() {
             kept(&mut keeping, &mut held).await?;
         }

@@ -39,6 +39,7 @@ use self::find::{Finder, Found, Places, Version};
 use self::flight::{Flights, Lines, Outcome};
 use self::make::Plan;
 use self::packages::{Lists, Packages};
+pub(crate) use self::process::{Guarded, Guardian};
 
 /// How long making an environment may take, and how long another node is waited for that makes it.
 const MAKING_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -66,6 +67,8 @@ struct Inner {
     flights: Arc<Flights>,
     /// Environment variables for pip and uv, besides this process's own.
     variables: Vec<(OsString, OsString)>,
+    /// Who looks after pip and uv.
+    guardian: Arc<dyn Guardian>,
 }
 
 /// An interpreter that can be started. Keep it as long as the process runs: its environment is not removed as
@@ -87,13 +90,19 @@ impl Eq for Interpreter {}
 
 impl Environments {
     /// Environments are kept in `dir`; `python` is the interpreter to be preferred. Looks at nothing yet.
-    pub(crate) fn new(dir: PathBuf, python: Option<PathBuf>) -> Self {
-        Self::with(dir, Places::of_process(python), Vec::new())
+    pub(crate) fn new(dir: PathBuf, python: Option<PathBuf>, guardian: Arc<dyn Guardian>) -> Self {
+        Self::with(dir, Places::of_process(python), Vec::new(), guardian)
     }
 
-    fn with(dir: PathBuf, places: Places, variables: Vec<(OsString, OsString)>) -> Self {
+    fn with(
+        dir: PathBuf,
+        places: Places,
+        variables: Vec<(OsString, OsString)>,
+        guardian: Arc<dyn Guardian>,
+    ) -> Self {
         let finder = Finder::new(places);
-        Self(Arc::new(Inner { dir, finder, lists: Lists::default(), flights: Arc::default(), variables }))
+        let (lists, flights) = (Lists::default(), Arc::default());
+        Self(Arc::new(Inner { dir, finder, lists, flights, variables, guardian }))
     }
 
     /// An interpreter of the wanted version in which the requirements can be imported. Making its environment
@@ -126,6 +135,7 @@ impl Environments {
             requirements,
             uv: self.0.finder.places().uv(),
             variables: self.0.variables.clone(),
+            guardian: Arc::clone(&self.0.guardian),
         };
         let key = plan.place.path().to_string_lossy().into_owned();
         self.0.flights.outcome(&key, say, |lines| environment(self.0.dir.clone(), plan, lines)).await

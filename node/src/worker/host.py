@@ -277,7 +277,8 @@ _later = collections.deque()
 def blob(name, size):
     """The path of a file that holds the object of this id (hexadecimal) and size in bytes."""
     answer = _answers.get(name)
-    if answer is None or (answer[0] is not None and not os.path.exists(answer[0])):
+    # Another function may have changed this process's copy.
+    if answer is None or (answer[0] is not None and _stamp(answer[0]) != answer[2]):
         _answers.pop(name, None)
         PIPES.send({"type": "need", "blob": name, "bytes": size})
         while name not in _answers:
@@ -294,7 +295,7 @@ def blob(name, size):
                 finally:
                     PIPES.reading.release()
         answer = _answers[name]
-    path, missing = answer
+    path, missing, _ = answer
     if path is None:
         del _answers[name]
         raise MissingBlob(missing or "the node does not have it")
@@ -305,8 +306,17 @@ def _take_answer(message):
     header = message[0]
     if header.get("type") != "blob":
         return False
-    _answers[header["blob"]] = (header.get("path"), header.get("missing"))
+    path = header.get("path")
+    _answers[header["blob"]] = (path, header.get("missing"), path and _stamp(path))
     return True
+
+
+def _stamp(path):
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def next_message():

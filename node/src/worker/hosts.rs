@@ -13,7 +13,9 @@
 mod family;
 mod frames;
 pub mod guard;
+mod helper;
 mod host;
+mod lent;
 mod limits;
 mod mark;
 mod pool;
@@ -50,6 +52,8 @@ pub(super) use self::process::how as how_it_ended;
 use self::processes::Meter;
 use super::environment::Environments;
 use super::task_logs::{TaskLog, TaskLogs};
+use crate::disk::Disk;
+use crate::private;
 
 /// How long children may take to be gone when the node stops: they are killed, and only the system can hold them up.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
@@ -63,7 +67,7 @@ const SAID_BY: Duration = Duration::from_millis(200);
 
 /// Where hosts get blobs, and keep what is too large to return in a frame.
 pub trait Blobs: Send + Sync {
-    /// A file that holds a blob. It stays for long enough to be opened or linked to.
+    /// A file that holds a blob, to be read only. It stays for long enough to be opened or copied.
     fn get(&self, blob: Blob) -> BoxFuture<'_, Result<PathBuf, Failure>>;
     /// Keeps bytes as a blob.
     fn put(&self, bytes: Bytes) -> BoxFuture<'_, Result<Blob, Failure>>;
@@ -72,6 +76,8 @@ pub trait Blobs: Send + Sync {
 /// What hosts have to work with.
 #[derive(Clone, Debug)]
 pub struct HostsConfig {
+    /// What the directories below lie on.
+    pub disk: Disk,
     /// How many run at once; each may use its share of the cores.
     pub slots: u32,
     /// The node's memory budget; each host may take its share.
@@ -151,10 +157,12 @@ impl Hosts {
         drop(std::fs::remove_dir_all(&config.scratch));
         let slots = config.slots.max(1) as usize;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let family = Family::new(guard);
+        let guardian = Arc::new(family.clone());
         Self(Arc::new(Inner {
-            logs: TaskLogs::open(config.logs.clone()),
-            environments: Environments::new(config.environments.clone(), config.python.clone()),
-            family: Family::new(guard),
+            logs: TaskLogs::open(config.logs.clone(), config.disk.clone()),
+            environments: Environments::new(config.environments.clone(), config.python.clone(), guardian),
+            family,
             meter: Meter::default(),
             pool: Mutex::new(Idle { pool: Pool::new(slots), attended: false }),
             running: AtomicUsize::new(0),
@@ -336,7 +344,7 @@ impl Inner {
     }
 
     fn scratch(&self) -> Result<TempDir, Failure> {
-        let made = std::fs::create_dir_all(&self.config.scratch)
+        let made = private::create_dir(&self.config.scratch)
             .and_then(|()| tempfile::Builder::new().prefix("host-").tempdir_in(&self.config.scratch));
         made.map_err(|error| Failure::Exhausted {
             what: "disk".to_owned(),
@@ -358,7 +366,13 @@ impl Inner {
     }
 
     fn around(&self) -> Surroundings<'_> {
-        Surroundings { family: &self.family, meter: &self.meter, blobs: &*self.blobs, threads: self.threads }
+        Surroundings {
+            family: &self.family,
+            meter: &self.meter,
+            blobs: &*self.blobs,
+            disk: &self.config.disk,
+            threads: self.threads,
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {

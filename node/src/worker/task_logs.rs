@@ -6,8 +6,8 @@
 //!
 //! Logs are for people who watch or look into a job. They do not outlive the node's process.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use floe_protocol::{AttemptId, JobId, StageId};
 use tokio::sync::watch;
+
+use crate::disk::Disk;
+use crate::private;
 
 /// How much of what one attempt prints is kept: the beginning, which says what it did first.
 pub const MAX_LOG_BYTES: u64 = 1 << 20;
@@ -29,6 +32,9 @@ pub const MAX_ALL_BYTES: u64 = 512 << 20;
 
 /// How long a log is kept that nobody frees.
 pub const KEPT: Duration = Duration::from_secs(60 * 60);
+
+/// The same of a job that was freed: it has ended, but its user may want to see why, or what it said.
+pub const KEPT_FREED: Duration = Duration::from_secs(10 * 60);
 
 /// How often such logs are looked for, at most.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
@@ -70,6 +76,7 @@ pub struct LogFollower {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    disk: Disk,
     jobs: Mutex<Jobs>,
     /// How much is on disk.
     bytes: AtomicU64,
@@ -80,6 +87,8 @@ struct Inner {
 #[derive(Debug)]
 struct Jobs {
     logs: BTreeMap<JobId, BTreeMap<AttemptId, Arc<Log>>>,
+    /// Those of them that were freed.
+    freed: BTreeSet<JobId>,
     swept: Instant,
 }
 
@@ -111,14 +120,15 @@ struct Writer {
 impl TaskLogs {
     /// Logs in a directory of their own, which loses what was in it before. Where nothing can be written, nothing
     /// is kept.
-    pub fn open(dir: PathBuf) -> Self {
-        let made = remove_dir(&dir).and_then(|()| fs::create_dir_all(&dir));
+    pub fn open(dir: PathBuf, disk: Disk) -> Self {
+        let made = remove_dir(&dir).and_then(|()| private::create_dir(&dir));
         if let Err(error) = made {
             tracing::warn!(dir = %dir.display(), %error, "what functions print cannot be kept");
         }
-        let jobs = Jobs { logs: BTreeMap::new(), swept: Instant::now() };
+        let jobs = Jobs { logs: BTreeMap::new(), freed: BTreeSet::new(), swept: Instant::now() };
         Self(Arc::new(Inner {
             dir,
+            disk,
             jobs: Mutex::new(jobs),
             bytes: AtomicU64::new(0),
             changed: watch::Sender::new(0),
@@ -158,16 +168,18 @@ impl TaskLogs {
         LogFollower { logs: self.clone(), job, task, read: BTreeMap::new(), changed }
     }
 
-    /// Removes the logs of these jobs. What still runs of them prints into the void.
+    /// Removes the logs of jobs that print nothing any more, those that printed longest ago first, until the disk has
+    /// room.
+    pub fn free_old(&self) {
+        while self.0.disk.look().short && self.0.make_room(None) {}
+    }
+
+    /// These jobs have ended, and nothing else is left of them: their logs are the first to go when there is no room,
+    /// and go soon if there is.
     pub fn free(&self, jobs: &[JobId]) {
-        let mut freed = Vec::new();
-        {
-            let mut known = self.0.jobs();
-            freed.extend(jobs.iter().filter_map(|job| known.logs.remove_entry(job)));
-        }
-        for (job, logs) in freed {
-            self.0.remove(job, logs.into_values());
-        }
+        let mut known = self.0.jobs();
+        let known = &mut *known;
+        known.freed.extend(jobs.iter().filter(|job| known.logs.contains_key(job)));
     }
 }
 
@@ -245,6 +257,10 @@ impl Inner {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_full(&self, more_bytes: u64) -> bool {
+        self.bytes.load(Ordering::Relaxed) + more_bytes > MAX_ALL_BYTES || self.disk.take(more_bytes).is_err()
+    }
+
     fn changed(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -256,27 +272,27 @@ impl Inner {
             return;
         }
         jobs.swept = Instant::now();
-        let old = |logs: &BTreeMap<AttemptId, Arc<Log>>| {
-            logs.values().all(|log| log.last_use().is_some_and(|touched| touched.elapsed() > KEPT))
+        let old = |(job, logs): &(&JobId, &BTreeMap<AttemptId, Arc<Log>>)| {
+            let kept = if jobs.freed.contains(job) { KEPT_FREED } else { KEPT };
+            last_use(logs).is_some_and(|touched| touched.is_none_or(|touched| touched.elapsed() > kept))
         };
-        let old: Vec<JobId> = jobs.logs.iter().filter(|(_, logs)| old(logs)).map(|(job, _)| *job).collect();
-        let old: Vec<_> = old.into_iter().filter_map(|job| jobs.logs.remove_entry(&job)).collect();
+        let old: Vec<JobId> = jobs.logs.iter().filter(old).map(|(job, _)| *job).collect();
+        let old: Vec<_> = old.into_iter().filter_map(|job| jobs.take(job)).collect();
         drop(jobs);
         for (job, logs) in old {
             self.remove(job, logs.into_values());
         }
     }
 
-    /// Makes room for more by removing the finished logs of the job that printed longest ago, but for `job`.
-    fn make_room(&self, job: JobId) -> bool {
+    /// Makes room for more by removing the finished logs of the job that printed longest ago, and of a job that was
+    /// freed before others, but for this one.
+    fn make_room(&self, job: Option<JobId>) -> bool {
         let mut jobs = self.jobs();
-        let last_use = |logs: &BTreeMap<AttemptId, Arc<Log>>| {
-            logs.values()
-                .try_fold(None, |latest, log| log.last_use().map(|touched| latest.max(Some(touched))))
-        };
-        let others = jobs.logs.iter().filter(|(other, _)| **other != job);
-        let oldest = others.filter_map(|(other, logs)| Some((last_use(logs)?, *other))).min();
-        let Some(logs) = oldest.and_then(|(_, other)| jobs.logs.remove_entry(&other)) else {
+        let others = jobs.logs.iter().filter(|(other, _)| Some(**other) != job);
+        let idle =
+            others.filter_map(|(other, logs)| Some((!jobs.freed.contains(other), last_use(logs)?, *other)));
+        let oldest = idle.min();
+        let Some(logs) = oldest.and_then(|(.., other)| jobs.take(other)) else {
             return false;
         };
         drop(jobs);
@@ -298,10 +314,22 @@ impl Inner {
     }
 }
 
+impl Jobs {
+    fn take(&mut self, job: JobId) -> Option<(JobId, BTreeMap<AttemptId, Arc<Log>>)> {
+        self.freed.remove(&job);
+        self.logs.remove_entry(&job)
+    }
+}
+
+/// When the last of a job's logs was written; nothing while one may still be.
+fn last_use(logs: &BTreeMap<AttemptId, Arc<Log>>) -> Option<Option<Instant>> {
+    logs.values().try_fold(None, |latest, log| log.last_use().map(|touched| latest.max(Some(touched))))
+}
+
 impl Writer {
     fn write(&self, bytes: &[u8]) {
-        while self.logs.bytes.load(Ordering::Relaxed) + bytes.len() as u64 > MAX_ALL_BYTES {
-            if !self.logs.make_room(self.job) {
+        while self.logs.is_full(bytes.len() as u64) {
+            if !self.logs.make_room(Some(self.job)) {
                 self.log.state().lost_bytes += bytes.len() as u64;
                 return;
             }
@@ -409,9 +437,9 @@ impl State {
     fn open(&mut self, path: &Path) -> io::Result<&mut File> {
         if self.file.is_none() {
             if let Some(dir) = path.parent() {
-                fs::create_dir_all(dir)?;
+                private::create_dir(dir)?;
             }
-            self.file = Some(OpenOptions::new().create(true).append(true).open(path)?);
+            self.file = Some(private::options().create(true).append(true).open(path)?);
         }
         self.file.as_mut().ok_or_else(|| io::Error::other("a file that was opened is not there"))
     }
@@ -441,7 +469,7 @@ mod tests {
     #[test]
     fn what_attempts_print_is_read_in_order_and_by_task() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = TaskLogs::open(dir.path().join("logs"));
+        let logs = TaskLogs::open(dir.path().join("logs"), Disk::told(u64::MAX));
         logs.begin(attempt(1, 1, 0, 0)).write(b"third");
         let first = logs.begin(attempt(1, 0, 0, 0));
         first.write(b"fi");
@@ -454,19 +482,12 @@ mod tests {
         assert_eq!(parts[1].attempt, attempt(1, 0, 0, 7));
         assert_eq!(text(&logs.read(JobId(1), Some((StageId(1), 0)))), "third");
         assert_eq!(logs.read(JobId(3), None), []);
-        logs.free(&[JobId(1), JobId(9)]);
-        first.write(b"too late");
-        assert_eq!(logs.read(JobId(1), None), []);
-        assert_eq!(text(&logs.read(JobId(2), None)), "of another job");
-        assert!(!dir.path().join("logs").join(JobId(1).to_string()).exists());
-        drop(first);
-        assert_eq!(logs.0.bytes.load(Ordering::Relaxed), "of another job".len() as u64);
     }
 
     #[test]
     fn a_chatty_attempt_is_cut_and_told_so() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = TaskLogs::open(dir.path().join("logs"));
+        let logs = TaskLogs::open(dir.path().join("logs"), Disk::told(u64::MAX));
         let log = logs.begin(attempt(1, 0, 0, 0));
         let block = vec![b'x'; 100 << 10];
         for _ in 0..20 {
@@ -479,10 +500,36 @@ mod tests {
         assert!(kept.ends_with(&format!("the rest is not kept]\n[{lost} bytes were not kept]\n")));
     }
 
+    #[test]
+    fn a_full_disk_takes_the_logs_of_freed_jobs_first_and_of_those_that_print_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::told(100 << 20);
+        let logs = TaskLogs::open(dir.path().join("logs"), disk.clone());
+        let is_there = |job: u64| dir.path().join("logs").join(JobId(job).to_string()).exists();
+        logs.begin(attempt(1, 0, 0, 0)).write(b"the oldest");
+        logs.begin(attempt(2, 0, 0, 0)).write(b"of a job that was freed");
+        let printing = logs.begin(attempt(3, 0, 0, 0));
+        printing.write(b"of one that prints");
+        logs.free(&[JobId(2), JobId(9)]);
+        assert_eq!(text(&logs.read(JobId(2), None)), "of a job that was freed", "as long as there is room");
+        assert!(logs.0.make_room(None));
+        assert_eq!([1, 2, 3].map(is_there), [true, false, true]);
+        disk.tell(0);
+        logs.free_old();
+        assert_eq!([1, 2, 3].map(is_there), [false, false, true]);
+        printing.write(b", but this is lost");
+        disk.tell(100 << 20);
+        printing.write(b" and goes on");
+        drop(printing);
+        let kept = text(&logs.read(JobId(3), None));
+        assert_eq!(kept, "of one that prints and goes on[18 bytes were not kept]\n");
+        assert_eq!(logs.0.bytes.load(Ordering::Relaxed), kept.len() as u64);
+    }
+
     #[tokio::test]
     async fn a_follower_gets_what_comes_once() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = TaskLogs::open(dir.path().join("logs"));
+        let logs = TaskLogs::open(dir.path().join("logs"), Disk::told(u64::MAX));
         let log = logs.begin(attempt(1, 0, 0, 0));
         log.write(b"before ");
         let mut follower = logs.follow(JobId(1), None);
@@ -507,8 +554,10 @@ mod tests {
     fn a_job_has_so_many_logs_and_what_was_there_before_goes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs");
-        TaskLogs::open(path.clone()).begin(attempt(1, 0, 0, 0)).write(b"of a former process");
-        let logs = TaskLogs::open(path);
+        TaskLogs::open(path.clone(), Disk::told(u64::MAX))
+            .begin(attempt(1, 0, 0, 0))
+            .write(b"of a former process");
+        let logs = TaskLogs::open(path, Disk::told(u64::MAX));
         assert_eq!(logs.read(JobId(1), None), []);
         for n in 0..=MAX_LOGS as u64 {
             logs.begin(attempt(1, 0, 0, n));

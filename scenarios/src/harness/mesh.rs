@@ -26,6 +26,7 @@ pub struct Builder {
     discover: bool,
     key: Option<String>,
     small_disk_bytes: Option<u64>,
+    chaos: bool,
 }
 
 /// Nodes of one mesh, each a process with a data directory of its own. Dropping it kills them; their files go
@@ -85,6 +86,12 @@ impl Builder {
     /// Gives each node's data directory a disk of its own of this size. See [`SmallDisk`].
     pub fn small_disks(mut self, size_bytes: u64) -> Self {
         self.small_disk_bytes = Some(size_bytes);
+        self
+    }
+
+    /// Lets `floe chaos` hit its nodes.
+    pub fn allow_chaos(mut self) -> Self {
+        self.chaos = true;
         self
     }
 
@@ -155,6 +162,7 @@ impl Cluster {
             discover: false,
             key: None,
             small_disk_bytes: None,
+            chaos: false,
         }
     }
 
@@ -199,6 +207,9 @@ impl Cluster {
             "--slots".to_owned(),
             slots.to_string(),
         ];
+        if builder.chaos {
+            args.push("--allow-chaos".to_owned());
+        }
         if let Some(memory) = &builder.memory {
             args.extend(["--memory".to_owned(), memory.clone()]);
         }

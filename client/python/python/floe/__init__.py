@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .environment import requires as requires
     from .errors import Busy as Busy
     from .errors import Cancelled as Cancelled
+    from .errors import ContradictingEnds as ContradictingEnds
     from .errors import Crashed as Crashed
     from .errors import EnvironmentMismatch as EnvironmentMismatch
     from .errors import Error as Error
@@ -79,6 +80,7 @@ _HOME = {
         [
             "Busy",
             "Cancelled",
+            "ContradictingEnds",
             "Crashed",
             "EnvironmentMismatch",
             "Error",

@@ -24,6 +24,7 @@ __all__ = [
     "QueryError",
     "UnseenFile",
     "FunctionError",
+    "ContradictingEnds",
     "Crashed",
     "LimitExceeded",
     "MemoryLimitExceeded",
@@ -188,6 +189,13 @@ class SchemaMismatch(Error, ValueError):
 
 class Unpicklable(Error, pickle.PicklingError):
     """Something cannot be sent; the sentence names it."""
+
+
+class ContradictingEnds(UserWarning):
+    """A job has ended, and parts of the mesh that were cut off from each other told different ends.
+
+    What this driver is told stands: a result goes before none. Somebody else may have been told otherwise.
+    """
 
 
 class PartitionWarning(UserWarning):

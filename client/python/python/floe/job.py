@@ -6,12 +6,13 @@ import asyncio
 import concurrent.futures
 import json
 import time
+import warnings
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Generator, Generic, Iterator, TypeVar
 
 from . import _ipc, data, frames
-from .errors import as_iterator, from_core
+from .errors import ContradictingEnds, Error, as_iterator, from_core
 from .progress import Bar, Progress
 
 if TYPE_CHECKING:
@@ -121,10 +122,28 @@ class Job(Generic[T]):
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it has ended or `timeout` seconds are over, and tells whether it has.
 
-        How it ended is not told here. Ctrl-C meanwhile cancels it.
+        How it ended is not told here, unless two parts of the mesh contradict each other in it
+        (:class:`floe.ContradictingEnds`). Ctrl-C meanwhile cancels it.
         """
         with _cancelling(self):
-            return _translated(self._core.wait, timeout) is not None
+            ended = _translated(self._core.wait, timeout)
+        if ended is not None:
+            self._tell_contradiction(json.loads(ended))
+        return ended is not None
+
+    def _tell_contradiction(self, status: dict[str, Any] | None = None) -> None:
+        if status is None:
+            try:
+                status = self.status()
+            except Error:
+                return  # Its result is here, or why there is none.
+        if status["other_ends"]:
+            warnings.warn(
+                f"job {self.id} is {status['phase']}, and drivers in a part of the mesh that was cut off from"
+                f" this one were told that it was {' and '.join(status['other_ends'])}",
+                ContradictingEnds,
+                stacklevel=3,
+            )
 
     def wait_interactive(self) -> Job[T]:
         """Waits until it has ended, and shows a bar meanwhile in a terminal or a notebook."""
@@ -171,12 +190,18 @@ class Job(Generic[T]):
         """Waits for its result and returns it; raises what went wrong.
 
         It raises TimeoutError if it has not ended within `timeout` seconds; it then goes on. Ctrl-C cancels
-        it.
+        it. Where two parts of the mesh contradict each other in how it ended, it warns of that with
+        :class:`floe.ContradictingEnds`.
         """
         started = time.monotonic()
         if timeout is not None and not self.wait(timeout):
             raise TimeoutError(f"job {self.id} has not ended within {time.monotonic() - started:.1f} s")
-        value = self._collect()
+        try:
+            value = self._collect()
+        except Exception:
+            self._tell_contradiction()
+            raise
+        self._tell_contradiction()
         if self._freeing is None:
             self._freeing = weakref.finalize(self, self._core.release_later)
             self._freeing.atexit = False

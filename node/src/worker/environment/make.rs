@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::{env, fs, io};
 
 use floe_protocol::Failure;
@@ -19,7 +20,7 @@ use super::cache::{Making, Place};
 use super::find::Found;
 use super::flight::Lines;
 use super::packages::{Packages, required_name};
-use super::process;
+use super::process::{self, Guardian};
 use super::text::Printed;
 
 /// Adds directories to the path of the environment whose interpreter runs it, after its own, each with what
@@ -67,6 +68,7 @@ pub(super) struct Plan {
     pub(super) uv: Option<PathBuf>,
     /// Environment variables besides this process's own.
     pub(super) variables: Vec<(OsString, OsString)>,
+    pub(super) guardian: Arc<dyn Guardian>,
 }
 
 /// Says, and keeps for the log, which is written when it is dropped: also if the making broke off.
@@ -229,7 +231,7 @@ async fn run(
     let program = PathBuf::from(command.as_std().get_program());
     let stdin = making.share();
     let stdin = stdin.map_err(|error| plan.unfit_io("share the lock of", &plan.place.path(), &error))?;
-    match process::lines(command, Stdio::from(stdin), &mut |line| record.say(line)).await {
+    match process::lines(&*plan.guardian, command, Stdio::from(stdin), &mut |line| record.say(line)).await {
         Ok(status) if status.success() => Ok(true),
         Ok(status) => {
             // Not through `say`, or it would be the reason.

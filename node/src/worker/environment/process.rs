@@ -1,11 +1,14 @@
 //! The short-lived processes that find interpreters and make environments: each in a process group of its
-//! own, which is killed when nobody waits for it any more.
+//! own, which is killed when nobody waits for it any more. What pip and uv build runs code of others, and for long: the
+//! node's [`Guardian`] looks after those.
 
+use std::fmt::Debug;
 use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -40,8 +43,22 @@ pub(super) async fn answer(mut command: Command, limit: Duration) -> Result<Vec<
     }
 }
 
-/// Runs a process to its end and hands over what it prints, on stdout or stderr, a line at a time.
+/// Who sees to it that what is started does not outlive the node, however that ends.
+pub(crate) trait Guardian: Debug + Send + Sync {
+    /// Starts a process that leads a group of its own.
+    fn start(&self, command: Command) -> io::Result<Box<dyn Guarded>>;
+}
+
+/// A process and those it started. Dropped, it ends with all of them, unless it was waited for.
+pub(crate) trait Guarded: Send {
+    /// Waits for its end, which is not seen before.
+    fn wait(&mut self) -> BoxFuture<'_, io::Result<ExitStatus>>;
+}
+
+/// Runs a process, with all that it starts, to its end and hands over what it prints, on stdout or stderr, a line at a
+/// time.
 pub(super) async fn lines(
+    guardian: &dyn Guardian,
     mut command: Command,
     stdin: Stdio,
     line: &mut (dyn FnMut(&str) + Send),
@@ -49,7 +66,7 @@ pub(super) async fn lines(
     // One pipe for both, or their lines would be out of order.
     let (reader, writer) = io::pipe()?;
     command.stdin(stdin).stdout(writer.try_clone()?).stderr(writer);
-    let mut group = Group::spawn(command)?;
+    let mut process = guardian.start(command)?;
     let mut splitter = Splitter::default();
     let mut reader = receiver(reader)?;
     let mut buffer = [0; 8192];
@@ -60,7 +77,7 @@ pub(super) async fn lines(
         }
     }
     splitter.end(line);
-    group.wait().await
+    process.wait().await
 }
 
 fn receiver(reader: PipeReader) -> io::Result<impl AsyncRead> {
@@ -132,7 +149,20 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use super::super::tests::Alone;
     use super::*;
+
+    impl Guarded for Group {
+        fn wait(&mut self) -> BoxFuture<'_, io::Result<ExitStatus>> {
+            Box::pin(Group::wait(self))
+        }
+    }
+
+    impl Guardian for Alone {
+        fn start(&self, command: Command) -> io::Result<Box<dyn Guarded>> {
+            Ok(Box::new(Group::spawn(command)?))
+        }
+    }
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");
@@ -142,8 +172,9 @@ mod tests {
 
     async fn run(script: &str) -> (ExitStatus, Vec<String>) {
         let mut seen = Vec::new();
-        let status =
-            lines(shell(script), Stdio::null(), &mut |line| seen.push(line.to_owned())).await.unwrap();
+        let status = lines(&Alone, shell(script), Stdio::null(), &mut |line| seen.push(line.to_owned()))
+            .await
+            .unwrap();
         (status, seen)
     }
 
@@ -177,7 +208,7 @@ mod tests {
         let file = dir.path().join("pids");
         let script = format!("sleep 600 & echo $$ $! > {0}.new; mv {0}.new {0}; wait", file.display());
         let mut ignore = |_: &str| {};
-        let mut running = Box::pin(lines(shell(&script), Stdio::null(), &mut ignore));
+        let mut running = Box::pin(lines(&Alone, shell(&script), Stdio::null(), &mut ignore));
         let pids = loop {
             assert!(timeout(Duration::from_millis(10), &mut running).await.is_err());
             if let Ok(pids) = fs::read_to_string(&file) {

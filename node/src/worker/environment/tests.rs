@@ -18,6 +18,10 @@ pub(super) fn write_program(file: &Path, text: &str) {
     assert!(status.success());
 }
 
+/// Nobody but who waits.
+#[derive(Debug)]
+pub(super) struct Alone;
+
 /// A machine whose Python and uv are scripts. What uv is asked to install is there at once; what is called
 /// `slow` when the file `open` is there; `missing` is not.
 struct Machine {
@@ -64,7 +68,12 @@ impl Machine {
     /// What one node of the machine has.
     fn environments(&self) -> Environments {
         let path = env::join_paths([self.path("bin")]).unwrap();
-        Environments::with(self.path("environments"), Places { path, ..Places::default() }, Vec::new())
+        Environments::with(
+            self.path("environments"),
+            Places { path, ..Places::default() },
+            Vec::new(),
+            Arc::new(Alone),
+        )
     }
 
     fn calls(&self, of: &str) -> usize {
@@ -280,7 +289,7 @@ async fn real(dir: &Path, base: Option<PathBuf>, variables: &[(&str, &str)]) -> 
     let wanted = Python { version: found.minor(), ..Python::default() };
     let places = Places { configured: Some(found.python), ..Places::default() };
     let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    (Environments::with(dir.to_owned(), places, variables), wanted)
+    (Environments::with(dir.to_owned(), places, variables, Arc::new(Alone)), wanted)
 }
 
 /// Makes a wheel with one module, which tells the version.

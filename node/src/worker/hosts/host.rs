@@ -17,11 +17,13 @@ use tempfile::TempDir;
 use tokio::io::AsyncBufReadExt;
 
 use super::family::Family;
+use super::lent;
 use super::limits::{Allowed, Running, within};
 use super::process::{self, Process, Start, Trouble};
 use super::processes::Meter;
 use super::wire::{self, Answer, AnswerType, ArgumentKind, Order, OutputKind, PROTOCOL, Raised, Section};
 use super::{Blobs, Returned, frames};
+use crate::disk::{self, Disk};
 use crate::worker::environment::Interpreter;
 use crate::worker::task_logs::TaskLog;
 
@@ -66,6 +68,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) family: &'a Family,
     pub(super) meter: &'a Meter,
     pub(super) blobs: &'a dyn Blobs,
+    /// What the hosts' directories lie on.
+    pub(super) disk: &'a Disk,
     /// How many threads a host's libraries should use.
     pub(super) threads: usize,
 }
@@ -142,7 +146,7 @@ impl Host {
         around: Surroundings<'_>,
     ) -> Result<Self, Failure> {
         let dir = scratch.path().to_owned();
-        let (progress_path, progress) = progress_file(&dir).map_err(disk)?;
+        let (progress_path, progress) = progress_file(&dir).map_err(on_disk)?;
         let (python, needs) = match &key.host {
             function::Host::Python(python) => (Some(python), format!("Python {}", python.version)),
             function::Host::Native(native) => (None, format!("an executable for {}", native.target)),
@@ -162,7 +166,7 @@ impl Host {
             unasked: false,
         };
         let (modules, libraries) = match python {
-            Some(python) => (host.lend_modules(python, around.blobs).await?, python.libraries.clone()),
+            Some(python) => (host.lend_modules(python, around).await?, python.libraries.clone()),
             None => Default::default(),
         };
         let order = Order::Hello {
@@ -226,11 +230,16 @@ impl Host {
         }
     }
 
-    async fn lend_modules(&self, python: &Python, blobs: &dyn Blobs) -> Result<Vec<String>, Failure> {
+    async fn lend_modules(
+        &self,
+        python: &Python,
+        Surroundings { blobs, disk, .. }: Surroundings<'_>,
+    ) -> Result<Vec<String>, Failure> {
         let mut modules = Vec::with_capacity(python.modules.len());
         for (index, module) in python.modules.iter().enumerate() {
             let file = blobs.get(*module).await?;
-            let there = process::lend(&file, &self.scratch, &format!("module-{index}.zip"));
+            let name = format!("module-{index}.zip");
+            let there = lent::lend(disk, file, &self.scratch, &name).await.map_err(on_disk)?;
             modules.push(there.to_string_lossy().into_owned());
         }
         Ok(modules)
@@ -304,7 +313,7 @@ impl Host {
             loop {
                 let (answer, sections) = wire::read(&mut self.process.stdout, allowed.memory_bytes).await?;
                 match answer.type_ {
-                    AnswerType::Need => self.lend_blob(&answer, around.blobs).await?,
+                    AnswerType::Need => self.lend_blob(&answer, around).await?,
                     _ => return Ok((answer, sections)),
                 }
             }
@@ -365,7 +374,7 @@ impl Host {
             while *done < calls.len() {
                 let (answer, sections) = wire::read(&mut self.process.stdout, allowed.memory_bytes).await?;
                 match answer.type_ {
-                    AnswerType::Need => self.lend_blob(&answer, around.blobs).await?,
+                    AnswerType::Need => self.lend_blob(&answer, around).await?,
                     AnswerType::Spent => return Ok(answer.spent),
                     AnswerType::Results => {
                         running.next();
@@ -444,13 +453,23 @@ impl Host {
     }
 
     /// Answers that a blob is needed.
-    async fn lend_blob(&mut self, need: &Answer, blobs: &dyn Blobs) -> Result<(), Trouble> {
+    async fn lend_blob(
+        &mut self,
+        need: &Answer,
+        Surroundings { blobs, disk, .. }: Surroundings<'_>,
+    ) -> Result<(), Trouble> {
         let id: BlobId = need.blob.parse().map_err(|_| {
             Trouble::Rubbish(format!("it needs the blob {}", wire::shown(need.blob.as_bytes())))
         })?;
         let found = blobs.get(Blob { id, bytes: need.bytes }).await;
-        let (path, missing) = match found {
-            Ok(path) => (Some(process::lend(&path, &self.scratch, &need.blob)), None),
+        let lent = match found {
+            Ok(file) => lent::lend(disk, file, &self.scratch, &need.blob).await.map_err(on_disk),
+            Err(failure) => Err(failure),
+        };
+        let (path, missing) = match lent {
+            Ok(path) => (Some(path), None),
+            // Another node may have the room.
+            Err(failure @ Failure::Exhausted { .. }) => return Err(Trouble::Failed(failure)),
             Err(failure) => (None, Some(cut(failure.to_string(), MAX_MESSAGE_BYTES))),
         };
         let path = path.map(|path| path.to_string_lossy().into_owned());
@@ -531,7 +550,8 @@ async fn start_native(
         return Err(Failure::Unfit { needs, why: format!("this node is {here}") });
     }
     let file = around.blobs.get(native.executable).await?;
-    let program = process::lend_executable(&file, &scratch.path().join("bin"), "host").map_err(disk)?;
+    let program = lent::lend_executable(around.disk, file, &scratch.path().join("bin"), "host").await;
+    let program = program.map_err(on_disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.push((NATIVE_ENV, "1".to_owned()));
     let start = Start { program: &program, arguments: Vec::new(), env, scratch, log, adopts: true };
@@ -549,8 +569,8 @@ async fn start_python(
         return Err(Failure::internal("a Python host has no interpreter"));
     };
     let script = scratch.path().join("host.py");
-    std::fs::write(&script, HOST_PY).map_err(disk)?;
-    std::fs::write(scratch.path().join("fresh.py"), FRESH_PY).map_err(disk)?;
+    std::fs::write(&script, HOST_PY).map_err(on_disk)?;
+    std::fs::write(scratch.path().join("fresh.py"), FRESH_PY).map_err(on_disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.extend(process::own_env(&python.env));
     let arguments: Vec<&OsStr> = vec![script.as_os_str()];
@@ -570,7 +590,13 @@ fn not_started(error: &io::Error, needs: String, family: &Family) -> Failure {
         .unwrap_or_else(|| Failure::Unfit { needs, why: format!("it does not start: {error}") })
 }
 
-fn disk(error: io::Error) -> Failure {
+pub(super) fn on_disk(error: io::Error) -> Failure {
+    if disk::is_full(&error) {
+        return Failure::Exhausted {
+            what: "disk".to_owned(),
+            message: format!("a host's directory has no room: {error}"),
+        };
+    }
     process::no_room(&error).unwrap_or_else(|| Failure::internal(format!("a host's directory: {error}")))
 }
 

@@ -5,12 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::Permissions;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -471,27 +469,6 @@ pub(super) fn own_env(env: &BTreeMap<String, String>) -> impl Iterator<Item = (&
     env.iter()
         .filter(move |(name, value)| valid(name) && !value.contains('\0'))
         .map(|(name, value)| (name.as_str(), value.clone()))
-}
-
-/// Makes a file of the node's appear in a child's directory, so that it stays for as long as the child needs it.
-/// Returns where it is.
-pub(super) fn lend(file: &Path, scratch: &Path, name: &str) -> PathBuf {
-    let there = scratch.join(name);
-    match std::fs::hard_link(file, &there) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => file.to_owned(),
-        _ => there,
-    }
-}
-
-/// The same with a file that is to be executed. It cannot be written to, as it may be one with the node's.
-pub(super) fn lend_executable(file: &Path, dir: &Path, name: &str) -> io::Result<PathBuf> {
-    std::fs::create_dir_all(dir)?;
-    let there = dir.join(name);
-    if std::fs::hard_link(file, &there).is_err() {
-        std::fs::copy(file, &there)?;
-    }
-    std::fs::set_permissions(&there, Permissions::from_mode(0o500))?;
-    Ok(there)
 }
 
 /// The failure of a process that cannot be started for a reason of this node's: it has too many already.

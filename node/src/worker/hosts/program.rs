@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use tempfile::TempDir;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::host::Surroundings;
+use super::host::{Surroundings, on_disk};
+use super::lent;
 use super::limits::{Allowed, Running, within};
 use super::process::{self, Process, Start, Trouble};
 use super::tables::{self, Source};
@@ -47,7 +48,9 @@ pub(super) async fn run(
     let path = match &program.file {
         ProgramFile::Blob { blob, name } => {
             let file = around.blobs.get(*blob).await?;
-            from_blob(&file, name, scratch.path(), program)?
+            check(&file, name, program)?;
+            let lent = lent::lend_executable(around.disk, file, &scratch.path().join("bin"), name).await;
+            lent.map_err(on_disk)?
         }
         ProgramFile::OnPath(name) => on_path(name, program)?,
     };
@@ -146,15 +149,15 @@ fn name(program: &Program) -> &str {
     }
 }
 
-/// A program that came from the driver, under its own name.
-fn from_blob(file: &Path, name: &str, scratch: &Path, program: &Program) -> Result<PathBuf, Failure> {
+/// Whether what came from the driver is a program, and has a name to be put in place by.
+fn check(file: &Path, name: &str, program: &Program) -> Result<(), Failure> {
     if Path::new(name).file_name() != Some(OsStr::new(name)) {
         return Err(Failure::Refused {
             message: format!("`{}` is not a name for a program", name.escape_debug()),
         });
     }
     let unreadable =
-        |error: io::Error| Failure::internal(format!("the program {name} cannot be put in place: {error}"));
+        |error: io::Error| Failure::internal(format!("the program {name} cannot be read: {error}"));
     let head = tables::head(file).map_err(unreadable)?;
     if let Some(interpreter) = head.strip_prefix(b"#!") {
         check_interpreter(interpreter, name, program)?;
@@ -166,7 +169,7 @@ fn from_blob(file: &Path, name: &str, scratch: &Path, program: &Program) -> Resu
         );
         return Err(Failure::Refused { message });
     }
-    process::lend_executable(file, &scratch.join("bin"), name).map_err(unreadable)
+    Ok(())
 }
 
 /// Whether a file begins like an executable of some system.

@@ -13,6 +13,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use super::*;
+use crate::worker::environment::Guardian;
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,6 +59,7 @@ impl Fixture {
         let blobs = dir.path().join("blobs");
         std::fs::create_dir(&blobs).unwrap();
         let config = HostsConfig {
+            disk: Disk::of(dir.path()).unwrap(),
             slots: 2,
             memory_bytes: 2 << 30,
             scratch: dir.path().join("scratch"),
@@ -695,6 +697,38 @@ async fn functions_get_blobs_while_they_run() {
 }
 
 #[tokio::test]
+async fn what_a_function_writes_to_an_object_is_seen_by_no_other() {
+    let Some(it) = Fixture::new() else { return };
+    let source = "import floe_host, mmap, os\n\
+        def f(a, p):\n    \
+            name, size = bytes(a).decode().split()\n    \
+            path = floe_host.blob(name, int(size))\n    \
+            found = open(path, 'rb').read() + b' %o %d' % (os.stat(path).st_mode & 0o777, os.getpid())\n    \
+            os.chmod(path, 0o600)\n    \
+            with open(path, 'r+b') as file:\n        \
+                mapped = mmap.mmap(file.fileno(), 0)\n        \
+                mapped[0:1] = b'X'\n        \
+                mapped.flush()\n    \
+            os.truncate(path, 3)\n    \
+            return ('object', found)";
+    let blob = it.blob(5, b"shared");
+    let argument = Argument::Payload(Payload::Inline(format!("{} {}", blob.id, blob.bytes).into()));
+    let mut found = Vec::new();
+    for number in 0..2 {
+        let Returned::Object(bytes) =
+            it.run_with(number, &it.function(source), argument.clone(), Vec::new()).await.unwrap()
+        else {
+            panic!("it is an object")
+        };
+        found.push(String::from_utf8(bytes.to_vec()).unwrap());
+    }
+    assert!(found[0].starts_with("shared 400 "), "{found:?}");
+    assert_eq!(found[0], found[1], "in the same process, too");
+    let own = it.dir.path().join("blobs").join(blob.id.to_string());
+    assert_eq!(std::fs::read(own).unwrap(), b"shared");
+}
+
+#[tokio::test]
 async fn what_is_not_here_makes_the_node_unfit() {
     let Some(it) = Fixture::new() else { return };
     let with = |python: Python| Function { host: Kind::Python(python), ..it.function("def f(*_): pass") };
@@ -737,6 +771,38 @@ async fn modules_come_before_what_is_installed() {
 #[test]
 fn guard_process() {
     guard::guard_if_asked();
+}
+
+#[tokio::test]
+async fn what_builds_a_package_ends_with_whoever_waits_for_it_and_with_a_killed_node() {
+    let arguments =
+        ["--exact", "worker::hosts::tests::guard_process", "--nocapture"].map(str::to_owned).to_vec();
+    let family = Family::new(Guard::with_command(std::env::current_exe().unwrap(), arguments));
+    let dir = tempfile::tempdir().unwrap();
+    for killed in [false, true] {
+        let pids = dir.path().join(killed.to_string());
+        let script = format!(
+            "setsid sh -c 'sleep 600 & wait' & echo $$ $! > {0}.new; mv {0}.new {0}; wait",
+            pids.display()
+        );
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", &script]);
+        let helper = family.start(command).unwrap();
+        until(|| pids.exists()).await;
+        let pids = std::fs::read_to_string(&pids).unwrap();
+        let pids: Vec<i32> = pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        assert!(pids.len() == 2 && pids.iter().all(|pid| lives(*pid)), "{pids:?}");
+        if killed {
+            family.guard().abandon();
+            until(|| !pids.iter().any(|pid| lives(*pid))).await;
+        }
+        drop(helper);
+        until(|| !pids.iter().any(|pid| lives(*pid)) && family.len() == 0).await;
+    }
+    // One that ends by itself is told how.
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", "exit 3"]);
+    assert_eq!(family.start(command).unwrap().wait().await.unwrap().code(), Some(3));
 }
 
 #[tokio::test]

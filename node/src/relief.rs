@@ -1,0 +1,90 @@
+//! What a node does that is short of disk: it frees what it may, off the loop, until there is room.
+//!
+//! ```text
+//!   short ──> files of partitions that are in memory too ──> objects that no job needs ──> old logs
+//!   ample ──> the reserve, if it was given up
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use floe_protocol::function::{Argument, FunctionWork};
+use floe_protocol::{BlobId, StageGraph, Work, frame};
+
+use crate::blobs::Blobs;
+use crate::disk::{Disk, Reserve, Room};
+use crate::store::Store;
+use crate::worker::task_logs::TaskLogs;
+
+/// Looks after a node's disk.
+#[derive(Debug)]
+pub struct Relief {
+    disk: Disk,
+    reserve: Reserve,
+    store: Store,
+    blobs: Blobs,
+    logs: TaskLogs,
+    was_short: bool,
+    under_way: Arc<AtomicBool>,
+}
+
+impl Relief {
+    /// Relief for the disk that all of these lie on.
+    pub fn new(reserve: Reserve, store: Store, blobs: Blobs, logs: TaskLogs) -> Self {
+        let disk = store.disk().clone();
+        Self { disk, reserve, store, blobs, logs, was_short: false, under_way: Arc::default() }
+    }
+
+    /// To be called now and then, with what runs. It does not wait for the disk.
+    pub fn look(&mut self, graphs: impl FnOnce() -> Vec<Arc<StageGraph>>) {
+        let Room { free_bytes, short } = self.disk.look();
+        if short != self.was_short {
+            self.was_short = short;
+            let free_mib = free_bytes >> 20;
+            if short {
+                tracing::warn!(
+                    free_mib,
+                    "the disk is nearly full: this node takes no work until it has room"
+                );
+            } else {
+                tracing::info!(free_mib, "the disk has room again: this node takes work");
+            }
+        }
+        if self.under_way.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let graphs = if short { graphs() } else { Vec::new() };
+        let (disk, reserve) = (self.disk.clone(), self.reserve.clone());
+        let (store, blobs, logs) = (self.store.clone(), self.blobs.clone(), self.logs.clone());
+        let under_way = Arc::clone(&self.under_way);
+        tokio::task::spawn_blocking(move || {
+            if short {
+                store.free_spare_files();
+                blobs.free_unused(&needed(&graphs));
+                logs.free_old();
+            } else if let Err(error) = reserve.make(&disk) {
+                tracing::debug!(%error, "nothing can be set aside for a full disk");
+            }
+            under_way.store(false, Ordering::Relaxed);
+        });
+    }
+}
+
+/// The objects that these need, as far as nodes can tell: arguments may name others that only their hosts see, which
+/// are known by being used.
+fn needed(graphs: &[Arc<StageGraph>]) -> BTreeSet<BlobId> {
+    let mut needed = BTreeSet::new();
+    for stage in graphs.iter().flat_map(|graph| &graph.stages) {
+        let Work::Function(work) = &stage.work else { continue };
+        let Ok(FunctionWork { function }) = frame::decode(work) else { continue };
+        needed.extend(function.blobs());
+        let splits = stage.tasks.iter().filter(|task| !task.split.is_empty());
+        let arguments = splits.filter_map(|task| frame::decode::<Argument>(&task.split).ok());
+        needed.extend(arguments.filter_map(|argument| match argument {
+            Argument::Payload(payload) => payload.blob().map(|blob| blob.id),
+            Argument::None | Argument::File(_) => None,
+        }));
+    }
+    needed
+}
