@@ -101,7 +101,7 @@ async fn a_witness_votes_and_runs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copied_data_directory_and_a_foreign_log_are_refused() {
+async fn a_copied_data_directory_and_a_backup_start_as_new_nodes_and_a_foreign_log_is_refused() {
     let mut cluster = cluster().nodes(3).start().await.unwrap();
     let (home, first) = (cluster.dir().to_owned(), cluster.node(0).address().to_owned());
     let args = |data: &Path| {
@@ -122,12 +122,38 @@ async fn a_copied_data_directory_and_a_foreign_log_are_refused() {
     let refused = refused.failure().unwrap();
     assert!(refused.contains("log.redb is that of node") && refused.contains("data directory"), "{refused}");
 
-    // The copy counts one start more, so the original gives way to it, and says why.
+    // The copy counts one start more, so the original gives way to it, and goes on as a new node.
+    let former = cluster.node(2).peer().to_owned();
     let mut twin = Node::spawn(floe, &home.join("twin"), args_of_copy).unwrap();
-    let status = cluster.node(2).wait().await.unwrap();
-    assert_eq!(status.code(), Some(1));
+    wait_until("the original is a new node beside its copy", DEADLINE, async || {
+        let status = cluster.status(0).await.ok()?;
+        let alive: Vec<_> = status.nodes.iter().filter(|node| node.alive).collect();
+        let names = alive.iter().filter(|node| node.member.name == "node-2").count();
+        let copies = alive.iter().filter(|node| node.member.peer == former).count();
+        (alive.len() == 4 && names == 1 && copies == 1).then_some(())
+    })
+    .await
+    .unwrap();
     assert!(cluster.node(2).log().contains("is a copy of this one"), "{}", cluster.node(2).log());
+    assert!(cluster.data_dir(2).join("former").join("log.redb").exists());
     twin.ready().await.unwrap();
+    let one = cluster.run(0, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
+    assert_eq!(one.success().unwrap(), "one\n1\n");
+
+    // So does one whose directory is put back as it was before its last starts.
+    let backup = home.join("backup");
+    copy_files(&cluster.data_dir(1), &backup);
+    let former = cluster.node(1).peer().to_owned();
+    for _ in 0..2 {
+        cluster.node(1).restart().await.unwrap();
+    }
+    cluster.node(1).kill().await.unwrap();
+    copy_files(&backup, &cluster.data_dir(1));
+    cluster.node(1).restart().await.unwrap();
+    let status = cluster.status(0).await.unwrap();
+    let node =
+        |alive| status.nodes.iter().find(move |node| node.member.name == "node-1" && node.alive == alive);
+    assert!(node(true).is_some_and(|node| node.member.peer != former), "{status:?}");
     let one = cluster.run(0, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
     assert_eq!(one.success().unwrap(), "one\n1\n");
 }

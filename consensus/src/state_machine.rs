@@ -397,11 +397,12 @@ impl StateMachine {
             && known.incarnation > member.incarnation
         {
             // What it promised since is forgotten: it must not promise anything again under this name.
-            return Err(refused(format!(
+            let message = format!(
                 "the data directory of node {} is older than what the mesh knows of it (start {}, of {}): a copy or a \
-                 backup was put in its place. Remove it to start as a new node",
+                 backup was put in its place",
                 member.name, member.incarnation, known.incarnation
-            )));
+            );
+            return Err(Failure::Superseded { message });
         }
         if self.members.get(&member.id) != Some(member) {
             self.members.insert(member.id, member.clone());

@@ -3,6 +3,7 @@
 //! Results go to stdout and nothing else does; progress, notes, logs and errors go to stderr. The exit code is
 //! 0 for success, 1 for a failure that was told in one line, 2 for wrong usage, 130 for Ctrl-C.
 
+mod anew;
 mod cancel;
 mod chaos;
 mod completions;

@@ -5,6 +5,7 @@
 //!   node.json     format version, secret key, incarnation, last port
 //!   mesh.key      the mesh key, when the node joined with a ticket
 //!   log.redb      the replicated log
+//!   former/       identity and log of a node that this directory must not go on as
 //!   partitions/   partitions on disk
 //!   reserve       takes room, to be given up when the disk is full
 //! ```
@@ -143,6 +144,30 @@ impl DataDir {
             }
         }
         Err(Error::AllTaken(nodes.to_owned()))
+    }
+
+    /// Puts away what makes its node itself, the identity and the log, since the mesh knows better what became of that
+    /// node. The next start on the directory is a new node's, with the partitions that lie here.
+    pub fn begin_anew(path: &Path) -> Result<(), Error> {
+        let former = path.join("former");
+        match fs::remove_dir_all(&former) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &former)(error));
+            }
+            _ => {}
+        }
+        make_dir(&former)?;
+        // The log first: an identity without it is refused, and with it would be the former node's.
+        for name in ["log.redb", "node.json"] {
+            let file = path.join(name);
+            match fs::rename(&file, former.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("put away", &file)(error));
+                }
+                _ => {}
+            }
+        }
+        File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("write", path))
     }
 
     /// Where it lies.
@@ -300,7 +325,9 @@ fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         private::restrict(&temporary, 0o600)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        // An older one must not be there again after a power cut.
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     };
     write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }

@@ -99,16 +99,15 @@ pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failu
         let twin = |other: &Member| other.id == member.id && other.incarnation >= member.incarnation;
         if let Some(info) = status.nodes.iter().find(|info| twin(&info.member)) {
             let message = format!(
-                "another process, at {}, runs as this node: its data directory is a copy of this one. Keep one of the \
-                 two, and remove the other to start there as a new node",
+                "another process, at {}, runs as this node: its data directory is a copy of this one",
                 info.member.addresses.first().map_or("an unknown address", String::as_str)
             );
-            return Failure::Refused { message };
+            return Failure::Superseded { message };
         }
         tracing::warn!("this node is not listed as a member any more: joining again");
         while let Err(failure) = form(&mailbox, &member, &settings).await {
             tracing::warn!(%failure, "not a member again yet");
-            if matches!(failure, Failure::Refused { .. }) {
+            if is_final(&failure) {
                 return failure;
             }
             if mailbox.ask(Ask::Mesh).await.is_err() {
@@ -118,6 +117,11 @@ pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failu
         }
     }
     stopped()
+}
+
+/// Whether trying again would bring the same.
+fn is_final(failure: &Failure) -> bool {
+    matches!(failure, Failure::Refused { .. } | Failure::Superseded { .. })
 }
 
 /// Leaves the mesh: what this node leads goes to another first. Returns when the others can go on without it,
@@ -181,7 +185,7 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<
     };
     match outcome {
         Ok(()) => Ok(true),
-        Err(refused @ Failure::Refused { .. }) => Err(refused),
+        Err(failure) if is_final(&failure) => Err(failure),
         Err(failure) => {
             tracing::debug!(%failure, "not announced to the mesh yet");
             Ok(false)
@@ -258,7 +262,7 @@ async fn join(
             // Otherwise look around again.
             let _ = timeout(config::CALL_TIMEOUT, known).await;
         }
-        Ok(Response::Failed(refused @ Failure::Refused { .. })) => return Err(refused),
+        Ok(Response::Failed(failure)) if is_final(&failure) => return Err(failure),
         Ok(answer) => tracing::debug!(%target, ?answer, "not taken in yet"),
         Err(error) => tracing::debug!(%target, %error, "not taken in yet"),
     }

@@ -134,6 +134,16 @@ pub enum Error {
     Stopped(String),
 }
 
+impl Error {
+    /// Whether a later start of the same node is known, so that this one may only go on as a new node.
+    pub fn is_superseded(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(Failure::Superseded { .. }) | Self::Formation(Failure::Superseded { .. })
+        )
+    }
+}
+
 impl Node {
     /// Starts a node and waits until it is a member of a mesh that has a leader.
     pub async fn start(settings: Settings, mut data_dir: DataDir, key: MeshKey) -> Result<Self, Error> {
@@ -239,7 +249,7 @@ impl Node {
         if let Some(stay) = &mut self.stay {
             let refused = async {
                 match stay.await {
-                    Ok(failure @ Failure::Refused { .. }) => failure,
+                    Ok(failure @ (Failure::Refused { .. } | Failure::Superseded { .. })) => failure,
                     // The loop that it asks has ended, and knows better why.
                     Ok(_) | Err(_) => std::future::pending().await,
                 }

@@ -151,6 +151,13 @@ pub enum Failure {
         /// The reason, and what to do.
         message: String,
     },
+    /// The mesh knows of a later start of this node than this one: its data directory is a copy of another, or was put back
+    /// from a backup, and knows nothing of what the node promised since. It must not go on under its name.
+    #[error("{message}")]
+    Superseded {
+        /// Which start of which node, and what of it is known.
+        message: String,
+    },
     /// A plan that only the driver's own Polars runs as it is meant: it calls functions of the driver's language, or
     /// comes from a Polars that is not the one of the nodes and has no counterpart there.
     #[error("{message}")]
@@ -231,6 +238,7 @@ impl Failure {
             | Self::Version { message }
             | Self::Unavailable { message }
             | Self::Refused { message }
+            | Self::Superseded { message }
             | Self::Foreign { message }
             | Self::Busy { message, .. }
             | Self::Internal { message } => vec![message],

@@ -10,7 +10,7 @@ use floe_protocol::version::FLOE_VERSION;
 use libp2p::Multiaddr;
 
 use super::interrupt::Interrupt;
-use super::{End, output};
+use super::{End, anew, output};
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
 use crate::fault::Faults;
@@ -96,15 +96,22 @@ pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
         settings.name,
         data_dir.path().display()
     ));
+    let dir = data_dir.path().to_owned();
     let starting = Node::start(settings, data_dir, key);
     let mut node = tokio::select! {
-        started = starting => started?,
+        started = starting => match started {
+            Err(error) if error.is_superseded() => return Err(anew::start_again(&dir, error)),
+            started => started?,
+        },
         () = interrupt.wait() => return Ok(End::Interrupted),
     };
     let address = node.addresses().into_iter().next().context("the node has no address")?;
     output::print(format_args!("ready {address}\n"))?;
     tokio::select! {
-        error = node.failed() => Err(error.into()),
+        error = node.failed() => match error.is_superseded() {
+            true => Err(anew::start_again(&dir, error)),
+            false => Err(error.into()),
+        },
         () = interrupted_or_abandoned(&mut interrupt, while_stdin) => {
             tracing::info!("leaving the mesh");
             tokio::select! {
