@@ -152,12 +152,12 @@ pub struct OutputMeta {
 impl OutputMeta {
     /// Rows in all buckets.
     pub fn rows(&self) -> u64 {
-        self.buckets.iter().map(|b| b.rows).sum()
+        self.buckets.iter().map(|b| b.rows).fold(0, u64::saturating_add)
     }
 
     /// Bytes in all buckets, as stored (Arrow IPC).
     pub fn bytes(&self) -> u64 {
-        self.buckets.iter().map(|b| b.bytes).sum()
+        self.buckets.iter().map(|b| b.bytes).fold(0, u64::saturating_add)
     }
 }
 
