@@ -142,7 +142,7 @@ impl Blobs {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut body = Body::new(stream);
-        match self.0.disk.promise(blob.bytes) {
+        match sized(blob).and_then(|()| self.0.disk.promise(blob.bytes)) {
             Ok(promise) => self.take(blob, promise, &mut body).await,
             Err(failure) => {
                 body.refuse(&failure).await;
@@ -155,14 +155,6 @@ impl Blobs {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if blob.bytes > MAX_BLOB_BYTES {
-            let message = format!(
-                "{} bytes are too many for one object: at most {} GiB travel as one",
-                blob.bytes,
-                MAX_BLOB_BYTES >> 30
-            );
-            return Err(Failure::Refused { message });
-        }
         let broken = |what: &dyn std::fmt::Display| Failure::Unavailable {
             message: format!("object {} did not arrive whole: {what}", blob.id),
         };
@@ -306,6 +298,7 @@ impl Blobs {
         match response {
             Response::Blob { bytes: announced } => {
                 let blob = Blob { id, bytes: bytes.unwrap_or(announced) };
+                sized(blob)?;
                 // A task waits for it already.
                 let promise = self.0.disk.set_aside(blob.bytes).map_err(|error| no_room(&error))?;
                 self.take(blob, promise, &mut Body::new(stream)).await
@@ -485,6 +478,19 @@ impl Index {
         self.forget(id);
         Some(id)
     }
+}
+
+/// Refuses an object that is too large.
+fn sized(blob: Blob) -> Result<(), Failure> {
+    if blob.bytes <= MAX_BLOB_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "{} bytes are too many for one object: at most {} GiB travel as one",
+        blob.bytes,
+        MAX_BLOB_BYTES >> 30
+    );
+    Err(Failure::Refused { message })
 }
 
 /// What a file holds, by its digest.

@@ -161,10 +161,12 @@ impl Disk {
     /// Sets so much aside for what runs already; the error is that of a full disk.
     pub fn set_aside(&self, bytes: u64) -> io::Result<Promise> {
         // Taken first and looked at then, so that of two who ask at once not both are taken on.
-        self.0.promised_bytes.fetch_add(bytes, Ordering::SeqCst);
+        let add = |promised: u64| promised.checked_add(bytes);
+        let before = self.0.promised_bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+        // No disk is that large.
+        let before = before.map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
         let promise = Promise { disk: self.clone(), left_bytes: AtomicU64::new(bytes) };
-        let promised_bytes = self.0.promised_bytes.load(Ordering::SeqCst);
-        self.refuse_unless(self.0.free_bytes(), promised_bytes)?;
+        self.refuse_unless(self.0.free_bytes(), before.saturating_add(bytes))?;
         Ok(promise)
     }
 
@@ -346,6 +348,7 @@ mod tests {
             "{refused}"
         );
         disk.take(40 * MIB).unwrap_err();
+        assert!(disk.promise(u64::MAX).is_err() && disk.promise(u64::MAX - 60 * MIB).is_err());
         let second = disk.promise(39 * MIB).unwrap();
         first.take(60 * MIB).unwrap();
         disk.tell(40 * MIB);

@@ -132,6 +132,7 @@ impl Submitter {
             Err(freed) => return Err(freed),
         }
         // Before anything of it is stored. A plan carries its frames within.
+        function::check_frames(&decoded)?;
         let bytes = function::frames_bytes(&decoded).unwrap_or(spec.len() as u64);
         let promise = Arc::new(self.store.disk().promise(bytes)?);
         let mut label = decoded.label.clone();
@@ -157,7 +158,9 @@ impl Submitter {
     pub async fn explain(&self, spec: Bytes, again: bool) -> Result<StageGraph, Failure> {
         let id = JobId(0);
         let planning = Planning { keep_frames: false, apart: again };
-        match decode_spec(spec.clone()).await?.kind {
+        let decoded = decode_spec(spec.clone()).await?;
+        function::check_frames(&decoded)?;
+        match decoded.kind {
             JobKind::Query(query) => self.plan_query(id, query, spec, planning).await,
             JobKind::Function(job) => {
                 let status = self.mailbox.ask(Ask::Status).await?;

@@ -61,8 +61,6 @@ impl Submitter {
         let mut stages = match input {
             FunctionInput::Arguments(arguments) => vec![stage(0, &function, argument_tasks(arguments)?)?],
             FunctionInput::Frames(frames) => {
-                bounded(frames.len())?;
-                sized(&frames)?;
                 let tasks = vec![TaskSpec::default(); frames.len()];
                 let held = match files {
                     Some(files) => self.hold(id, &frames, status, files).await?,
@@ -216,6 +214,14 @@ pub(super) fn frames_bytes(spec: &JobSpec) -> Option<u64> {
         },
         JobKind::Query(_) => None,
     }
+}
+
+/// Refuses frames that no node takes, however much room it has.
+pub(super) fn check_frames(spec: &JobSpec) -> Result<(), Failure> {
+    let JobKind::Function(job) = &spec.kind else { return Ok(()) };
+    let FunctionInput::Frames(frames) = &job.input else { return Ok(()) };
+    bounded(frames.len())?;
+    sized(frames)
 }
 
 fn sum_bytes(frames: &[Frame]) -> u64 {

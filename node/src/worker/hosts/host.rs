@@ -550,7 +550,7 @@ async fn start_native(
         return Err(Failure::Unfit { needs, why: format!("this node is {here}") });
     }
     let file = around.blobs.get(native.executable).await?;
-    let program = lent::lend_executable(around.disk, file, &scratch.path().join("bin"), "host").await;
+    let program = lent::link_executable(around.disk, file, &scratch.path().join("bin"), "host").await;
     let program = program.map_err(on_disk)?;
     let mut env: Vec<_> = process::thread_env(around.threads).collect();
     env.push((NATIVE_ENV, "1".to_owned()));

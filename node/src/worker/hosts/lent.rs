@@ -1,7 +1,10 @@
 //! Files of the node's that a child gets: as copies, since whoever runs as the node's user can write to whatever it can
 //! read, whatever its mode.
 //!
-//! A file system that can (btrfs, XFS) makes copies that share their bytes until one of them is written to.
+//! A file system that can (btrfs, XFS) makes copies that share their bytes until one of them is written to. Only the
+//! executables of hosts are not copied, since each slot runs one: nobody can write to what is being executed, not even
+//! root, and whoever comes to write to it afterwards is found out, as the node compares an object that was changed with its
+//! name before it is used again.
 
 use std::fs;
 use std::io;
@@ -25,6 +28,22 @@ pub(super) async fn lend_executable(
 ) -> io::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     put(disk, file, dir.join(name), 0o500).await
+}
+
+/// A file that is executed by a host for as long as that lives: under a name in the host's directory, so that it stays.
+pub(super) async fn link_executable(
+    disk: &Disk,
+    file: PathBuf,
+    dir: &Path,
+    name: &str,
+) -> io::Result<PathBuf> {
+    let there = dir.join(name);
+    let linked = fs::create_dir_all(dir).and_then(|()| fs::hard_link(&file, &there));
+    match linked {
+        // The object's too: who may execute it may no more write to it than before.
+        Ok(()) => private::restrict(&there, 0o500).map(|()| there),
+        Err(_) => lend_executable(disk, file, dir, name).await,
+    }
 }
 
 async fn put(disk: &Disk, file: PathBuf, there: PathBuf, mode: u32) -> io::Result<PathBuf> {
@@ -67,6 +86,9 @@ mod tests {
         assert_ne!(open.metadata().unwrap().ino(), fs::metadata(&lent).unwrap().ino());
         let program = lend_executable(&disk, own.clone(), &dir.path().join("bin"), "f").await.unwrap();
         assert_eq!(fs::metadata(&program).unwrap().mode() & 0o777, 0o500);
+        let linked = link_executable(&disk, own.clone(), &dir.path().join("bin"), "host").await.unwrap();
+        assert_eq!(fs::metadata(&linked).unwrap().ino(), fs::metadata(&own).unwrap().ino());
+        assert_eq!(fs::metadata(&own).unwrap().mode() & 0o777, 0o500);
         disk.tell(0);
         let error = lend(&disk, own, dir.path(), "another").await.unwrap_err();
         assert!(crate::disk::is_full(&error), "{error}");
