@@ -17,7 +17,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// The state at the place in the log that `metadata` names.
-    pub(crate) fn new(state: StateMachine, metadata: SnapshotMetadata, dropped: (u64, u64)) -> Self {
+    pub fn new(state: StateMachine, metadata: SnapshotMetadata, dropped: (u64, u64)) -> Self {
         Self { state, metadata, dropped }
     }
 

@@ -358,11 +358,14 @@ mod tests {
             hard_state: hard_state(term),
             ..Persist::default()
         };
-        let foreign = Persist { snapshot: Some(snapshot(9, 3)), hard_state: hard_state(3), ..Persist::default() };
+        let foreign =
+            Persist { snapshot: Some(snapshot(9, 3)), hard_state: hard_state(3), ..Persist::default() };
         let left = Persist { left: Some(Vec::new()), ..Persist::default() };
-        let writes = [of(1..=4, 1), of(3..=5, 2), foreign, of(10..=11, 3), of(11..=11, 4), left, of(1..=2, 7)];
+        let writes =
+            [of(1..=4, 1), of(3..=5, 2), foreign, of(10..=11, 3), of(11..=11, 4), left, of(1..=2, 7)];
         for until in 1..=writes.len() {
-            let (mut apart, mut together, mut whole) = (MemoryLog::new(), MemoryLog::new(), Persist::default());
+            let (mut apart, mut together, mut whole) =
+                (MemoryLog::new(), MemoryLog::new(), Persist::default());
             for persist in &writes[..until] {
                 apart.write(persist).unwrap();
                 whole.absorb(persist.clone());

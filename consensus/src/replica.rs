@@ -397,8 +397,9 @@ impl Replica {
             return Err(StepError::Busy);
         }
         let snapshot = guard::check(&self.raw.raft, &message)?;
-        let brings = snapshot.is_some() || !message.entries.is_empty();
-        if (brings && self.unwritten.is_full())
+        // A snapshot comes one at a time, and its sender would wait long for what became of it.
+        let brings_entries = message.msg_type == MessageType::MsgAppend && !message.entries.is_empty();
+        if (brings_entries && self.unwritten.is_full())
             || (message.msg_type == MessageType::MsgTimeoutNow && !self.is_on_disk())
         {
             return Err(StepError::Busy);
@@ -456,9 +457,9 @@ impl Replica {
     fn hand_over(&mut self) {
         let progress = self.raw.raft.prs();
         let voters = progress.conf().voters();
-        let others = progress.iter().filter(|(id, p)| {
-            **id != self.config.id.0 && voters.contains(**id) && p.recent_active
-        });
+        let others = progress
+            .iter()
+            .filter(|(id, p)| **id != self.config.id.0 && voters.contains(**id) && p.recent_active);
         let best = others.max_by_key(|(id, p)| (p.matched, Reverse(**id))).map(|(id, _)| *id);
         if let Some(best) = best {
             self.raw.transfer_leader(best);

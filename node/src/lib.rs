@@ -32,6 +32,7 @@ pub mod intake;
 pub mod job_changes;
 pub mod job_status;
 pub mod log_file;
+pub mod log_writer;
 pub mod logs;
 pub mod mailbox;
 pub mod node;

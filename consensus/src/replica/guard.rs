@@ -55,7 +55,10 @@ pub enum StepError {
 }
 
 /// The state of the message's snapshot comes back, if it has one: to read it takes long, so it is read once.
-pub(super) fn check<S: Storage>(raft: &Raft<S>, message: &Message) -> Result<Option<StateMachine>, StepError> {
+pub(super) fn check<S: Storage>(
+    raft: &Raft<S>,
+    message: &Message,
+) -> Result<Option<StateMachine>, StepError> {
     if message.to != raft.id {
         return Err(StepError::Misaddressed { to: NodeId(message.to) });
     }

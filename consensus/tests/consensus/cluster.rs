@@ -27,6 +27,8 @@ pub(crate) struct Cluster {
     /// Nodes whose disks do not get on.
     pub(crate) stalled: BTreeSet<u64>,
     pub(crate) crashed: BTreeMap<u64, MemoryLog>,
+    /// Whether a node hears that what it sent was lost, as connections tell.
+    pub(crate) says_what_is_lost: bool,
     pub(crate) network: VecDeque<(u64, u64, Bytes)>,
     pub(crate) cut: BTreeSet<(u64, u64)>,
     /// Entries between snapshots; 0 for the usual.
@@ -157,7 +159,12 @@ impl Cluster {
             let note = if lost { " (lost)" } else { "" };
             writeln!(self.story, "n{from} -> n{to} {}{note}", describe(&message)).unwrap();
         }
-        if !lost {
+        if lost {
+            let sender = self.running.get_mut(&from).filter(|_| self.says_what_is_lost);
+            if let Some(sender) = sender {
+                sender.report_unreachable(NodeId(to));
+            }
+        } else {
             if let Err(error) = self.running.get_mut(&to).unwrap().step(&bytes) {
                 writeln!(self.story, "n{to} refuses: {error}").unwrap();
             }

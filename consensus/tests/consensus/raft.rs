@@ -397,6 +397,7 @@ proptest! {
     fn replicas_never_differ_and_recover(faults in prop::collection::vec((0..9_u8, 1..4_u64, 1..4_u64), 1..60)) {
         let mut cluster = three_voters();
         cluster.checkpoint_entries = 5;
+        cluster.says_what_is_lost = true;
         let mut joined = 10;
         for (fault, a, b) in faults {
             match fault {
@@ -425,7 +426,7 @@ proptest! {
         run(&mut cluster, 10);
         check_agreement(&cluster);
         for replica in cluster.running.values() {
-            prop_assert!(replica.state().members().contains_key(&NodeId(99)));
+            prop_assert!(replica.state().members().contains_key(&NodeId(99)), "{}", cluster.story);
         }
     }
 }
