@@ -518,7 +518,7 @@ impl Loop {
             Order::Free(jobs) => {
                 self.worker.abort_jobs(&jobs);
                 self.runs.retain(|task, _| !jobs.contains(&task.job));
-                self.free(jobs);
+                self.free(&jobs);
             }
             Order::Copy { partition, to } => self.copy(partition, to),
             Order::Inventory { to, fence } => {
@@ -567,7 +567,7 @@ impl Loop {
             Applied::MemberLeft { node } => {
                 self.loads.remove(&node);
             }
-            Applied::JobsFreed { jobs, .. } => self.free(jobs),
+            Applied::JobsFreed { jobs, .. } => self.free(&jobs),
             Applied::Elected { term } => tracing::info!(term, "elected: this node schedules"),
             Applied::Deposed { term } => tracing::info!(term, "no longer the leader"),
             Applied::LeaderChanged { leader, term } => {
@@ -622,10 +622,12 @@ impl Loop {
         }
     }
 
-    /// Off the loop, since it removes files.
-    fn free(&self, jobs: Vec<JobId>) {
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.free(&jobs));
+    /// Their files are removed off the loop.
+    fn free(&self, jobs: &[JobId]) {
+        let freed = self.store.free(jobs);
+        if !freed.is_empty() {
+            tokio::task::spawn_blocking(move || drop(freed));
+        }
     }
 
     /// Gives another node a copy of a partition, unless that is under way.
