@@ -85,6 +85,9 @@ const MAX_ORPHANS: usize = 16_384;
 const LOOKED_AT_ONCE: usize = 64;
 const LOOK_TICKS: usize = 10;
 
+/// In how many ticks every job that is blocked has another try.
+const WAKE_TICKS: usize = 200;
+
 /// Something the scheduler must know.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
@@ -203,8 +206,6 @@ pub struct Scheduler {
     nodes: Nodes,
     /// Jobs with tasks that may be assigned.
     turns: Turns,
-    /// When all that are blocked were last given another try.
-    woken_ms: u64,
     /// The job that was looked at last.
     looked_at: JobId,
     /// Commands that end jobs, until they apply, and when they were last proposed.
@@ -242,7 +243,6 @@ impl Scheduler {
             jobs: BTreeMap::new(),
             nodes: Nodes::default(),
             turns: Turns::default(),
-            woken_ms: now_ms,
             looked_at: JobId(0),
             ending: BTreeMap::new(),
             leases: Leases::default(),
@@ -558,10 +558,8 @@ impl Scheduler {
     fn tick(&mut self) {
         self.count_work();
         self.check_leases();
-        if self.now_ms >= self.woken_ms + RECONCILE_MS {
-            self.woken_ms = self.now_ms;
-            self.turns.wake_all();
-        }
+        // Should it have been missed that one can go on, it tries again all the same.
+        self.turns.wake(WAKE_TICKS);
         for id in self.next_to_look_at() {
             self.propose_stages(id);
             self.check_stuck(id);

@@ -23,6 +23,8 @@ pub(super) struct Turns {
     /// In the order in which they came to it.
     blocked: BTreeMap<u64, Blocked>,
     blocked_at: BTreeMap<JobId, u64>,
+    /// What they need of memory, and their places.
+    least: BTreeSet<(u64, u64)>,
     count: u64,
 }
 
@@ -65,11 +67,17 @@ impl Blocked {
 impl Turns {
     /// A job that has tasks to assign has changed.
     pub(super) fn touched(&mut self, job: JobId) {
-        if let Some(number) = self.blocked_at.remove(&job) {
-            self.blocked.remove(&number);
-        }
+        self.unblock(job);
         if self.queued.insert(job) {
             self.turn.push_back(job);
+        }
+    }
+
+    fn unblock(&mut self, job: JobId) {
+        if let Some(number) = self.blocked_at.remove(&job)
+            && let Some(blocked) = self.blocked.remove(&number)
+        {
+            self.least.remove(&(blocked.need.memory_bytes, number));
         }
     }
 
@@ -82,15 +90,18 @@ impl Turns {
 
     /// A job's next tasks fit no node.
     pub(super) fn block(&mut self, job: JobId, need: Need) {
+        self.unblock(job);
         self.count += 1;
-        if let Some(number) = self.blocked_at.insert(job, self.count) {
-            self.blocked.remove(&number);
-        }
+        self.blocked_at.insert(job, self.count);
+        self.least.insert((need.memory_bytes, self.count));
         self.blocked.insert(self.count, Blocked { job, need, in_vain: BTreeMap::new() });
     }
 
     /// The first blocked job, from the given place on, that a node with these means might take; and its place.
     pub(super) fn first_for(&self, node: NodeId, means: Means, from: u64) -> Option<(u64, JobId)> {
+        if self.least.first().is_none_or(|(least, _)| *least > means.memory_bytes) {
+            return None;
+        }
         let mut blocked = self.blocked.range(from..);
         blocked
             .find(|(_, blocked)| blocked.may_fit(node, means))
@@ -100,6 +111,8 @@ impl Turns {
     /// The blocked job in this place fits no node, although this one might have been for it.
     pub(super) fn in_vain(&mut self, number: u64, node: NodeId, means: Means, need: Need) {
         if let Some(blocked) = self.blocked.get_mut(&number) {
+            self.least.remove(&(blocked.need.memory_bytes, number));
+            self.least.insert((need.memory_bytes, number));
             blocked.need = need;
             blocked.in_vain.insert(node, means);
         }
@@ -107,19 +120,19 @@ impl Turns {
 
     /// All blocked jobs have their turn again.
     pub(super) fn wake_all(&mut self) {
-        self.blocked_at.clear();
-        for Blocked { job, .. } in std::mem::take(&mut self.blocked).into_values() {
-            if self.queued.insert(job) {
-                self.turn.push_back(job);
-            }
-        }
+        self.wake(1);
+    }
+
+    /// One in so many of the blocked jobs, those that are it for longest, and one at least.
+    pub(super) fn wake(&mut self, one_in: usize) {
+        let count = self.blocked.len().div_ceil(one_in.max(1));
+        let woken: Vec<_> = self.blocked.values().take(count).map(|blocked| blocked.job).collect();
+        woken.into_iter().for_each(|job| self.touched(job));
     }
 
     /// A job is over, or has nothing to assign any more.
     pub(super) fn remove(&mut self, job: JobId) {
-        if let Some(number) = self.blocked_at.remove(&job) {
-            self.blocked.remove(&number);
-        }
+        self.unblock(job);
         if self.queued.remove(&job) {
             self.turn.retain(|queued| *queued != job);
         }

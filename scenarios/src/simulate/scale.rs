@@ -249,8 +249,8 @@ fn scan(tasks: usize) -> Stage {
 /// One task that reads many partitions that came with the submission.
 fn wide(holders: &BTreeSet<NodeId>) -> Vec<Stage> {
     let meta = OutputMeta { buckets: vec![BucketMeta { rows: 1, bytes: BLOCKED_BYTES }], mark: 0 };
-    let placed = holders.iter().cycle().take(BLOCKED_INPUTS);
-    let held = placed.map(|node| Placed { nodes: vec![*node], meta: meta.clone() }).collect();
+    let placed = holders.iter().zip(holders.iter().cycle().skip(1)).cycle().take(BLOCKED_INPUTS);
+    let held = placed.map(|(one, other)| Placed { nodes: vec![*one, *other], meta: meta.clone() }).collect();
     let frames = Stage { work: Work::Held(held), ..scan(BLOCKED_INPUTS) };
     let inputs = vec![StageInput { stage: StageId(0), read: Read::All }];
     vec![frames, Stage { id: StageId(1), inputs, ..scan(1) }]
