@@ -1076,7 +1076,7 @@ impl World {
             }
             let stands = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
             if !job.phase.is_terminal() && !stands {
-                return Some(format!("job {id} runs: {:?}", job.stages));
+                return Some(format!("job {id} runs: {:?}; {}", job.stages, self.frames_of(*id)));
             }
             if job.phase == JobPhase::Succeeded && !self.can_be_collected(*id, job) {
                 return Some(format!("the result of job {id} is not where the mesh says"));
@@ -1090,6 +1090,20 @@ impl World {
         let gone = |node: &NodeId| self.machines.get(node).is_none_or(|machine| machine.gone);
         let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
         frames.into_iter().any(|(_, placed)| placed.nodes.iter().all(gone))
+    }
+
+    /// Where the frames that came with a job were, and where they are.
+    fn frames_of(&self, id: JobId) -> String {
+        let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
+        let frames = frames.map(|(task, placed)| {
+            let holds = |machine: &&Machine| {
+                machine.node.as_ref().map_or(&machine.held, |node| &node.held).contains_key(task)
+            };
+            let holders: Vec<_> = self.machines.values().filter(holds).map(|machine| machine.id.0).collect();
+            let were: Vec<_> = placed.nodes.iter().map(|node| node.0).collect();
+            format!("{task} came to {were:?} and is on {holders:?}")
+        });
+        frames.collect::<Vec<_>>().join(", ")
     }
 
     /// In what way the nodes that run are not one mesh, if any.
