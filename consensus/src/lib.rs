@@ -14,6 +14,7 @@
 //! exception is raft-rs, which draws election timeouts at random; [`replica::Config`] can narrow the range to
 //! one value.) It knows neither Polars nor libp2p: fragments and splits are bytes here.
 
+pub mod checkpoint;
 pub mod clock;
 pub mod command;
 pub mod event;
@@ -24,11 +25,12 @@ pub mod replica;
 pub mod scheduler;
 pub mod state_machine;
 
+pub use checkpoint::Checkpoint;
 pub use clock::{Clock, Now, Reading};
 pub use command::{Command, Entry};
 pub use event::Event;
-pub use log::{LogError, LogStore, MemoryLog, Persist};
+pub use log::{LogError, MemoryLog, Persist};
 pub use participant::{Action, Order, Participant};
-pub use replica::{Output, ProposeError, Replica, StepError};
+pub use replica::{Output, ProposeError, Replica, StepError, Written};
 pub use scheduler::{Effect, Input, Scheduler};
 pub use state_machine::StateMachine;

@@ -1,5 +1,5 @@
-//! Where a replica keeps its log: the trait that the node's durable log implements, and the log in memory,
-//! which tests use as it is and the durable one as its cache.
+//! A replica's log as it holds it in memory, and what it wants written of it. The log in memory is ahead of the one on
+//! the disk by what is being written: nothing of that has been promised to anybody.
 //!
 //! ```text
 //!            snapshot (state up to its index)
@@ -13,6 +13,8 @@ use floe_protocol::Era;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use crate::checkpoint::Checkpoint;
+
 /// Why a log cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -24,47 +26,46 @@ pub enum LogError {
     Damaged(String),
 }
 
-/// What must be kept together, in one transaction.
+/// What must be kept together, in one transaction. What follows each other may be written as one: [`Persist::absorb`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Persist {
-    /// A snapshot, received from the leader or taken here. Entries after its index stay if the log holds its
-    /// last entry, else the snapshot replaces the whole log.
+    /// The node leaves its era: nothing stays but the eras that it has left, which are these.
+    pub left: Option<Vec<Era>>,
+    /// A snapshot that replaces the whole log: received from the leader, or the beginning of a log.
     pub snapshot: Option<Snapshot>,
     /// Entries to append. Those that the log holds from the first one's index on are replaced.
     pub entries: Vec<Entry>,
     /// The term, vote and commit index.
     pub hard_state: Option<HardState>,
-    /// Entries before this index may be dropped: a snapshot holds their outcome.
-    pub compact_to: Option<u64>,
-    /// Whether it must be on disk before [`LogStore::write`] returns. If not, only the commit index moved, and
-    /// it may be written at any later time, or never.
-    pub must_sync: bool,
+    /// A snapshot of the node's own state, yet to be encoded. The log stays, but for entries whose outcome it holds.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 impl Persist {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.snapshot.is_none()
-            && self.entries.is_empty()
-            && self.hard_state.is_none()
-            && self.compact_to.is_none()
+        *self == Self::default()
     }
-}
 
-/// A replica's log. Its [`Storage`] half must answer at once, from memory.
-pub trait LogStore: Storage {
-    /// Writes all of `persist`, or nothing and an error. When it returns, the write survives a crash and the
-    /// [`Storage`] half answers accordingly.
-    fn write(&mut self, persist: &Persist) -> Result<(), LogError>;
-
-    /// Empties the log, since its node leaves `era` for another one, and opens it anew: this one is not to be
-    /// used any more. The era is remembered, since the node has promised things in it that it now forgets.
-    fn restart(&self, era: Era) -> Result<Self, LogError>
-    where
-        Self: Sized;
-
-    /// The eras that the log's node has left, the last ones at least.
-    fn left(&self) -> &[Era];
+    /// Takes in what is to be written next.
+    pub fn absorb(&mut self, next: Self) {
+        if next.left.is_some() {
+            *self = next;
+            return;
+        }
+        if next.snapshot.is_some() {
+            self.entries.clear();
+            // It holds less than what replaces the log.
+            self.checkpoint = None;
+            self.snapshot = next.snapshot;
+        }
+        if let Some(first) = next.entries.first() {
+            self.entries.retain(|entry| entry.index < first.index);
+        }
+        self.entries.extend(next.entries);
+        self.hard_state = next.hard_state.or(self.hard_state.take());
+        self.checkpoint = next.checkpoint.or(self.checkpoint.take());
+    }
 }
 
 /// What a [`MemoryLog`] consists of: all that a durable log must write and read back.
@@ -101,6 +102,8 @@ impl LogParts {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryLog {
     parts: LogParts,
+    /// Its snapshot does not name all who vote or learn, and those do not take it: a new one is on its way.
+    outdated: bool,
 }
 
 impl MemoryLog {
@@ -140,7 +143,7 @@ impl MemoryLog {
         }
         // A commit index alone need not have been written (see `Persist::must_sync`).
         parts.hard_state.commit = parts.hard_state.commit.max(snapshot_index);
-        Ok(Self { parts })
+        Ok(Self { parts, outdated: false })
     }
 
     /// All it consists of.
@@ -169,17 +172,65 @@ impl MemoryLog {
         self.parts.entries.get(position as usize).map(|entry| entry.term)
     }
 
+    /// Replaces the whole log.
     fn install(&mut self, snapshot: &Snapshot) {
         let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
-        if self.term_of(index) != Some(term) {
-            self.parts.dropped_index = index;
-            self.parts.dropped_term = term;
-            self.parts.entries.clear();
-        }
+        (self.parts.dropped_index, self.parts.dropped_term) = (index, term);
+        self.parts.entries.clear();
         self.parts.snapshot = snapshot.clone();
+        self.outdated = false;
         let hard_state = &mut self.parts.hard_state;
         hard_state.commit = hard_state.commit.max(index);
         hard_state.term = hard_state.term.max(term);
+    }
+
+    /// Takes in what [`Persist`] wants written, but for its checkpoint: that follows when it is encoded
+    /// ([`MemoryLog::checkpointed`]).
+    pub fn write(&mut self, persist: &Persist) -> Result<(), LogError> {
+        if let Some(left) = &persist.left {
+            self.parts = LogParts { left: left.clone(), ..LogParts::default() };
+        }
+        if let Some(snapshot) = &persist.snapshot {
+            self.install(snapshot);
+        }
+        self.append(&persist.entries)?;
+        if let Some(hard_state) = &persist.hard_state {
+            let commit = hard_state.commit.max(self.parts.snapshot.get_metadata().index);
+            self.parts.hard_state = hard_state.clone();
+            self.parts.hard_state.commit = commit;
+        }
+        Ok(())
+    }
+
+    /// A checkpoint is written: what it holds of the log need not be kept, up to the entry named. One that a newer
+    /// snapshot has replaced meanwhile is of no use any more. `outdated`: the voters or learners have changed since it was taken.
+    pub fn checkpointed(&mut self, snapshot: Snapshot, dropped: (u64, u64), outdated: bool) {
+        let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
+        if index <= self.parts.snapshot.get_metadata().index || self.term_of(index) != Some(term) {
+            return;
+        }
+        self.parts.snapshot = snapshot;
+        self.outdated = outdated;
+        let (dropped_index, dropped_term) = dropped;
+        if dropped_index > self.parts.dropped_index && self.term_of(dropped_index) == Some(dropped_term) {
+            self.parts.entries.drain(..(dropped_index - self.parts.dropped_index) as usize);
+            (self.parts.dropped_index, self.parts.dropped_term) = dropped;
+        }
+    }
+
+    /// The voters or learners changed since its snapshot was taken.
+    pub(crate) fn set_outdated(&mut self) {
+        self.outdated = true;
+    }
+
+    /// Whether its snapshot does not name all who vote or learn.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated
+    }
+
+    /// The eras that the log's node has left, the last ones at least.
+    pub fn left(&self) -> &[Era] {
+        &self.parts.left
     }
 
     fn append(&mut self, entries: &[Entry]) -> Result<(), LogError> {
@@ -195,43 +246,6 @@ impl MemoryLog {
         self.parts.entries.truncate((first.index - self.first()) as usize);
         self.parts.entries.extend_from_slice(entries);
         Ok(())
-    }
-
-    fn compact(&mut self, to: u64) {
-        let to = to.min(self.parts.snapshot.get_metadata().index + 1).min(self.last() + 1);
-        if to <= self.first() {
-            return;
-        }
-        let count = (to - self.first()) as usize;
-        self.parts.dropped_term = self.parts.entries[count - 1].term;
-        self.parts.dropped_index = to - 1;
-        self.parts.entries.drain(..count);
-    }
-}
-
-impl LogStore for MemoryLog {
-    fn write(&mut self, persist: &Persist) -> Result<(), LogError> {
-        if let Some(snapshot) = &persist.snapshot {
-            self.install(snapshot);
-        }
-        self.append(&persist.entries)?;
-        if let Some(hard_state) = &persist.hard_state {
-            let commit = hard_state.commit.max(self.parts.snapshot.get_metadata().index);
-            self.parts.hard_state = hard_state.clone();
-            self.parts.hard_state.commit = commit;
-        }
-        if let Some(to) = persist.compact_to {
-            self.compact(to);
-        }
-        Ok(())
-    }
-
-    fn restart(&self, era: Era) -> Result<Self, LogError> {
-        Ok(Self { parts: self.parts.after(era) })
-    }
-
-    fn left(&self) -> &[Era] {
-        &self.parts.left
     }
 }
 
@@ -279,7 +293,10 @@ impl Storage for MemoryLog {
 
     fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
         let snapshot = &self.parts.snapshot;
-        if snapshot.get_metadata().index == 0 || snapshot.get_metadata().index < request_index {
+        if snapshot.get_metadata().index == 0
+            || snapshot.get_metadata().index < request_index
+            || self.outdated
+        {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(snapshot.clone())
@@ -317,12 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_our_own_keeps_the_tail_and_a_foreign_one_replaces_the_log() {
+    fn a_checkpoint_keeps_the_tail_and_a_snapshot_replaces_the_log() {
         let mut log = MemoryLog::new();
         log.write(&Persist { entries: entries(1..=6, 1), ..Persist::default() }).unwrap();
-        let checkpoint =
-            Persist { snapshot: Some(snapshot(4, 1)), compact_to: Some(3), ..Persist::default() };
-        log.write(&checkpoint).unwrap();
+        log.checkpointed(snapshot(4, 1), (2, 1), false);
         assert_eq!(kept(&log), [(3, 1), (4, 1), (5, 1), (6, 1)]);
         assert_eq!(log.term(2).unwrap(), 1);
         assert!(log.term(1).is_err());
@@ -330,14 +345,34 @@ mod tests {
         assert_eq!(kept(&log), []);
         assert_eq!((log.first_index().unwrap(), log.last_index().unwrap()), (7, 6));
         assert_eq!(log.term(6).unwrap(), 2);
+        // One that was being encoded when that came.
+        log.checkpointed(snapshot(5, 1), (4, 1), false);
+        assert_eq!(log.parts().snapshot, snapshot(6, 2));
     }
 
     #[test]
-    fn nothing_is_dropped_that_no_snapshot_holds() {
-        let mut log = MemoryLog::new();
-        log.write(&Persist { entries: entries(1..=6, 1), ..Persist::default() }).unwrap();
-        log.write(&Persist { compact_to: Some(5), ..Persist::default() }).unwrap();
-        assert_eq!(log.first_index().unwrap(), 1);
+    fn what_is_written_as_one_is_what_was_to_be_written_one_after_another() {
+        let hard_state = |term| Some(HardState { term, ..HardState::default() });
+        let of = |range, term| Persist {
+            entries: entries(range, term),
+            hard_state: hard_state(term),
+            ..Persist::default()
+        };
+        let foreign =
+            Persist { snapshot: Some(snapshot(9, 3)), hard_state: hard_state(3), ..Persist::default() };
+        let left = Persist { left: Some(Vec::new()), ..Persist::default() };
+        let writes =
+            [of(1..=4, 1), of(3..=5, 2), foreign, of(10..=11, 3), of(11..=11, 4), left, of(1..=2, 7)];
+        for until in 1..=writes.len() {
+            let (mut apart, mut together, mut whole) =
+                (MemoryLog::new(), MemoryLog::new(), Persist::default());
+            for persist in &writes[..until] {
+                apart.write(persist).unwrap();
+                whole.absorb(persist.clone());
+            }
+            together.write(&whole).unwrap();
+            assert_eq!(apart.parts(), together.parts());
+        }
     }
 
     #[test]

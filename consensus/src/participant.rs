@@ -2,17 +2,17 @@
 //! becomes of it when eras meet.
 //!
 //! ```text
-//!   messages, connections, reports, ticks ──> Participant ──poll──> Action: messages, orders, events, Persist
-//!                                                  ▲                                                    │
-//!                                                  └───────────────────── persist ──────────────────────┘
+//!   messages, connections, reports, ticks ──> Participant ──poll──> Action: messages, orders, events, Write
+//!                                                  ▲                                                   │
+//!                                                  └──────────── persisted ─────── the disk <──────────┘
 //! ```
 //!
 //! The caller gives it what happens and carries out what comes of it, in order:
 //!
 //! ```text
-//!   while let Some(action) = participant.poll() {
+//!   while let Some(action) = participant.poll()? {
 //!       match action {
-//!           Action::Persist => participant.persist()?,    // the one blocking call
+//!           Action::Write(persist) => disk.write(persist),    // and when it is synced, `participant.persisted`
 //!           ...
 //!       }
 //!   }
@@ -32,9 +32,9 @@ use floe_protocol::{
 use crate::clock::{Clock, Reading};
 use crate::command::{Command, Entry};
 use crate::event::Event;
-use crate::log::{LogError, LogStore};
+use crate::log::Persist;
 use crate::membership::{DEAD_MS, has_left, heir, next_change, survives};
-use crate::replica::{Output, ProposeError, Replica, RestartError};
+use crate::replica::{BrokenError, Output, ProposeError, Replica, Written};
 use crate::scheduler::{Effect, Input, Scheduler};
 use crate::state_machine::StateMachine;
 
@@ -89,8 +89,9 @@ pub enum Action {
         /// What goes on.
         to: Era,
     },
-    /// Call [`Participant::persist`]. All that came before may be on its way already.
-    Persist,
+    /// Have this written and synced, in one piece, and then call [`Participant::persisted`]. Until then there is no
+    /// further one, and all else goes on.
+    Write(Persist),
 }
 
 /// What a leader asks of a node's worker and store.
@@ -125,17 +126,6 @@ pub enum Order {
     },
 }
 
-/// Why a participant cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The log cannot be written: the node must not go on as if it could.
-    #[error(transparent)]
-    Write(#[from] LogError),
-    /// The log cannot be emptied to join another era.
-    #[error("this node's mesh has merged into another, and it cannot follow: {0}")]
-    Restart(#[from] RestartError),
-}
-
 /// Why a node does not carry on by itself.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CarryOnError {
@@ -157,9 +147,9 @@ pub enum CarryOnError {
 }
 
 /// One node's part in the mesh.
-pub struct Participant<L: LogStore> {
+pub struct Participant {
     member: Member,
-    replica: Replica<L>,
+    replica: Replica,
     /// While this node leads with its state current.
     scheduler: Option<Scheduler>,
     /// Whose messages count: the state's, or before it is here that of whoever took this node in.
@@ -178,10 +168,6 @@ pub struct Participant<L: LogStore> {
     unsent: VecDeque<Report>,
     to_self: VecDeque<PeerMessage>,
     actions: VecDeque<Action>,
-    /// Taken from the replica and not yet persisted.
-    output: Option<Output>,
-    /// Messages that could not be sent while that waits.
-    unreachable: BTreeSet<NodeId>,
     /// The era to leave for, once that is on disk.
     leaving_for: Option<Era>,
     clock: Clock,
@@ -189,10 +175,10 @@ pub struct Participant<L: LogStore> {
     membership_due_ms: u64,
 }
 
-impl<L: LogStore> Participant<L> {
+impl Participant {
     /// The part of `member`, as it is now, with the replica on its log. This node's own proposals are named from `first_request` on, which
     /// must be far from any other node's, and from this one's at any other start.
-    pub fn new(member: Member, replica: Replica<L>, first_request: RequestId, reading: Reading) -> Self {
+    pub fn new(member: Member, replica: Replica, first_request: RequestId, reading: Reading) -> Self {
         let clock = Clock::new(reading);
         let era = replica.state().era();
         let mut participant = Self {
@@ -210,8 +196,6 @@ impl<L: LogStore> Participant<L> {
             unsent: VecDeque::new(),
             to_self: VecDeque::new(),
             actions: VecDeque::new(),
-            output: None,
-            unreachable: BTreeSet::new(),
             leaving_for: None,
             born_ms: clock.now().ms,
             clock,
@@ -265,7 +249,6 @@ impl<L: LogStore> Participant<L> {
     /// A message could not be sent: the peer is away, or does not keep up.
     pub fn not_sent(&mut self, to: NodeId, message: PeerMessage) {
         match message {
-            PeerMessage::Raft { .. } if self.output.is_some() => drop(self.unreachable.insert(to)),
             PeerMessage::Raft { .. } => self.replica.report_unreachable(to),
             PeerMessage::Report(report) if self.unsent.len() < MAX_UNSENT => self.unsent.push_back(report),
             // Whoever sends anything else says again what matters.
@@ -339,42 +322,49 @@ impl<L: LogStore> Participant<L> {
         Ok(self.carry_on()?)
     }
 
-    /// What there is to do next, if anything.
-    pub fn poll(&mut self) -> Option<Action> {
+    /// What there is to do next, if anything. After an error the participant is not to be used any more.
+    pub fn poll(&mut self) -> Result<Option<Action>, BrokenError> {
         loop {
             if let Some(action) = self.actions.pop_front() {
-                return Some(action);
+                return Ok(Some(action));
             }
-            if self.output.is_some() || self.leaving_for.is_some() {
-                return Some(Action::Persist);
+            if self.leaving_for.is_some() {
+                // It is of none: there is nothing to leave.
+                let Some(era) = self.era else {
+                    self.leaving_for = None;
+                    continue;
+                };
+                self.replica.leave(era);
             }
-            if let Some(output) = self.replica.take_output() {
-                // A leader replicates while its own disk is still writing.
-                self.send_raft(&output.send);
-                self.output = Some(output);
+            if let Some(output) = self.replica.take_output()? {
+                self.carry_out(output);
+            } else if let Some(persist) = self.replica.take_write() {
+                return Ok(Some(Action::Write(persist)));
+            } else if self.leaving_for.is_some() {
+                return Ok(None);
             } else {
-                let message = self.to_self.pop_front()?;
+                let Some(message) = self.to_self.pop_front() else { return Ok(None) };
                 self.handle(self.member.id, message);
             }
         }
     }
 
-    /// Writes what must be on disk before anything else happens, and applies what is agreed on. After an error the
-    /// participant is not to be used any more.
-    pub fn persist(&mut self) -> Result<(), Error> {
-        if let Some(mut output) = self.output.take() {
-            self.replica.persist(&mut output)?;
-            for node in mem::take(&mut self.unreachable) {
-                self.replica.report_unreachable(node);
-            }
-            self.send_raft(&output.send_after_persist);
-            for event in output.events {
-                self.applied(event);
-            }
-        } else if let (Some(to), Some(era)) = (self.leaving_for.take(), self.era) {
-            self.replica.restart(era)?;
+    /// What [`Action::Write`] held is on disk. After an error the participant is not to be used any more.
+    pub fn persisted(&mut self, written: Written) -> Result<(), BrokenError> {
+        let output = self.replica.persisted(written)?;
+        self.carry_out(output);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        self.send_raft(&output.send);
+        for event in output.events {
+            self.applied(event);
+        }
+        if output.left
+            && let (Some(to), Some(era)) = (self.leaving_for.take(), self.era.take())
+        {
             self.scheduler = None;
-            self.era = None;
             (self.obeyed_term, self.obeyed) = (0, None);
             self.unsent.clear();
             self.to_self.clear();
@@ -382,7 +372,6 @@ impl<L: LogStore> Participant<L> {
             self.healing = Healing::default();
             self.actions.push_back(Action::Left { era, to });
         }
-        Ok(())
     }
 
     /// The node as it is now.
@@ -391,7 +380,7 @@ impl<L: LogStore> Participant<L> {
     }
 
     /// Its copy of the log.
-    pub fn replica(&self) -> &Replica<L> {
+    pub fn replica(&self) -> &Replica {
         &self.replica
     }
 
@@ -755,7 +744,7 @@ impl<L: LogStore> Participant<L> {
         let ago = self.heard_ms.iter().map(|(node, heard_ms)| (*node, now_ms.saturating_sub(*heard_ms)));
         let heard = ago.filter(|(_, ago_ms)| *ago_ms < up_ms).collect();
         if survives(self.member.id, &self.replica.configurations(), &heard, up_ms) {
-            // While an output waits to be persisted it cannot be; the next tick finds it the same.
+            // While its log is being replaced it cannot be; the next tick finds it the same.
             let _ = self.carry_on();
         }
     }

@@ -1,24 +1,32 @@
 //! One node's copy of the replicated log: raft-rs and the state machine behind messages in, output out.
 //!
 //! ```text
-//!   step, tick, propose ──> raft-rs ──take_output──> Output ──persist──> messages and events
-//!                                                      │         │
-//!                                           `send` at once     LogStore::write, then apply
+//!   step, tick, propose ──> raft-rs ──take_output──> messages that promise nothing, and what applied
+//!                              │  ▲
+//!                    take_write│  │persisted ──────> messages that promise what is on disk now
+//!                              ▼  │
+//!                              disk, meanwhile
 //! ```
 //!
-//! The caller loops after every call that may have changed something:
+//! The caller loops after every call that may have changed something, and does not wait for its disk:
 //!
 //! ```text
-//!   while let Some(mut output) = replica.take_output() {
-//!       send(output.send);                  // a leader replicates while its own disk is still writing
-//!       replica.persist(&mut output)?;      // the one blocking call: writes the log, then applies
-//!       send(output.send_after_persist);    // votes and acknowledgements, empty until then
-//!       handle(output.events);              // likewise
+//!   while let Some(output) = replica.take_output()? {
+//!       send(output.send);                   // a leader replicates while its own disk is still writing
+//!       handle(output.events);
+//!   }
+//!   if let Some(persist) = replica.take_write() {
+//!       disk.write(persist);                 // when it is synced: `persisted`, whose output is treated likewise
 //!   }
 //! ```
 //!
-//! Nothing a peer sends can make raft-rs panic: [`Replica::step`] refuses what it would not survive.
+//! Disk before word: a vote, an acknowledgement, and a leader's own share in a majority count when what they promise is
+//! on this node's disk. Until then raft-rs reads it from the log in memory.
+//!
+//! Nothing a peer sends can make raft-rs panic: [`Replica::step`] refuses what it would not survive. Nor does a node
+//! campaign before all of its log is on disk: raft-rs takes for granted that a leader's is.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
@@ -27,19 +35,24 @@ use floe_protocol::{Era, Failure, Fence, Member, MeshId, NodeId, RequestId};
 use protobuf::Message as _;
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
-    EntryType, Message, Snapshot,
+    EntryType, Message, MessageType, Snapshot, SnapshotMetadata,
 };
-use raft::{GetEntriesContext, ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
+use raft::{GetEntriesContext, ProgressState, RawNode, SnapshotStatus, StateRole, Storage as _};
 
+use crate::checkpoint::Checkpoint;
 use crate::command::{Command, Entry};
 use crate::event::Event;
-use crate::log::{LogError, LogStore, Persist};
+use crate::log::{LogError, LogParts, MemoryLog, Persist};
 use crate::membership::{Change, Configuration};
 use crate::state_machine::{RestoreError, StateMachine};
 
 mod guard;
+mod unwritten;
 
 pub use guard::StepError;
+pub use unwritten::Written;
+
+use unwritten::{Promise, Unwritten};
 
 /// How often [`Replica::tick`] is to be called.
 pub const TICK_MS: u64 = 50;
@@ -74,6 +87,10 @@ const CHECKPOINT_BYTES: usize = 16 << 20;
 const SNAPSHOT_PATIENCE_TICKS: u32 = 200;
 const SNAPSHOT_BYTES_PER_TICK: usize = 64 << 10;
 
+/// A leader whose disk takes as many ticks for one write hands over to another voter: until it is done, nothing would be
+/// agreed on under it.
+const STALLED_TICKS: u32 = 40;
+
 /// How many entries a learner may lag and still count as caught up.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 
@@ -104,12 +121,10 @@ impl Config {
 pub struct Output {
     /// Messages to send at once.
     pub send: Vec<(NodeId, Bytes)>,
-    /// What [`Replica::persist`] will write.
-    pub persist: Persist,
-    /// Messages that promise what was written. Empty until [`Replica::persist`] returned.
-    pub send_after_persist: Vec<(NodeId, Bytes)>,
-    /// What applied and who leads. Empty until [`Replica::persist`] returned.
+    /// What applied and who leads.
     pub events: Vec<Event>,
+    /// Whether this node has left its era: its log is empty now.
+    pub left: bool,
 }
 
 /// Why a replica cannot be opened.
@@ -133,7 +148,7 @@ pub enum ProposeError {
         /// Who does, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// Too much waits for a majority, or leadership is being handed over. Try again soon.
+    /// Too much waits for a majority or for this node's disk, or leadership is being handed over. Try again soon.
     #[error("the mesh takes no proposals at the moment")]
     Busy,
     /// The entry is longer than [`MAX_ENTRY_BYTES`].
@@ -148,21 +163,18 @@ pub enum ProposeError {
     /// The log was used before.
     #[error("this node has a log already: it cannot found a mesh")]
     NotEmpty,
-    /// An [`Output`] was taken and not persisted.
-    #[error("an output waits to be persisted")]
-    Unpersisted,
     /// The entry cannot be encoded.
     #[error("the entry cannot be written: {0}")]
     Unwritable(String),
 }
 
-/// Why a node could not leave its era.
+/// Why a replica cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum RestartError {
-    /// Its log cannot be emptied.
+pub enum BrokenError {
+    /// What raft-rs wants written does not follow what was written before.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// Nor opened anew.
+    /// A log that was emptied cannot be opened anew.
     #[error(transparent)]
     Open(#[from] OpenError),
 }
@@ -174,6 +186,14 @@ enum Founding {
     Mesh,
     /// With a mesh's next era.
     Era,
+}
+
+/// A snapshot on its way to the disk, with its state as it was read when it came, or made here. Nothing else counts
+/// before it is there.
+#[derive(Debug)]
+struct Arriving {
+    state: StateMachine,
+    founding: Option<Founding>,
 }
 
 /// Where a replica stands.
@@ -194,14 +214,16 @@ pub struct Standing {
 }
 
 /// One node's copy of the log and of the state.
-pub struct Replica<L: LogStore> {
-    raw: RawNode<L>,
+pub struct Replica {
+    raw: RawNode<MemoryLog>,
     state: StateMachine,
     config: Config,
-    /// Taken as an output and not yet persisted.
-    pending: Option<Ready>,
-    /// The beginning of a log is on its way to the disk.
-    founding: Option<Founding>,
+    unwritten: Unwritten,
+    /// The term that is on disk.
+    durable_term: u64,
+    arriving: Option<Arriving>,
+    /// The node leaves its era, once that is on disk: all that it has left then.
+    leaving: Option<Vec<Era>>,
     /// Index of the newest snapshot, and bytes applied since.
     checkpoint_index: u64,
     checkpoint_bytes: usize,
@@ -217,10 +239,10 @@ pub struct Replica<L: LogStore> {
     snapshots: BTreeMap<u64, u32>,
 }
 
-impl<L: LogStore> Replica<L> {
+impl Replica {
     /// Opens a replica on its log: empty, or as it was left. Entries after the log's snapshot apply again, so
     /// the first outputs repeat their events.
-    pub fn open(config: Config, log: L) -> Result<Self, OpenError> {
+    pub fn open(config: Config, log: MemoryLog) -> Result<Self, OpenError> {
         let opening = |error: raft::Error| OpenError::Log(error.to_string());
         let snapshot_index = match log.snapshot(0, config.id.0) {
             Ok(snapshot) => snapshot.get_metadata().index,
@@ -230,7 +252,8 @@ impl<L: LogStore> Replica<L> {
             Ok(snapshot) => StateMachine::restore(snapshot.get_data())?,
             Err(_) => StateMachine::default(),
         };
-        let voters = log.initial_state().map_err(opening)?.conf_state.voters;
+        let initial = log.initial_state().map_err(opening)?;
+        let (voters, durable_term) = (initial.conf_state.voters, initial.hard_state.term);
         let raft_config = raft::Config {
             id: config.id.0,
             election_tick: config.election_ticks.start,
@@ -256,8 +279,10 @@ impl<L: LogStore> Replica<L> {
             raw,
             state,
             config,
-            pending: None,
-            founding: None,
+            unwritten: Unwritten::default(),
+            durable_term,
+            arriving: None,
+            leaving: None,
             checkpoint_index: snapshot_index,
             checkpoint_bytes: 0,
             checkpoint_outdated: false,
@@ -273,32 +298,32 @@ impl<L: LogStore> Replica<L> {
     /// Genesis is entry 1, and from the start it exists as a snapshot: whoever joins gets that first, and with
     /// it the founder as voter, which no entry says.
     pub fn found(&mut self, request: RequestId, mesh: MeshId, member: Member) -> Result<(), ProposeError> {
-        self.check_persisted()?;
-        if self.raw.raft.raft_log.last_index() != 0 || self.raw.raft.term != 0 || self.founding.is_some() {
+        self.check_settled()?;
+        if self.raw.raft.raft_log.last_index() != 0 || self.raw.raft.term != 0 {
             return Err(ProposeError::NotEmpty);
         }
         let mut state = StateMachine::default();
         state.apply(1, &Entry { request, command: Command::Genesis { mesh, member } });
-        self.begin(&state, Founding::Mesh)
+        self.begin(state, Founding::Mesh)
     }
 
     /// Begins the mesh's next era, with this node as its only voter and all that its log holds: what was not
     /// known to be agreed on may have been, and nothing of it is lost that way. Nodes of the former era must
     /// come back as new ones, with empty logs.
     pub fn carry_on(&mut self) -> Result<(), ProposeError> {
-        self.check_persisted()?;
+        self.check_settled()?;
         let mut state = self.outlook();
-        if self.founding.is_some() || state.era().is_none() {
+        if state.era().is_none() {
             return Err(ProposeError::NotLeader { leader: None });
         }
         state
             .carry_on(self.config.id, self.raw.raft.raft_log.last_index() + 1)
             .map_err(|error| ProposeError::Unwritable(error.to_string()))?;
-        self.begin(&state, Founding::Era)
+        self.begin(state, Founding::Era)
     }
 
     /// Begins a log with a snapshot of this state and this node as its only voter, in a term of its own.
-    fn begin(&mut self, state: &StateMachine, founding: Founding) -> Result<(), ProposeError> {
+    fn begin(&mut self, state: StateMachine, founding: Founding) -> Result<(), ProposeError> {
         let data = state.snapshot().map_err(|error| ProposeError::Unwritable(error.to_string()))?;
         let term = self.raw.raft.term + 1;
         let mut snapshot = Snapshot { data: data.into(), ..Snapshot::default() };
@@ -306,16 +331,20 @@ impl<L: LogStore> Replica<L> {
         (metadata.index, metadata.term) = (state.applied(), term);
         metadata.mut_conf_state().voters = vec![self.config.id.0];
         self.raw.raft.become_follower(term, raft::INVALID_ID);
-        self.founding = self.raw.raft.restore(snapshot).then_some(founding);
+        if self.raw.raft.restore(snapshot) {
+            self.arriving = Some(Arriving { state, founding: Some(founding) });
+        }
         Ok(())
     }
 
-    /// Forgets everything, since the node leaves its era for another. After an error the replica must not be
-    /// used any more.
-    pub fn restart(&mut self, era: Era) -> Result<(), RestartError> {
-        let log = self.log().restart(era)?;
-        *self = Self::open(self.config.clone(), log)?;
-        Ok(())
+    /// Forgets everything, since the node leaves its era for another: [`Output::left`] says when that is on disk. The
+    /// era is remembered, since the node has promised things in it that it then forgets. Until then nothing counts.
+    pub fn leave(&mut self, era: Era) {
+        if self.leaving.is_none() {
+            let left = self.log().parts().after(era).left;
+            self.unwritten.replace(Persist { left: Some(left.clone()), ..Persist::default() });
+            self.leaving = Some(left);
+        }
     }
 
     /// The state as it will be if everything in this node's log is agreed on. It may not be; but whatever was
@@ -366,29 +395,49 @@ impl<L: LogStore> Replica<L> {
     /// Takes in a peer's message.
     pub fn step_message(&mut self, mut message: Message) -> Result<(), StepError> {
         // What begins is no part of what the peer speaks of.
-        if self.pending.is_some() || self.founding.is_some() {
-            return Err(StepError::Unpersisted);
+        if !self.is_settled() {
+            return Err(StepError::Busy);
         }
-        guard::check(&self.raw.raft, &message)?;
+        let snapshot = guard::check(&self.raw.raft, &message)?;
+        // A snapshot comes one at a time, and its sender would wait long for what became of it.
+        let brings_entries = message.msg_type == MessageType::MsgAppend && !message.entries.is_empty();
+        if (brings_entries && self.unwritten.is_full())
+            || (message.msg_type == MessageType::MsgTimeoutNow && !self.is_on_disk())
+        {
+            return Err(StepError::Busy);
+        }
         // Floe's followers never ask for a snapshot: raft-rs sends one when it is needed.
         message.request_snapshot = 0;
         let from = message.from;
-        self.raw.step(message).map_err(|error| match error {
+        let stepped = self.raw.step(message).map_err(|error| match error {
             raft::Error::StepPeerNotFound => StepError::UnknownPeer { from: NodeId(from) },
             other => StepError::Malformed(other.to_string()),
-        })
+        });
+        // Or the log goes as far without it.
+        if self.raw.raft.raft_log.unstable_snapshot().is_some() {
+            self.arriving = snapshot.map(|state| Arriving { state, founding: None });
+        }
+        stepped
     }
 
     /// [`TICK_MS`] passed. After a stall call it once, not once for every tick that was missed: the stall says
     /// nothing about the leader.
     pub fn tick(&mut self) {
-        if self.pending.is_some() || self.founding.is_some() {
+        let writing_ticks = self.unwritten.tick();
+        if !self.is_settled() {
+            return;
+        }
+        if !self.leads() {
+            self.snapshots.clear();
+            // A node whose disk lags could not vote for itself either.
+            if self.is_on_disk() {
+                self.raw.tick();
+            }
             return;
         }
         self.raw.tick();
-        if !self.leads() {
-            self.snapshots.clear();
-            return;
+        if writing_ticks > 0 && writing_ticks.is_multiple_of(STALLED_TICKS) {
+            self.hand_over();
         }
         let progress = self.raw.raft.prs();
         let travelling =
@@ -412,9 +461,25 @@ impl<L: LogStore> Replica<L> {
         }
     }
 
+    /// Hands the leadership to the voter that has most of the log.
+    fn hand_over(&mut self) {
+        let progress = self.raw.raft.prs();
+        let voters = progress.conf().voters();
+        let others = progress
+            .iter()
+            .filter(|(id, p)| **id != self.config.id.0 && voters.contains(**id) && p.recent_active);
+        let best = others.max_by_key(|(id, p)| (p.matched, Reverse(**id))).map(|(id, _)| *id);
+        if let Some(best) = best {
+            self.raw.transfer_leader(best);
+        }
+    }
+
     /// Proposes an entry. Only a leader can, and an accepted proposal may still be lost with the leadership.
     pub fn propose(&mut self, entry: &Entry) -> Result<(), ProposeError> {
         self.check_leads()?;
+        if self.unwritten.is_full() {
+            return Err(ProposeError::Busy);
+        }
         let data = entry.encode().map_err(|error| ProposeError::Unwritable(error.to_string()))?;
         if data.len() > MAX_ENTRY_BYTES {
             return Err(ProposeError::TooLong { bytes: data.len() });
@@ -463,19 +528,15 @@ impl<L: LogStore> Replica<L> {
 
     /// Says that messages to a node are being lost.
     pub fn report_unreachable(&mut self, node: NodeId) {
-        if self.pending.is_none() {
-            self.raw.report_unreachable(node.0);
-            self.report_snapshot(node, false);
-        }
+        self.raw.report_unreachable(node.0);
+        self.report_snapshot(node, false);
     }
 
     /// Says what became of a snapshot sent to a node. Without it the node's acknowledgement is proof of
     /// success, and [`Replica::report_unreachable`] or a few seconds of silence mean failure.
     pub fn report_snapshot(&mut self, node: NodeId, arrived: bool) {
-        if self.pending.is_none() {
-            let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-            self.raw.report_snapshot(node.0, status);
-        }
+        let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(node.0, status);
     }
 
     /// Asks for a moment at which this node's state is at least as new as now: [`Event::ReadReady`]. False if
@@ -485,77 +546,123 @@ impl<L: LogStore> Replica<L> {
         let possible = raft.leader_id != raft::INVALID_ID
             && (raft.state != StateRole::Leader || raft.commit_to_current_term())
             && raft.pending_read_count() + self.reads.len() < MAX_PENDING_READS;
-        if self.pending.is_some() || !possible {
+        if !self.is_settled() || !possible {
             return false;
         }
         self.raw.read_index(request.0.to_be_bytes().to_vec());
         true
     }
 
-    /// What there is to do now, if anything. Hand it to [`Replica::persist`] before any other call; until then
-    /// there is no further output.
-    pub fn take_output(&mut self) -> Option<Output> {
-        if self.pending.is_some() || !(self.raw.has_ready() || self.checkpoint_due()) {
-            return None;
+    /// What there is to do now, if anything. After an error the replica is not to be used any more.
+    pub fn take_output(&mut self) -> Result<Option<Output>, BrokenError> {
+        // Of what arrives only the beginning is taken, so that nothing follows it before it is there.
+        let arrives = self.arriving.is_some() && self.raw.raft.raft_log.unstable_snapshot().is_some();
+        let open = self.is_settled() || (arrives && self.leaving.is_none());
+        if !open || !(self.raw.has_ready() || self.checkpoint_due()) {
+            return Ok(None);
         }
-        let mut ready = self.raw.ready();
-        let mut output = Output { send: encode_messages(ready.take_messages()), ..Output::default() };
-        let persist = &mut output.persist;
-        persist.must_sync = ready.must_sync();
-        persist.hard_state = ready.hs().cloned();
-        persist.entries = ready.take_entries();
-        if !ready.snapshot().is_empty() {
-            persist.snapshot = Some(ready.snapshot().clone());
-        } else if self.checkpoint_due() {
-            if let Some(snapshot) = self.checkpoint() {
-                persist.compact_to = Some(self.compaction_point());
-                persist.snapshot = Some(snapshot);
-                persist.hard_state = Some(self.raw.raft.hard_state());
-                persist.must_sync = true;
+        let mut output = Output::default();
+        if self.raw.has_ready() {
+            self.take_ready(&mut output)?;
+        }
+        if self.is_settled() {
+            self.announce(&mut output.events);
+            if self.checkpoint_due() {
+                self.begin_checkpoint();
             }
-            // Taken or not, the next one is due as many entries later.
-            (self.checkpoint_index, self.checkpoint_bytes) = (self.state.applied(), 0);
-            self.checkpoint_outdated = false;
         }
-        self.pending = Some(ready);
-        Some(output)
+        Ok(Some(output))
     }
 
-    /// Writes what the output holds (the only call that does IO, through [`LogStore::write`]), then applies
-    /// what is committed and fills in `send_after_persist` and `events`. After an error nothing has changed:
-    /// try again, or stop using the replica.
-    pub fn persist(&mut self, output: &mut Output) -> Result<(), LogError> {
-        if self.pending.is_none() {
-            return Ok(());
+    fn take_ready(&mut self, output: &mut Output) -> Result<(), BrokenError> {
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        let raft = &self.raw.raft;
+        // A node that leads by its own vote alone may do so before its disk knows that. Said too early, the same term
+        // could come to mean something else after a crash.
+        let leads = raft.state == StateRole::Leader && raft.term == self.durable_term;
+        let mut messages = ready.take_messages();
+        messages.extend(ready.take_persisted_messages());
+        let hard_state = raft.hard_state();
+        if ready.must_sync() {
+            let snapshot = Some(ready.snapshot().clone()).filter(|snapshot| !snapshot.is_empty());
+            let persist = Persist {
+                snapshot,
+                entries: ready.take_entries(),
+                hard_state: Some(hard_state),
+                ..Persist::default()
+            };
+            self.raw.mut_store().write(&persist)?;
+            self.unwritten.gather(persist, number);
+        } else {
+            // The commit index alone is written with what comes next, or never.
+            self.raw.mut_store().write(&Persist { hard_state: Some(hard_state), ..Persist::default() })?;
         }
-        if !output.persist.is_empty() {
-            self.raw.mut_store().write(&output.persist)?;
-        }
-        let Some(mut ready) = self.pending.take() else { return Ok(()) };
-        let events = &mut output.events;
-        output.send_after_persist = encode_messages(ready.take_persisted_messages());
-        if let Some(snapshot) = &output.persist.snapshot {
-            (self.checkpoint_index, self.checkpoint_bytes) = (snapshot.get_metadata().index, 0);
-        }
-        if !ready.snapshot().is_empty() {
-            self.install(ready.snapshot(), events);
+        if leads {
+            output.send = encode_messages(messages);
+        } else {
+            // That a heartbeat came promises nothing.
+            let (says, promises) =
+                messages.into_iter().partition(|m| m.msg_type == MessageType::MsgHeartbeatResponse);
+            output.send = encode_messages(says);
+            let promises = encode_messages(promises);
+            if self.unwritten.is_empty() {
+                output.send.extend(promises);
+            } else {
+                self.unwritten.hold(promises, number);
+            }
         }
         let reads = ready.take_read_states().into_iter().filter_map(|read| {
             let request = read.request_ctx.try_into().ok()?;
             Some((read.index, RequestId(u128::from_be_bytes(request))))
         });
         self.reads.extend(reads);
-        self.apply(ready.take_committed_entries(), events);
-        let mut light = self.raw.advance_append(ready);
-        output.send_after_persist.extend(encode_messages(light.take_messages()));
-        self.apply(light.take_committed_entries(), events);
-        self.raw.advance_apply();
-        self.announce(events);
-        if self.founding.take().is_some() {
-            // A lone voter elects itself; that it cannot is for the next timeout to find out.
-            let _ = self.raw.campaign();
+        let committed = ready.take_committed_entries();
+        self.raw.advance_append_async(ready);
+        if self.unwritten.is_empty() {
+            self.raw.on_persist_ready(number);
+        }
+        if self.arriving.is_none() {
+            self.apply(committed, &mut output.events);
+            self.raw.advance_apply();
         }
         Ok(())
+    }
+
+    /// What is to be written next, unless a write is under way: all of it, and synced, before [`Replica::persisted`] is
+    /// called.
+    pub fn take_write(&mut self) -> Option<Persist> {
+        self.unwritten.take()
+    }
+
+    /// What [`Replica::take_write`] gave is on disk. After an error the replica is not to be used any more.
+    pub fn persisted(&mut self, written: Written) -> Result<Output, BrokenError> {
+        let Some(Promise { number, messages, term, dropped, .. }) = self.unwritten.written() else {
+            return Ok(Output::default());
+        };
+        if let Some(left) = &self.leaving {
+            // A write that was under way when it began to leave comes first.
+            if !self.unwritten.is_empty() {
+                return Ok(Output::default());
+            }
+            let log = MemoryLog::from_parts(LogParts { left: left.clone(), ..LogParts::default() })?;
+            *self = Self::open(self.config.clone(), log)?;
+            return Ok(Output { left: true, ..Output::default() });
+        }
+        let mut output = Output { send: messages, ..Output::default() };
+        self.durable_term = term.unwrap_or(self.durable_term);
+        self.raw.on_persist_ready(number);
+        if let (Some(snapshot), Some(dropped)) = (written.checkpoint, dropped) {
+            self.checkpointed(snapshot, dropped);
+        }
+        // It may not have been taken yet, or be gathered still for the next write.
+        if self.unwritten.is_empty()
+            && self.raw.raft.raft_log.unstable_snapshot().is_none()
+            && let Some(arriving) = self.arriving.take()
+        {
+            self.install(arriving, &mut output.events);
+        }
+        Ok(output)
     }
 
     /// The replicated state.
@@ -564,7 +671,7 @@ impl<L: LogStore> Replica<L> {
     }
 
     /// The log.
-    pub fn log(&self) -> &L {
+    pub fn log(&self) -> &MemoryLog {
         self.raw.store()
     }
 
@@ -622,12 +729,23 @@ impl<L: LogStore> Replica<L> {
         }
     }
 
-    fn check_persisted(&self) -> Result<(), ProposeError> {
-        if self.pending.is_some() { Err(ProposeError::Unpersisted) } else { Ok(()) }
+    /// Whether the log goes on as it is: it is neither being replaced nor emptied.
+    fn is_settled(&self) -> bool {
+        self.arriving.is_none() && self.leaving.is_none()
+    }
+
+    /// Whether all of the log is on disk.
+    fn is_on_disk(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        log.persisted >= log.last_index()
+    }
+
+    fn check_settled(&self) -> Result<(), ProposeError> {
+        if self.is_settled() { Ok(()) } else { Err(ProposeError::Busy) }
     }
 
     fn check_leads(&self) -> Result<(), ProposeError> {
-        self.check_persisted()?;
+        self.check_settled()?;
         if self.leads() {
             Ok(())
         } else {
@@ -635,14 +753,13 @@ impl<L: LogStore> Replica<L> {
         }
     }
 
-    fn install(&mut self, snapshot: &Snapshot, events: &mut Vec<Event>) {
-        let index = snapshot.get_metadata().index;
-        match StateMachine::restore(snapshot.get_data()) {
-            Ok(state) => self.state = state,
-            // `step` has read it before raft-rs took it, so this cannot be.
-            Err(_) => return,
-        }
-        match self.founding {
+    /// What arrived is on disk.
+    fn install(&mut self, arriving: Arriving, events: &mut Vec<Event>) {
+        self.state = arriving.state;
+        let index = self.log().parts().snapshot.get_metadata().index;
+        (self.checkpoint_index, self.checkpoint_bytes, self.checkpoint_outdated) = (index, 0, false);
+        self.raw.advance_apply();
+        match arriving.founding {
             Some(Founding::Mesh) => {
                 events.extend(self.state.era().map(|era| Event::MeshFounded { mesh: era.mesh }));
                 let members = self.state.members().values();
@@ -650,6 +767,11 @@ impl<L: LogStore> Replica<L> {
             }
             Some(Founding::Era) => events.extend(self.state.era().map(|era| Event::CarriedOn { era })),
             None => events.push(Event::Restored { index }),
+        }
+        self.announce(events);
+        if arriving.founding.is_some() {
+            // A lone voter elects itself; that it cannot is for the next timeout to find out.
+            let _ = self.raw.campaign();
         }
     }
 
@@ -669,6 +791,7 @@ impl<L: LogStore> Replica<L> {
                     let change = ConfChangeV2::parse_from_bytes(&entry.data);
                     if change.is_ok_and(|change| self.raw.apply_conf_change(&change).is_ok()) {
                         self.checkpoint_outdated = true;
+                        self.raw.mut_store().set_outdated();
                         events.push(Event::Reconfigured);
                         self.step_down_if_removed();
                     }
@@ -712,21 +835,39 @@ impl<L: LogStore> Replica<L> {
     }
 
     fn checkpoint_due(&self) -> bool {
-        self.state.applied() >= self.checkpoint_index + self.config.checkpoint_entries
+        let due = self.state.applied() >= self.checkpoint_index + self.config.checkpoint_entries
             || self.checkpoint_bytes >= CHECKPOINT_BYTES
-            || self.checkpoint_outdated
+            || self.checkpoint_outdated;
+        due && !self.unwritten.has_checkpoint()
     }
 
-    /// A snapshot of what has applied; none if it cannot be taken, which the next try may mend.
-    fn checkpoint(&self) -> Option<Snapshot> {
+    /// Has a snapshot written of what has applied.
+    fn begin_checkpoint(&mut self) {
         let index = self.state.applied();
-        let term = self.raw.store().term(index).ok()?;
-        let data = self.state.snapshot().ok()?;
-        let mut snapshot = Snapshot { data: data.into(), ..Snapshot::default() };
-        let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (index, term);
+        // Taken or not, the next one is due as many entries later.
+        (self.checkpoint_index, self.checkpoint_bytes, self.checkpoint_outdated) = (index, 0, false);
+        let log = self.raw.store();
+        let dropped_index = self.compaction_point() - 1;
+        let (Ok(term), Ok(dropped_term)) = (log.term(index), log.term(dropped_index)) else { return };
+        let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
         *metadata.mut_conf_state() = self.conf_state();
-        Some(snapshot)
+        let checkpoint = Checkpoint::new(self.state.clone(), metadata, (dropped_index, dropped_term));
+        let persist = Persist {
+            checkpoint: Some(checkpoint),
+            hard_state: Some(self.raw.raft.hard_state()),
+            ..Persist::default()
+        };
+        self.unwritten.gather_checkpoint(persist);
+    }
+
+    fn checkpointed(&mut self, snapshot: Snapshot, dropped: (u64, u64)) {
+        let log = self.raw.mut_store();
+        let was_outdated = log.is_outdated();
+        log.checkpointed(snapshot, dropped, self.checkpoint_outdated);
+        if was_outdated && !log.is_outdated() && self.leads() {
+            // Whoever waits for it says what it lacks when it answers.
+            self.raw.ping();
+        }
     }
 
     fn conf_state(&self) -> ConfState {
@@ -786,7 +927,7 @@ impl From<ProposeError> for Failure {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::TooLong { .. } => Failure::Refused { message: error.to_string() },
-            ProposeError::Unwritable(_) | ProposeError::Unpersisted => Failure::internal(error),
+            ProposeError::Unwritable(_) => Failure::internal(error),
             _ => Failure::Unavailable { message: format!("{error}; try again") },
         }
     }

@@ -16,8 +16,9 @@
 //! it is of an attempt that this scheduler assigned or adopted, whatever its fence, since an attempt's number
 //! is unique across leaders.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
@@ -40,6 +41,7 @@ mod placement;
 mod recovery;
 mod sessions;
 mod stuck;
+mod turns;
 
 pub use copies::COPY_PATIENCE_MS;
 pub use disks::{FULL_PATIENCE_MS, OTHERS_PATIENCE_MS};
@@ -57,6 +59,7 @@ use disks::Disks;
 use job::{Attempt, Job, Place, Reads};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
+use turns::{Need, Turns};
 
 /// How often nodes are told that this leader still leads, and are expected to answer.
 pub const LEASE_INTERVAL_MS: u64 = 500;
@@ -80,6 +83,13 @@ pub const ADOPTION_MS: u64 = 5_000;
 
 /// How many such jobs are remembered. Beyond it they wait for the next inventory.
 const MAX_ORPHANS: usize = 16_384;
+
+/// Jobs that are looked at in one tick at least, and in how many ticks all are.
+const LOOKED_AT_ONCE: usize = 64;
+const LOOK_TICKS: usize = 10;
+
+/// In how many ticks every job that is blocked has another try.
+const WAKE_TICKS: usize = 200;
 
 /// Something the scheduler must know.
 #[derive(Clone, Debug, PartialEq)]
@@ -197,9 +207,10 @@ pub struct Scheduler {
     started_ms: u64,
     jobs: BTreeMap<JobId, Job>,
     nodes: Nodes,
-    /// Jobs with tasks that may be assigned, each once, in turn.
-    turn: VecDeque<JobId>,
-    queued: BTreeSet<JobId>,
+    /// Jobs with tasks that may be assigned.
+    turns: Turns,
+    /// The job that was looked at last.
+    looked_at: JobId,
     /// Commands that end jobs, until they apply, and when they were last proposed.
     ending: BTreeMap<JobId, (Command, u64)>,
     leases: Leases,
@@ -238,8 +249,8 @@ impl Scheduler {
             started_ms: now_ms,
             jobs: BTreeMap::new(),
             nodes: Nodes::default(),
-            turn: VecDeque::new(),
-            queued: BTreeSet::new(),
+            turns: Turns::default(),
+            looked_at: JobId(0),
             ending: BTreeMap::new(),
             leases: Leases::default(),
             copies: Copies::default(),
@@ -462,8 +473,7 @@ impl Scheduler {
     /// Aborts what runs of a job and forgets it.
     fn stop(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
-        self.queued.remove(&id);
-        self.turn.retain(|queued| *queued != id);
+        self.turns.remove(id);
         for attempt in job.stages.iter().flat_map(|stage| &stage.tasks).flat_map(|task| &task.attempts) {
             self.nodes.release(attempt.node, attempt.id);
             self.aborts.entry(attempt.node).or_default().push(attempt.id);
@@ -537,10 +547,15 @@ impl Scheduler {
 
     /// After any change of a job: its turn if it has tasks to assign, and its complete stages proposed.
     fn touch(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        if job.has_ready() && self.queued.insert(id) {
-            self.turn.push_back(id);
+        if self.jobs.get(&id).is_some_and(Job::has_ready) {
+            self.turns.touched(id);
         }
+        self.propose_stages(id);
+    }
+
+    /// Proposes the stages of a job that are complete, again after a while.
+    fn propose_stages(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
         for position in 0..job.stages.len() {
             let stage = &job.stages[position];
             let said = stage.proposed_ms.is_some_and(|at| self.now_ms < at + PROPOSE_RETRY_MS);
@@ -565,9 +580,10 @@ impl Scheduler {
     fn tick(&mut self) {
         self.count_work();
         self.check_leases();
-        let jobs: Vec<_> = self.jobs.keys().copied().collect();
-        for id in jobs {
-            self.touch(id);
+        // Should it have been missed that one can go on, it tries again all the same.
+        self.turns.wake(WAKE_TICKS);
+        for id in self.next_to_look_at() {
+            self.propose_stages(id);
             self.check_stuck(id);
             self.check_attended(id);
             self.second_copies(id);
@@ -587,6 +603,15 @@ impl Scheduler {
         }
     }
 
+    /// Of few jobs all, of many a part in turn, so that a tick costs no more than what came of it is worth.
+    fn next_to_look_at(&mut self) -> Vec<JobId> {
+        let count = LOOKED_AT_ONCE.max(self.jobs.len().div_ceil(LOOK_TICKS)).min(self.jobs.len());
+        let later = self.jobs.range((Bound::Excluded(self.looked_at), Bound::Unbounded));
+        let jobs: Vec<_> = later.chain(self.jobs.iter()).take(count).map(|(id, _)| *id).collect();
+        self.looked_at = jobs.last().copied().unwrap_or(JobId(0));
+        if count < self.jobs.len() { jobs } else { self.jobs.keys().copied().collect() }
+    }
+
     /// Counts drivers' calls, for when this era meets another one.
     fn count_work(&mut self) {
         let attended = self.jobs.values().filter_map(|job| job.attended_ms);
@@ -602,38 +627,78 @@ impl Scheduler {
         if self.settling.is_some() {
             return;
         }
-        let mut blocked = Vec::new();
+        if self.nodes.take_lost() {
+            // What could go elsewhere then may have to go where it failed.
+            self.turns.wake_all();
+        }
+        for node in self.nodes.take_relieved() {
+            self.fill(node);
+        }
         while self.nodes.any_free() {
-            let Some(id) = self.turn.pop_front() else { break };
-            let assigned = self.assign_next(id);
-            if !self.jobs.get(&id).is_some_and(Job::has_ready) {
-                self.queued.remove(&id);
-            } else if assigned {
-                self.turn.push_back(id);
-            } else {
-                blocked.push(id);
+            let Some(id) = self.turns.next() else { break };
+            match self.assign_next(id) {
+                Ok(()) => self.keep_turn(id),
+                Err(Some(need)) => self.turns.block(id, need),
+                Err(None) => {}
             }
         }
-        self.turn.extend(blocked);
     }
 
-    /// Assigns one task of a job, if any can be.
-    fn assign_next(&mut self, id: JobId) -> bool {
-        let Some(job) = self.jobs.get_mut(&id) else { return false };
-        for stage in 0..job.stages.len() {
-            let Some(place) = job.next_ready(stage) else { continue };
-            let Some(reads) = job.reads(place) else { continue };
-            let memory_bytes = task_memory_bytes(read_bytes(job, place, &reads));
-            let mut node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
-            if node.is_none() && recovery::relent(&self.nodes, job, place) {
-                node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
-            }
-            if let Some(node) = node {
-                self.assign(id, place, node, reads, memory_bytes);
-                return true;
+    /// Gives a node that can take more of what was blocked.
+    fn fill(&mut self, node: NodeId) {
+        let mut from = 0;
+        while let Some(means) = self.nodes.means(node)
+            && let Some((number, id)) = self.turns.first_for(node, means, from)
+        {
+            from = number + 1;
+            match self.assign_next(id) {
+                Ok(()) => {
+                    self.turns.remove(id);
+                    self.keep_turn(id);
+                }
+                Err(Some(need)) => self.turns.in_vain(number, node, means, need),
+                Err(None) => self.turns.remove(id),
             }
         }
-        false
+    }
+
+    /// A job that was given something has its turn again, if it has more.
+    fn keep_turn(&mut self, id: JobId) {
+        if self.jobs.get(&id).is_some_and(Job::has_ready) {
+            self.turns.touched(id);
+        }
+    }
+
+    /// Assigns one task of a job; or says what its next tasks take, if it has any.
+    fn assign_next(&mut self, id: JobId) -> Result<(), Option<Need>> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Err(None) };
+        let mut blocked: Option<Need> = None;
+        for stage in 0..job.stages.len() {
+            // Behind a task that must not go where it failed before, others of its stage need not wait.
+            let (mut first, mut last) = (None, None);
+            while let Some(place) = job.next_ready(stage)
+                && first != Some(place)
+                && last != Some(place)
+            {
+                let Some(reads) = job.reads(place) else { break };
+                let memory_bytes = task_memory_bytes(read_bytes(job, place, &reads));
+                let mut node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
+                if node.is_none() && recovery::relent(&self.nodes, job, place) {
+                    node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
+                }
+                if let Some(node) = node {
+                    self.assign(id, place, node, reads, memory_bytes);
+                    return Ok(());
+                }
+                let only = job.graph.stages[place.stage].seen_by.clone();
+                blocked = Some(match blocked {
+                    Some(other) => other.or(memory_bytes, only),
+                    None => Need { memory_bytes, only },
+                });
+                (first, last) = (first.or(Some(place)), Some(place));
+            }
+        }
+        Err(blocked)
     }
 
     fn assign(&mut self, id: JobId, place: Place, node: NodeId, reads: Reads, memory_bytes: u64) {

@@ -28,7 +28,7 @@ use floe_transport::{BlobHasher, blob_id};
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, Stream, StreamExt, stream};
 use tempfile::NamedTempFile;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::disk::{Disk, Promise};
@@ -62,8 +62,16 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a blob that no node has is looked for: one that has it may be coming back.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often it is looked for meanwhile.
+/// How long the pause is after the first look at all nodes; each further one is twice as long, so that a blob that is
+/// nowhere costs every node a few questions.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Searches for drivers at a time: an id may be anything that came to a driver's mind, and each is asked of all nodes.
+/// Whoever comes later tries again.
+const MAX_SEARCHES: usize = 16;
+
+/// When such a driver tries again.
+const SEARCH_RETRY_MS: u64 = 500;
 
 /// A node's blobs. Cheap to clone; clones are one.
 #[derive(Clone, Debug)]
@@ -77,6 +85,8 @@ struct Inner {
     index: Mutex<Index>,
     /// Held while a blob is fetched, so that many who want it fetch it once.
     fetching: Mutex<BTreeMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Places for searches on behalf of drivers.
+    searches: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +137,7 @@ impl Blobs {
             network,
             index: Mutex::new(index),
             fetching: Mutex::default(),
+            searches: Semaphore::new(MAX_SEARCHES),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -232,8 +243,8 @@ impl Blobs {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let found = match self.0.open(id).await {
-            Err(_) if search => match self.find(id, None).await {
-                Ok(_) => self.0.open(id).await,
+            Err(_) if search => match self.search(id).await {
+                Ok(()) => self.0.open(id).await,
                 Err(failure) => Err(failure),
             },
             found => found,
@@ -247,6 +258,16 @@ impl Blobs {
         write_frame(&mut stream, &Response::Blob { bytes }).await.map_err(Failure::internal)?;
         send_body(&mut stream, pieces_of(file)).await.map_err(Failure::internal)?;
         Ok(())
+    }
+
+    /// Gets a blob from another node for a driver.
+    async fn search(&self, id: BlobId) -> Result<(), Failure> {
+        let Ok(_place) = self.0.searches.try_acquire() else {
+            let message =
+                format!("object {id} is not here, and {MAX_SEARCHES} others are looked for elsewhere");
+            return Err(Failure::Busy { message, retry_ms: SEARCH_RETRY_MS });
+        };
+        self.find(id, None).await.map(drop)
     }
 
     /// A file with these bytes, fetched from another node if it is not here yet.
@@ -265,6 +286,7 @@ impl Blobs {
 
     async fn fetch(&self, id: BlobId, bytes: Option<u64>) -> Result<PathBuf, Failure> {
         let until = Instant::now() + SEARCH_PATIENCE;
+        let mut pause = SEARCH_INTERVAL;
         loop {
             for node in self.0.others(id) {
                 if let Some(path) = self.0.sound(id).await {
@@ -283,7 +305,8 @@ impl Blobs {
             if Instant::now() >= until {
                 return Err(missing(id));
             }
-            sleep(SEARCH_INTERVAL).await;
+            sleep(pause.min(until.saturating_duration_since(Instant::now()))).await;
+            pause *= 2;
         }
     }
 

@@ -20,6 +20,10 @@ use crate::recovery;
 /// How often a node without a mesh looks around.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Peers up to which it does so: of more, each is asked less often, so that the start of many nodes at once does not keep
+/// them all busy answering each other.
+const LOOKED_AT_ONCE: u32 = 8;
+
 /// How often a node that leaves asks whether it may go.
 const LEAVE_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -56,7 +60,7 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             if announce(mailbox, member, &own).await? && listed(mailbox, member).await? {
                 return Ok(());
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(look_interval(&own)).await;
             continue;
         }
         let views = views_of_peers(mailbox, &own).await;
@@ -64,7 +68,7 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             if let Some(failure) = in_vain(mailbox, &settings.join, started.elapsed()).await? {
                 return Err(failure);
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(look_interval(&own)).await;
             continue;
         }
         let elapsed_ms = started.elapsed().as_millis() as u64;
@@ -81,8 +85,14 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             }
             Decision::Wait => {}
         }
-        sleep(LOOK_INTERVAL).await;
+        sleep(look_interval(&own)).await;
     }
+}
+
+/// How long a node without a mesh waits before it asks all its peers again.
+fn look_interval(own: &MeshView) -> Duration {
+    let peers = u32::try_from(own.peers.len()).unwrap_or(u32::MAX);
+    LOOK_INTERVAL * peers.div_ceil(LOOKED_AT_ONCE).max(1)
 }
 
 /// Keeps a node that runs a member: an older start's leave may be agreed only after it came back, and its mesh may

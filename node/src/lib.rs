@@ -35,6 +35,7 @@ pub mod job_changes;
 pub mod job_status;
 pub mod large_messages;
 pub mod log_file;
+pub mod log_writer;
 pub mod logs;
 pub mod mailbox;
 pub mod node;

@@ -1,7 +1,7 @@
 //! The durable log: Raft's entries, hard state and snapshot in one redb file.
 //!
-//! Reads are answered from memory. A write is one transaction, on disk before it returns; a crash leaves all
-//! of it or nothing.
+//! It is read once, at the start: then the replica has it in memory. A write is one transaction, on disk before it
+//! returns; a crash leaves all of it or nothing.
 //!
 //! ```text
 //!   log.redb   numbers   format, node, dropped_index, dropped_term
@@ -17,18 +17,18 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use self::backend::LogBackend;
 use crate::disk::Reserve;
 use crate::private;
-use floe_consensus::log::{LogError, LogParts, LogStore, MemoryLog, Persist};
+use floe_consensus::Written;
+use floe_consensus::log::{LogError, LogParts, MemoryLog, Persist};
 use floe_protocol::{Era, NodeId, frame};
 use protobuf::Message;
 use raft::eraftpb::{Entry, HardState, Snapshot};
-use raft::{GetEntriesContext, RaftState, Storage};
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    WriteTransaction,
 };
 
 /// What a log's name ends with until it is complete, so that a crash at the first start leaves no half-made
@@ -40,6 +40,10 @@ const FORMAT: u64 = 2;
 
 /// redb's cache: entries are read once, at the start, so it only helps writes.
 const CACHE_BYTES: usize = 4 << 20;
+
+/// The entries of an empty log.
+#[expect(clippy::reversed_empty_ranges, reason = "that is what is meant")]
+const NOTHING: RangeInclusive<u64> = 1..=0;
 
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
@@ -95,21 +99,22 @@ pub enum Error {
     },
 }
 
-/// A replica's log on disk, with all of it in memory too.
+/// A replica's log on disk.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    file: Arc<Database>,
-    memory: MemoryLog,
-    /// Why a write failed. Memory may be ahead of the file then, so nothing more is written.
+    file: Database,
+    /// The indexes of the entries that it holds.
+    held: RangeInclusive<u64>,
+    /// Why a write failed. What was to be written is missing then, so nothing more is.
     failed: Option<String>,
 }
 
 impl LogFile {
-    /// Opens the log at `path`, in a data directory, or begins one.
+    /// Opens the log at `path`, in a data directory, or begins one; and reads it.
     ///
     /// It is `node`'s: what a node has promised in its log, no other may promise or break.
-    pub fn open(path: &Path, node: NodeId) -> Result<Self, Error> {
+    pub fn open(path: &Path, node: NodeId) -> Result<(Self, MemoryLog), Error> {
         let path = path.to_owned();
         if !path.try_exists().map_err(|source| Error::Io { path: path.clone(), source })? {
             begin(&path)?;
@@ -127,61 +132,23 @@ impl LogFile {
         if let Some(owner) = own(&file, node).map_err(|error| damaged(error.to_string()))? {
             return Err(Error::Foreign { path, owner, node });
         }
-        Ok(Self { path, file: Arc::new(file), memory, failed: None })
+        let parts = memory.parts();
+        let held = parts.dropped_index + 1..=parts.dropped_index + parts.entries.len() as u64;
+        Ok((Self { path, file, held, failed: None }, memory))
     }
 
-    /// Whether it was never written to: only then may its node found or join a mesh.
-    pub fn is_empty(&self) -> bool {
-        self.memory.is_empty()
-    }
-
-    /// All that it holds.
-    pub fn parts(&self) -> &LogParts {
-        self.memory.parts()
-    }
-
-    /// Writes what `persist` changed, given the entries that the file held before.
-    fn save(&self, persist: &Persist, held: RangeInclusive<u64>) -> Result<(), redb::Error> {
-        let parts = self.memory.parts();
-        let kept = indexes(parts);
-        let mut transaction = self.file.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
-        {
-            let mut entries = transaction.open_table(ENTRIES)?;
-            for index in held.filter(|index| !kept.contains(index)) {
-                entries.remove(index)?;
-            }
-            for entry in persist.entries.iter().filter(|entry| kept.contains(&entry.index)) {
-                entries.insert(entry.index, encode(entry)?.as_slice())?;
-            }
-            let mut records = transaction.open_table(RECORDS)?;
-            records.insert("hard_state", encode(&parts.hard_state)?.as_slice())?;
-            if persist.snapshot.is_some() {
-                records.insert("snapshot", encode(&parts.snapshot)?.as_slice())?;
-            }
-            let mut numbers = transaction.open_table(NUMBERS)?;
-            numbers.insert("dropped_index", parts.dropped_index)?;
-            numbers.insert("dropped_term", parts.dropped_term)?;
-        }
-        transaction.commit()?;
-        Ok(())
-    }
-}
-
-impl LogStore for LogFile {
-    /// After an error the log takes no more writes: the node must stop, and start from what the file holds.
-    fn write(&mut self, persist: &Persist) -> Result<(), LogError> {
+    /// Writes all of `persist`, or nothing and an error. When it returns, the write survives a crash. After an error the
+    /// log takes no more writes: the node must stop, and start from what the file holds.
+    pub fn write(&mut self, persist: &Persist) -> Result<Written, LogError> {
         if let Some(failed) = &self.failed {
             return Err(LogError::Io(failed.clone()));
         }
-        let held = indexes(self.memory.parts());
-        let written = self.memory.write(persist).and_then(|()| {
-            // A commit index alone is written with what comes next.
-            if !persist.must_sync && *persist == only_hard_state(persist) {
-                return Ok(());
-            }
-            self.save(persist, held)
-                .map_err(|error| LogError::Io(format!("{}: {error}", self.path.display())))
+        let checkpoint = persist.checkpoint.as_ref().map(|checkpoint| checkpoint.encode()).transpose();
+        let written = checkpoint.and_then(|checkpoint| {
+            self.held = self
+                .save(persist, checkpoint.as_ref())
+                .map_err(|error| LogError::Io(format!("{}: {error}", self.path.display())))?;
+            Ok(Written { checkpoint })
         });
         if let Err(error) = &written {
             self.failed = Some(error.to_string());
@@ -189,65 +156,68 @@ impl LogStore for LogFile {
         written
     }
 
-    fn restart(&self, era: Era) -> Result<Self, LogError> {
-        let parts = self.memory.parts().after(era);
-        empty(&self.file, &parts.left)
-            .map_err(|error| LogError::Io(format!("{}: {error}", self.path.display())))?;
-        let memory = MemoryLog::from_parts(parts)?;
-        Ok(Self { path: self.path.clone(), file: Arc::clone(&self.file), memory, failed: None })
-    }
-
-    fn left(&self) -> &[Era] {
-        self.memory.left()
-    }
-}
-
-/// Removes all but what is remembered of eras that were left, in one transaction.
-fn empty(file: &Database, left: &[Era]) -> Result<(), redb::Error> {
-    let mut transaction = file.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
-    transaction.open_table(ENTRIES)?.retain(|_, _| false)?;
-    {
-        let mut records = transaction.open_table(RECORDS)?;
-        records.retain(|_, _| false)?;
-        let left = frame::encode(&left).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
-        records.insert("left", left.as_slice())?;
-    }
-    transaction.open_table(NUMBERS)?.retain(|name, _| matches!(name, "format" | "node"))?;
-    transaction.commit()?;
-    Ok(())
-}
-
-impl Storage for LogFile {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        self.memory.initial_state()
-    }
-
-    fn entries(
+    /// Writes what `persist` changes, and says which entries the file holds then.
+    fn save(
         &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        context: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
-        self.memory.entries(low, high, max_size, context)
+        persist: &Persist,
+        checkpoint: Option<&Snapshot>,
+    ) -> Result<RangeInclusive<u64>, redb::Error> {
+        let mut held = self.held.clone();
+        let mut transaction = self.file.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        if let Some(left) = &persist.left {
+            empty(&transaction, left)?;
+            held = NOTHING;
+        }
+        {
+            let mut entries = transaction.open_table(ENTRIES)?;
+            let mut records = transaction.open_table(RECORDS)?;
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            if let Some(snapshot) = &persist.snapshot {
+                let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
+                entries.retain(|_, _| false)?;
+                records.insert("snapshot", encode(snapshot)?.as_slice())?;
+                numbers.insert("dropped_index", index)?;
+                numbers.insert("dropped_term", term)?;
+                held = index + 1..=index;
+            }
+            if let Some(first) = persist.entries.first() {
+                for index in first.index..=*held.end() {
+                    entries.remove(index)?;
+                }
+                for entry in &persist.entries {
+                    entries.insert(entry.index, encode(entry)?.as_slice())?;
+                }
+                held = *held.start()..=first.index + persist.entries.len() as u64 - 1;
+            }
+            if let Some(hard_state) = &persist.hard_state {
+                records.insert("hard_state", encode(hard_state)?.as_slice())?;
+            }
+            if let (Some(snapshot), Some(checkpoint)) = (checkpoint, &persist.checkpoint) {
+                let (dropped_index, dropped_term) = checkpoint.dropped;
+                for index in *held.start()..=dropped_index {
+                    entries.remove(index)?;
+                }
+                records.insert("snapshot", encode(snapshot)?.as_slice())?;
+                numbers.insert("dropped_index", dropped_index)?;
+                numbers.insert("dropped_term", dropped_term)?;
+                held = dropped_index + 1..=*held.end();
+            }
+        }
+        transaction.commit()?;
+        Ok(held)
     }
+}
 
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        self.memory.term(index)
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        self.memory.first_index()
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        self.memory.last_index()
-    }
-
-    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        self.memory.snapshot(request_index, to)
-    }
+/// Removes all but what is remembered of eras that were left.
+fn empty(transaction: &WriteTransaction, left: &[Era]) -> Result<(), redb::Error> {
+    transaction.open_table(ENTRIES)?.retain(|_, _| false)?;
+    let mut records = transaction.open_table(RECORDS)?;
+    records.retain(|_, _| false)?;
+    let left = frame::encode(&left).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
+    records.insert("left", left.as_slice())?;
+    transaction.open_table(NUMBERS)?.retain(|name, _| matches!(name, "format" | "node"))?;
+    Ok(())
 }
 
 /// Makes an empty log under another name and puts it in place when it is on disk.
@@ -403,19 +373,12 @@ fn encode(message: &impl Message) -> Result<Vec<u8>, redb::Error> {
     message.write_to_bytes().map_err(|error| redb::Error::Io(io::Error::other(error)))
 }
 
-/// The indexes of the entries that are kept.
-fn indexes(parts: &LogParts) -> RangeInclusive<u64> {
-    parts.dropped_index + 1..=parts.dropped_index + parts.entries.len() as u64
-}
-
-fn only_hard_state(persist: &Persist) -> Persist {
-    Persist { hard_state: persist.hard_state.clone(), must_sync: persist.must_sync, ..Persist::default() }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use floe_consensus::{Checkpoint, StateMachine};
     use proptest::prelude::*;
+    use raft::Storage;
     use tempfile::TempDir;
 
     use super::*;
@@ -444,21 +407,45 @@ mod tests {
         Some(snapshot)
     }
 
-    fn write(log: &mut LogFile, persist: Persist) {
-        log.write(&Persist { must_sync: true, ..persist }).unwrap();
+    /// A log's file, and what memory must hold of it.
+    struct Log {
+        file: LogFile,
+        memory: MemoryLog,
     }
 
-    /// The log after a restart, which must be what it was.
-    fn reopen(log: LogFile) -> LogFile {
-        let parts = log.parts().clone();
-        let path = log.path.clone();
-        drop(log);
-        let log = LogFile::open(&path, NODE).unwrap();
-        assert_eq!(log.parts(), &parts);
-        log
+    impl Log {
+        fn open(path: &Path) -> Self {
+            let (file, memory) = LogFile::open(path, NODE).unwrap();
+            Self { file, memory }
+        }
+
+        fn write(&mut self, persist: Persist) {
+            let written = self.file.write(&persist).unwrap();
+            self.memory.write(&persist).unwrap();
+            if let (Some(snapshot), Some(checkpoint)) = (written.checkpoint, persist.checkpoint) {
+                self.memory.checkpointed(snapshot, checkpoint.dropped, false);
+            }
+        }
+
+        /// The log after a restart, which must be what it was.
+        fn reopen(self) -> Self {
+            let path = self.file.path.clone();
+            drop(self.file);
+            let log = Self::open(&path);
+            assert_eq!(log.memory.parts(), self.memory.parts());
+            log
+        }
     }
 
-    fn kept(log: &LogFile) -> Vec<(u64, u64)> {
+    /// A checkpoint of this much of a log.
+    fn checkpoint(log: &MemoryLog, index: u64, dropped: u64) -> Persist {
+        let metadata = snapshot(index, log.term(index).unwrap()).unwrap().take_metadata();
+        let dropped = (dropped, log.term(dropped).unwrap());
+        let checkpoint = Checkpoint::new(StateMachine::default(), metadata, dropped);
+        Persist { checkpoint: Some(checkpoint), ..Persist::default() }
+    }
+
+    fn kept(log: &MemoryLog) -> Vec<(u64, u64)> {
         log.parts().entries.iter().map(|entry| (entry.index, entry.term)).collect()
     }
 
@@ -468,87 +455,59 @@ mod tests {
         drop(LogFile::open(&path_in(&dir), NODE).unwrap());
         let error = LogFile::open(&path_in(&dir), NodeId(6)).unwrap_err();
         assert!(matches!(error, Error::Foreign { owner: NODE, .. }), "{error}");
-        let log = LogFile::open(&path_in(&dir), NODE).unwrap();
+        let mut log = Log::open(&path_in(&dir));
         let era = Era { mesh: floe_protocol::MeshId(1), epoch: 1, founder: NODE };
-        drop(log.restart(era).unwrap());
+        log.write(Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 1), ..Persist::default() });
+        log.write(Persist { left: Some(vec![era]), ..Persist::default() });
+        let log = log.reopen();
+        assert_eq!((log.memory.left(), kept(&log.memory)), (&[era][..], Vec::new()));
         drop(log);
         // Also after it was emptied.
         assert!(matches!(LogFile::open(&path_in(&dir), NodeId(6)), Err(Error::Foreign { .. })));
-        assert_eq!(LogFile::open(&path_in(&dir), NODE).unwrap().left(), [era]);
     }
 
     #[test]
     fn what_was_written_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let log = reopen(LogFile::open(&path_in(&dir), NODE).unwrap());
-        assert!(log.is_empty());
-        let mut log = log;
-        write(
-            &mut log,
-            Persist { entries: entries(1..=4, 1), hard_state: hard_state(1, 2), ..Persist::default() },
-        );
-        let mut log = reopen(log);
-        assert!(!log.is_empty());
+        let mut log = Log::open(&path_in(&dir)).reopen();
+        assert!(log.memory.is_empty());
+        log.write(Persist { entries: entries(1..=4, 1), hard_state: hard_state(1, 2), ..Persist::default() });
+        let mut log = log.reopen();
+        assert!(!log.memory.is_empty());
 
         // A conflicting tail is replaced.
-        write(
-            &mut log,
-            Persist { entries: entries(3..=3, 2), hard_state: hard_state(2, 2), ..Persist::default() },
-        );
-        let mut log = reopen(log);
-        assert_eq!(kept(&log), [(1, 1), (2, 1), (3, 2)]);
+        log.write(Persist { entries: entries(3..=3, 2), hard_state: hard_state(2, 2), ..Persist::default() });
+        let mut log = log.reopen();
+        assert_eq!(kept(&log.memory), [(1, 1), (2, 1), (3, 2)]);
 
-        // A snapshot of our own keeps what follows it; what it holds may be dropped.
-        write(
-            &mut log,
-            Persist { entries: entries(4..=6, 2), hard_state: hard_state(2, 6), ..Persist::default() },
-        );
-        write(&mut log, Persist { snapshot: snapshot(5, 2), compact_to: Some(5), ..Persist::default() });
-        let mut log = reopen(log);
-        assert_eq!(kept(&log), [(5, 2), (6, 2)]);
-        assert_eq!(log.initial_state().unwrap().conf_state.voters, [1, 2, 3]);
+        // A checkpoint keeps what follows it; what it holds may be dropped.
+        log.write(Persist { entries: entries(4..=6, 2), hard_state: hard_state(2, 6), ..Persist::default() });
+        log.write(checkpoint(&log.memory, 5, 4));
+        let mut log = log.reopen();
+        assert_eq!(kept(&log.memory), [(5, 2), (6, 2)]);
+        assert_eq!(log.memory.initial_state().unwrap().conf_state.voters, [1, 2, 3]);
 
-        // A foreign one replaces the log, and entries may come with it.
-        let persist = Persist {
+        // A snapshot replaces the log, and entries may come with it.
+        log.write(Persist {
             snapshot: snapshot(5, 3),
             entries: entries(6..=7, 3),
             hard_state: hard_state(3, 6),
             ..Persist::default()
-        };
-        write(&mut log, persist);
-        let log = reopen(log);
-        assert_eq!(kept(&log), [(6, 3), (7, 3)]);
-        assert_eq!((log.first_index().unwrap(), log.term(5).unwrap()), (6, 3));
-    }
-
-    #[test]
-    fn a_commit_index_alone_is_written_with_what_comes_next() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
-        write(
-            &mut log,
-            Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() },
-        );
-        log.write(&Persist { hard_state: hard_state(1, 2), ..Persist::default() }).unwrap();
-        assert_eq!(log.initial_state().unwrap().hard_state.commit, 2);
-        write(&mut log, Persist { entries: entries(3..=3, 1), ..Persist::default() });
-        assert_eq!(reopen(log).initial_state().unwrap().hard_state.commit, 2);
+        });
+        let log = log.reopen();
+        assert_eq!(kept(&log.memory), [(6, 3), (7, 3)]);
+        assert_eq!((log.memory.first_index().unwrap(), log.memory.term(5).unwrap()), (6, 3));
     }
 
     #[test]
     fn a_write_that_cannot_be_is_refused_and_so_is_every_later_one() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
-        write(
-            &mut log,
-            Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() },
-        );
-        log.write(&Persist { entries: entries(9..=9, 1), must_sync: true, ..Persist::default() })
-            .unwrap_err();
-        log.write(&Persist { entries: entries(3..=3, 1), must_sync: true, ..Persist::default() })
-            .unwrap_err();
-        drop(log);
-        assert_eq!(kept(&LogFile::open(&path_in(&dir), NODE).unwrap()), [(1, 1), (2, 1)]);
+        let mut log = Log::open(&path_in(&dir));
+        log.write(Persist { entries: entries(1..=2, 1), hard_state: hard_state(1, 0), ..Persist::default() });
+        log.file.failed = Some("the disk is full".to_owned());
+        let third = Persist { entries: entries(3..=3, 1), ..Persist::default() };
+        log.file.write(&third).unwrap_err();
+        log.reopen();
     }
 
     #[test]
@@ -565,11 +524,12 @@ mod tests {
     fn what_is_no_log_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = path_in(&dir);
-        let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
-        write(
-            &mut log,
-            Persist { entries: entries(1..=200, 1), hard_state: hard_state(1, 200), ..Persist::default() },
-        );
+        let mut log = Log::open(&path_in(&dir));
+        log.write(Persist {
+            entries: entries(1..=200, 1),
+            hard_state: hard_state(1, 200),
+            ..Persist::default()
+        });
         drop(log);
         let whole = fs::read(&path).unwrap();
         let cut = whole[..whole.len() / 2].to_vec();
@@ -589,13 +549,13 @@ mod tests {
             );
         }
         fs::write(&path, &whole).unwrap();
-        assert_eq!(kept(&LogFile::open(&path_in(&dir), NODE).unwrap()).len(), 200);
+        assert_eq!(kept(&Log::open(&path_in(&dir)).memory).len(), 200);
     }
 
     #[test]
     fn other_formats_and_another_database_are_told_apart_from_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogFile::open(&path_in(&dir), NODE).unwrap();
+        let (log, _) = LogFile::open(&path_in(&dir), NODE).unwrap();
         let set_format = |file: &Database, format| {
             let transaction = file.begin_write().unwrap();
             transaction.open_table(NUMBERS).unwrap().insert("format", format).unwrap();
@@ -620,7 +580,7 @@ mod tests {
     fn a_log_half_made_at_the_first_start_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(path_in(&dir).with_extension(NEW_EXTENSION), "half").unwrap();
-        assert!(LogFile::open(&path_in(&dir), NODE).unwrap().is_empty());
+        assert!(Log::open(&path_in(&dir)).memory.is_empty());
         assert!(!path_in(&dir).with_extension(NEW_EXTENSION).exists());
     }
 
@@ -631,38 +591,36 @@ mod tests {
         #[test]
         fn file_and_memory_agree(steps in prop::collection::vec((0u8..4, 0u64..6, 1u64..6), 1..12)) {
             let dir = tempfile::tempdir().unwrap();
-            let mut log = LogFile::open(&path_in(&dir), NODE).unwrap();
+            let mut log = Log::open(&path_in(&dir));
             let mut term = 1;
             for (kind, back, count) in steps {
-                let (first, last) = (log.first_index().unwrap(), log.last_index().unwrap());
+                let (first, last) = (log.memory.first_index().unwrap(), log.memory.last_index().unwrap());
                 let from = (last + 1).saturating_sub(back).max(first);
                 let persist = match kind {
                     // Append, perhaps over a conflicting tail.
                     0 | 1 => {
                         term += u64::from(back > 0);
-                        let commit = log.parts().hard_state.commit.min(from - 1);
+                        let commit = log.memory.parts().hard_state.commit.min(from - 1);
                         Persist { entries: entries(from..=from + count - 1, term), hard_state: hard_state(term, commit), ..Persist::default() }
                     }
-                    // Snapshot of our own.
-                    2 if last >= first => {
-                        let index = from.min(last);
-                        Persist { snapshot: snapshot(index, log.term(index).unwrap()), compact_to: Some(index), ..Persist::default() }
-                    }
-                    // A foreign one.
+                    // A checkpoint.
+                    2 if last >= first => checkpoint(&log.memory, from.min(last), from.min(last) - 1),
+                    // A snapshot.
                     _ => {
                         term += 1;
                         Persist { snapshot: snapshot(last + count, term), hard_state: hard_state(term, last + count), ..Persist::default() }
                     }
                 };
                 // Raft does not take back what it committed, and a snapshot is committed.
-                if let Some(entry) = persist.entries.first()
-                    && entry.index <= log.parts().snapshot.get_metadata().index
+                let held = log.memory.parts().snapshot.get_metadata().index;
+                if persist.entries.first().is_some_and(|entry| entry.index <= held)
+                    || persist.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.index() <= held)
                 {
                     continue;
                 }
-                write(&mut log, persist);
+                log.write(persist);
             }
-            reopen(log);
+            log.reopen();
         }
     }
 }

@@ -4,20 +4,22 @@
 //!   network events ─┐                                       ┌─> network (Raft, orders to workers)
 //!   reports ────────┤                                       ├─> worker, store (orders to this node)
 //!   asks ───────────┼─> participant (replica, scheduler) ───┼─> answers to asks
-//!   ticks ──────────┘                                       └─> log file
+//!   ticks ──────────┤                                       └─> log writer ─┐
+//!   writes done ────┘<──────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Events go in, as many as wait; whatever they cause comes out, and only then the next are taken.
+//! Events go in, as many as wait; whatever they cause comes out, and only then the next are taken. It waits for nothing
+//! else, nor for the disk.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use floe_consensus::participant::{self, Action, CarryOnError, Order, Participant};
+use floe_consensus::participant::{Action, CarryOnError, Order, Participant};
 use floe_consensus::replica::{self, TICK_MS};
 use floe_consensus::state_machine::Job;
-use floe_consensus::{Command, Entry, Event as Applied, ProposeError, Replica};
+use floe_consensus::{Command, Entry, Event as Applied, LogError, ProposeError, Replica, Written};
 use floe_network::{Event as NetworkEvent, Hint, Network};
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
 use floe_protocol::message::{Inventory, Made, Report, Status};
@@ -45,6 +47,7 @@ use crate::intake::Intake;
 use crate::job_changes::JobChanges;
 use crate::large_messages::{self, LargeMessages};
 use crate::log_file::{self, LogFile};
+use crate::log_writer::LogWriter;
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
 use crate::outgoing::Outgoing;
 use crate::places::Places;
@@ -116,7 +119,13 @@ pub enum Error {
     Open(#[from] replica::OpenError),
     /// The log cannot be written: the node must not go on as if it could.
     #[error(transparent)]
-    Participant(#[from] participant::Error),
+    Write(#[from] LogError),
+    /// Its part in the mesh cannot go on.
+    #[error(transparent)]
+    Broken(#[from] replica::BrokenError),
+    /// There is no thread to write the log.
+    #[error("cannot start the thread that writes the log: {0}")]
+    Thread(std::io::Error),
     /// No randomness for the ids that must be unlike all others.
     #[error("the operating system gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -148,7 +157,7 @@ impl Node {
     /// Starts a node and waits until it is a member of a mesh that has a leader.
     pub async fn start(settings: Settings, mut data_dir: DataDir, key: MeshKey) -> Result<Self, Error> {
         let id = node_id(&data_dir.identity().public().to_peer_id());
-        let log = LogFile::open(&data_dir.log_file(), id)?;
+        let (file, log) = LogFile::open(&data_dir.log_file(), id)?;
         data_dir.remember_log()?;
         let disk = data_dir.disk()?;
         let budget = Budget::new(settings.memory_bytes);
@@ -205,6 +214,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let first_request = RequestId(random_id()?);
         let state = Loop {
+            log: LogWriter::start(file).map_err(Error::Thread)?,
             participant: Participant::new(member.clone(), replica, first_request, clock::read()),
             network,
             worker,
@@ -351,11 +361,13 @@ enum Event {
     Network(NetworkEvent),
     Report(Report),
     Ask(Ask),
+    Written(Written),
     Tick,
 }
 
 struct Loop {
-    participant: Participant<LogFile>,
+    log: LogWriter,
+    participant: Participant,
     network: Network,
     worker: Worker,
     store: Store,
@@ -390,7 +402,7 @@ impl Loop {
         mut stop: oneshot::Receiver<()>,
     ) -> Result<(), Error> {
         let mut ticks = interval(Duration::from_millis(TICK_MS));
-        // After a stall one tick is reported, not all that were missed: a slow disk must not start an election.
+        // After a stall one tick is reported, not all that were missed: it says nothing about the leader.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             self.settle()?;
@@ -398,13 +410,14 @@ impl Loop {
                 biased;
                 _ = &mut stop => break,
                 _ = ticks.tick() => Event::Tick,
+                written = self.log.written() => Event::Written(written?),
                 Some(event) = events.recv() => Event::Network(event),
                 Some(report) = reports.recv() => Event::Report(report),
                 Some(ask) = asks.recv() => Event::Ask(ask),
                 else => break,
             };
-            self.handle(event);
-            // What has come meanwhile is written together.
+            self.handle(event)?;
+            // What has come meanwhile is taken in together.
             for _ in 0..MAX_AT_ONCE {
                 let next = match events.try_recv() {
                     Ok(event) => Event::Network(event),
@@ -416,7 +429,7 @@ impl Loop {
                         },
                     },
                 };
-                self.handle(next);
+                self.handle(next)?;
             }
         }
         self.worker.abort(&self.worker.running());
@@ -436,11 +449,12 @@ impl Loop {
         self.participant.member().id
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Network(event) => self.handle_network(event),
             Event::Report(report) => self.report(report),
             Event::Ask(ask) => self.handle_ask(ask),
+            Event::Written(written) => self.participant.persisted(written)?,
             Event::Tick => {
                 self.participant.tick(clock::read());
                 // A read may be lost; whoever waited for it asks again.
@@ -448,6 +462,7 @@ impl Loop {
                 self.publish_hint();
             }
         }
+        Ok(())
     }
 
     fn handle_network(&mut self, event: NetworkEvent) {
@@ -494,7 +509,7 @@ impl Loop {
 
     /// Carries out what the last event caused, until nothing more comes of it.
     fn settle(&mut self) -> Result<(), Error> {
-        while let Some(action) = self.participant.poll() {
+        while let Some(action) = self.participant.poll()? {
             match action {
                 Action::Send(to, message) if large_messages::is_large(&message) => {
                     large_messages::send(self.calls.mailbox.clone(), to, message);
@@ -526,8 +541,7 @@ impl Loop {
                     self.changed.send_modify(|count| *count += 1);
                     self.job_changes.tell_all();
                 }
-                // The loop waits for the disk: nothing may be acknowledged before it is there.
-                Action::Persist => tokio::task::block_in_place(|| self.participant.persist())?,
+                Action::Write(persist) => self.log.write(persist)?,
             }
         }
         Ok(())
@@ -649,13 +663,13 @@ impl Loop {
         }
     }
 
-    /// Off the loop, since it removes files. What a driver is just sending again stays.
+    /// What a driver is just sending again stays. Files are removed off the loop.
     fn free(&self, mut jobs: Vec<JobId>) {
-        let (store, submitter) = (self.store.clone(), self.calls.submitter.clone());
-        tokio::task::spawn_blocking(move || {
-            jobs.retain(|job| !submitter.is_arriving(*job));
-            store.free(&jobs);
-        });
+        jobs.retain(|job| !self.calls.submitter.is_arriving(*job));
+        let freed = self.store.free(&jobs);
+        if !freed.is_empty() {
+            tokio::task::spawn_blocking(move || drop(freed));
+        }
     }
 
     /// Gives another node a copy of a partition, unless that is under way.

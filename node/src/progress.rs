@@ -1,5 +1,6 @@
 //! How jobs stand, for all on this node that follow them: only the leader knows which tasks run and are done, so it is
-//! asked, once for each job however many follow it here, and less often while nothing happens.
+//! asked, once for each job however many follow it here, and less often while nothing happens. Of a job that ends at
+//! once it is not asked at all: that it has ended this node's own state says.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::job_status;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Ask, Mailbox};
 
 /// How soon the leader is asked again after something happened; each further time it takes half as long again, up to the
 /// longest.
@@ -49,9 +50,14 @@ impl Progress {
     async fn look(self, job: JobId) {
         let mut changes = self.mailbox.job_changes(job);
         let mut wait = FIRST_WAIT;
+        let mut own = true;
         loop {
             changes.mark_unchanged();
-            let seen = job_status::live(&self.mailbox, job).await.map(Arc::new);
+            let seen = match std::mem::take(&mut own) {
+                true => self.mailbox.ask(|reply| Ask::Progress(job, reply)).await.and_then(|known| known),
+                false => job_status::live(&self.mailbox, job).await,
+            };
+            let seen = seen.map(Arc::new);
             let last = !seen.as_ref().is_ok_and(|job| !job.phase.is_terminal());
             let Some(news) = self.tell(job, seen, last) else { return };
             if last {

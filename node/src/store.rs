@@ -78,6 +78,17 @@ pub enum Error {
     Thread(io::Error),
 }
 
+/// Partitions that were given up: their files go with it.
+#[derive(Debug)]
+pub struct Freed(Vec<Partition>);
+
+impl Freed {
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     node: NodeId,
@@ -282,23 +293,16 @@ impl Store {
     }
 
     /// Drops all partitions of these jobs. Readers that have their bytes keep them.
-    pub fn free(&self, jobs: &[JobId]) {
-        let freed: Vec<_> = {
-            let mut index = self.0.lock();
-            jobs.iter()
-                .flat_map(|job| {
-                    let mut later = index.partitions.split_off(&first_of(*job));
-                    let mut kept = match job.0.checked_add(1) {
-                        Some(next) => later.split_off(&first_of(JobId(next))),
-                        None => BTreeMap::new(),
-                    };
-                    index.partitions.append(&mut kept);
-                    later
-                })
-                .collect()
-        };
-        // Dropping removes files, so it happens without the lock.
-        drop(freed);
+    ///
+    /// What they were comes back: dropping it removes files, which takes its time.
+    pub fn free(&self, jobs: &[JobId]) -> Freed {
+        let mut index = self.0.lock();
+        let mut tasks = Vec::new();
+        for job in jobs {
+            let of_job = index.partitions.range(first_of(*job)..).map(|(task, _)| *task);
+            tasks.extend(of_job.take_while(|task| task.job == *job));
+        }
+        Freed(tasks.iter().filter_map(|task| index.partitions.remove(task)).collect())
     }
 
     /// Drops one partition.

@@ -37,6 +37,9 @@ const TASK_MEMORY_PART: u64 = 8;
 /// Bounds of one task's input: less is not worth a task, more is not worth waiting for.
 const TASK_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(128 << 20);
 
+/// A specification up to this size is read sooner than another thread wakes up.
+const SHORT_SPEC_BYTES: usize = 16 << 10;
+
 /// How many nodes hold a driver's frame, so that losing one loses nothing.
 const FRAME_COPIES: usize = 2;
 
@@ -454,9 +457,12 @@ async fn paths_of(query: &Query, apart: bool) -> Result<Vec<FilePath>, Failure> 
     blocking(move || paths(&query)).await?
 }
 
-/// Off the async threads: a specification may carry frames.
+/// Off the async threads if it is long: a specification may carry frames.
 async fn decode_spec(bytes: Bytes) -> Result<JobSpec, Failure> {
-    let decoded = blocking(move || frame::decode(&bytes)).await?;
+    let decoded = match bytes.len() <= SHORT_SPEC_BYTES {
+        true => frame::decode(&bytes),
+        false => blocking(move || frame::decode(&bytes)).await?,
+    };
     decoded.map_err(|error| Failure::Refused { message: format!("the job cannot be read: {error}") })
 }
 

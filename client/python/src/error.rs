@@ -128,7 +128,8 @@ pub(crate) fn parts_of(failure: &Failure) -> Parts {
         Failure::Busy { .. } => Parts::new("busy", text),
         Failure::Freed { job, .. } => Parts::new("freed", text).with("job", job),
         Failure::NoSuchJob { job } => Parts::new("no_such_job", text).with("job", job),
-        Failure::Refused { .. } => Parts::new("refused", text),
+        // Of these two, no driver hears the second: only nodes that come back are told.
+        Failure::Refused { .. } | Failure::Superseded { .. } => Parts::new("refused", text),
         Failure::Foreign { .. } => Parts::new("foreign", text),
         Failure::Internal { .. } => Parts::new("internal", text),
     }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MAX_VIEW_MEMBERS, Participant};
 use crate::command::{Command, Entry};
-use crate::log::{LogStore, MAX_LEFT};
+use crate::log::MAX_LEFT;
 use crate::membership::has_left;
 use crate::state_machine::{Job, MAX_ENDED_ERAS, StateMachine};
 
@@ -169,7 +169,7 @@ impl Healing {
     }
 }
 
-impl<L: LogStore> Participant<L> {
+impl Participant {
     /// To be called at every tick: brings this era together with others that are seen.
     pub(super) fn heal(&mut self) {
         let now_ms = self.now_ms();

@@ -49,12 +49,16 @@ pub enum StepError {
         /// Why not.
         reason: RestoreError,
     },
-    /// An output was taken and not persisted.
-    #[error("an output waits to be persisted")]
-    Unpersisted,
+    /// This node's log is being replaced, or its disk does not keep up: what comes now counts as lost.
+    #[error("this node's disk is busy")]
+    Busy,
 }
 
-pub(super) fn check<S: Storage>(raft: &Raft<S>, message: &Message) -> Result<(), StepError> {
+/// The state of the message's snapshot comes back, if it has one: to read it takes long, so it is read once.
+pub(super) fn check<S: Storage>(
+    raft: &Raft<S>,
+    message: &Message,
+) -> Result<Option<StateMachine>, StepError> {
     if message.to != raft.id {
         return Err(StepError::Misaddressed { to: NodeId(message.to) });
     }
@@ -64,10 +68,11 @@ pub(super) fn check<S: Storage>(raft: &Raft<S>, message: &Message) -> Result<(),
     }
     if message.msg_type == MessageType::MsgSnapshot {
         // Read now: once raft-rs has taken it there is no way back.
-        StateMachine::restore(message.get_snapshot().get_data())
-            .map_err(|reason| StepError::Snapshot { from, reason })?;
+        return StateMachine::restore(message.get_snapshot().get_data())
+            .map(Some)
+            .map_err(|reason| StepError::Snapshot { from, reason });
     }
-    Ok(())
+    Ok(None)
 }
 
 fn flaw<S: Storage>(raft: &Raft<S>, m: &Message) -> Option<&'static str> {

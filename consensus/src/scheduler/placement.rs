@@ -37,6 +37,25 @@ pub(super) struct Nodes {
     /// Nodes that can take a task, the least loaded first, among equals the one that got none for longest.
     free: BTreeSet<Key>,
     turn: u64,
+    /// Nodes that may take more than they could when this was last asked for, and whether one is lost since.
+    relieved: BTreeSet<NodeId>,
+    lost: bool,
+}
+
+/// What a node has left for a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Means {
+    /// Memory that is not reserved; all that a task can ask for where nothing runs.
+    pub(super) memory_bytes: u64,
+    /// Whether the task would start at once rather than wait in the node's queue.
+    pub(super) at_once: bool,
+}
+
+impl Means {
+    /// Whether these are no more than others.
+    pub(super) fn is_within(self, other: Self) -> bool {
+        self.memory_bytes <= other.memory_bytes && (other.at_once || !self.at_once)
+    }
 }
 
 /// One node.
@@ -137,9 +156,33 @@ impl Nodes {
     /// Changes a node's standing or connection, and with it whether it gets tasks.
     pub(super) fn update(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes.get_mut(&id) {
+            let (key, standing, running) = (node.key, node.standing, node.running.len());
             change(node);
             Self::rekey(&mut self.free, id, node);
+            if node.key.is_some() && (key.is_none() || node.running.len() < running) {
+                self.relieved.insert(id);
+            }
+            self.lost |= node.standing == Standing::Absent && standing != Standing::Absent;
         }
+    }
+
+    /// Nodes that may take more than when this was last called.
+    pub(super) fn take_relieved(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.relieved)
+    }
+
+    /// Whether a node was lost since this was last called.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// What a node has left for a task, if it can take any.
+    pub(super) fn means(&self, id: NodeId) -> Option<Means> {
+        let node = self.nodes.get(&id).filter(|node| node.key.is_some())?;
+        let idle = node.running.is_empty();
+        let memory_bytes =
+            if idle { u64::MAX } else { node.memory_bytes.saturating_sub(node.reserved_bytes) };
+        Some(Means { memory_bytes, at_once: (node.running.len() as u32) < node.slots })
     }
 
     /// Gives a node an attempt.

@@ -1,12 +1,12 @@
-//! Several replicas and the messages between them, in memory and in one thread. A crash loses all but what was
-//! written to the log.
+//! Several replicas, their disks and the messages between them, in memory and in one thread. A crash loses all but what
+//! was written to the disk.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 use floe_consensus::replica::Config;
-use floe_consensus::{Command, Entry, Event, MemoryLog, ProposeError, Replica};
+use floe_consensus::{Command, Entry, Event, MemoryLog, Output, Persist, ProposeError, Replica, Written};
 use floe_protocol::{Era, JobId, Member, MeshId, NodeId, RequestId, WallTime};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry as RaftEntry, EntryType, Message, MessageType};
@@ -20,8 +20,15 @@ pub(crate) const ERA: Era = Era { mesh: MESH, epoch: 1, founder: NodeId(1) };
 /// Replicas by number, and what is on its way between them.
 #[derive(Default)]
 pub(crate) struct Cluster {
-    pub(crate) running: BTreeMap<u64, Replica<MemoryLog>>,
+    pub(crate) running: BTreeMap<u64, Replica>,
+    /// What is on the nodes' disks, and what is being written there.
+    pub(crate) disks: BTreeMap<u64, MemoryLog>,
+    writing: BTreeMap<u64, Persist>,
+    /// Nodes whose disks do not get on.
+    pub(crate) stalled: BTreeSet<u64>,
     pub(crate) crashed: BTreeMap<u64, MemoryLog>,
+    /// Whether a node hears that what it sent was lost, as connections tell.
+    pub(crate) says_what_is_lost: bool,
     pub(crate) network: VecDeque<(u64, u64, Bytes)>,
     pub(crate) cut: BTreeSet<(u64, u64)>,
     /// Entries between snapshots; 0 for the usual.
@@ -45,6 +52,21 @@ pub(crate) fn member(id: u64) -> Member {
     }
 }
 
+/// What is on a disk after this write.
+pub(crate) fn write(disk: &mut MemoryLog, persist: &Persist) -> Written {
+    disk.write(persist).unwrap();
+    let written = written(persist);
+    if let (Some(snapshot), Some(checkpoint)) = (&written.checkpoint, &persist.checkpoint) {
+        disk.checkpointed(snapshot.clone(), checkpoint.dropped, false);
+    }
+    written
+}
+
+/// What whoever wrote this says.
+pub(crate) fn written(persist: &Persist) -> Written {
+    Written { checkpoint: persist.checkpoint.as_ref().map(|checkpoint| checkpoint.encode().unwrap()) }
+}
+
 impl Cluster {
     pub(crate) fn open(&mut self, id: u64, log: MemoryLog) {
         let mut config = Config::new(NodeId(id));
@@ -53,7 +75,14 @@ impl Cluster {
         if self.checkpoint_entries > 0 {
             (config.checkpoint_entries, config.kept_entries) = (self.checkpoint_entries, 2);
         }
+        self.disks.insert(id, log.clone());
         self.running.insert(id, Replica::open(config, log).unwrap());
+        self.drain(id);
+    }
+
+    /// A disk gets on again.
+    pub(crate) fn go_on(&mut self, id: u64) {
+        self.stalled.remove(&id);
         self.drain(id);
     }
 
@@ -69,8 +98,10 @@ impl Cluster {
     }
 
     pub(crate) fn crash(&mut self, id: u64) {
-        if let Some(replica) = self.running.remove(&id) {
-            self.crashed.insert(id, replica.log().clone());
+        if self.running.remove(&id).is_some() {
+            self.stalled.remove(&id);
+            self.writing.remove(&id);
+            self.crashed.insert(id, self.disks[&id].clone());
             self.network.retain(|(_, to, _)| *to != id);
         }
     }
@@ -101,7 +132,7 @@ impl Cluster {
     pub(crate) fn leave_era(&mut self, id: u64) {
         let replica = self.running.get_mut(&id).unwrap();
         let era = replica.state().era().unwrap();
-        replica.restart(era).unwrap();
+        replica.leave(era);
         self.drain(id);
     }
 
@@ -128,7 +159,12 @@ impl Cluster {
             let note = if lost { " (lost)" } else { "" };
             writeln!(self.story, "n{from} -> n{to} {}{note}", describe(&message)).unwrap();
         }
-        if !lost {
+        if lost {
+            let sender = self.running.get_mut(&from).filter(|_| self.says_what_is_lost);
+            if let Some(sender) = sender {
+                sender.report_unreachable(NodeId(to));
+            }
+        } else {
             if let Err(error) = self.running.get_mut(&to).unwrap().step(&bytes) {
                 writeln!(self.story, "n{to} refuses: {error}").unwrap();
             }
@@ -144,13 +180,9 @@ impl Cluster {
     }
 
     pub(crate) fn drain(&mut self, id: u64) {
-        let Some(replica) = self.running.get_mut(&id) else { return };
         let mut sent = Vec::new();
-        while let Some(mut output) = replica.take_output() {
-            sent.append(&mut output.send);
-            assert!(output.send_after_persist.is_empty() && output.events.is_empty());
-            replica.persist(&mut output).unwrap();
-            sent.append(&mut output.send_after_persist);
+        while let Some(output) = self.next_output(id) {
+            sent.extend(output.send);
             for event in &output.events {
                 if let Some(event) = describe_event(event) {
                     writeln!(self.story, "n{id}: {event}").unwrap();
@@ -160,6 +192,22 @@ impl Cluster {
         // raft-rs walks its peers in no particular order.
         sent.sort_by_key(|(to, _)| *to);
         self.network.extend(sent.into_iter().map(|(to, bytes)| (id, to.0, bytes)));
+    }
+
+    /// What a replica does next, be it that its disk got on.
+    fn next_output(&mut self, id: u64) -> Option<Output> {
+        let replica = self.running.get_mut(&id)?;
+        if let Some(output) = replica.take_output().unwrap() {
+            return Some(output);
+        }
+        if let Some(persist) = replica.take_write() {
+            self.writing.insert(id, persist);
+        }
+        if self.stalled.contains(&id) {
+            return None;
+        }
+        let written = write(self.disks.get_mut(&id)?, &self.writing.remove(&id)?);
+        Some(replica.persisted(written).unwrap())
     }
 
     fn request(&mut self) -> RequestId {

@@ -17,7 +17,7 @@ use floe_protocol::{
     StageId, TaskId, WallTime,
 };
 
-use crate::cluster::member;
+use crate::cluster::{member, written};
 use crate::world::{made, meta, short};
 
 /// When the scripts begin, in milliseconds since the Unix epoch.
@@ -62,7 +62,7 @@ pub(crate) struct Mesh {
 
 /// One node that runs.
 pub(crate) struct Node {
-    pub(crate) participant: Participant<MemoryLog>,
+    pub(crate) participant: Participant,
     running: BTreeMap<AttemptId, Assignment>,
     held: BTreeMap<TaskId, OutputMeta>,
     connected: BTreeSet<u64>,
@@ -387,7 +387,7 @@ impl Mesh {
     fn drain(&mut self, id: u64) {
         let mut broken = Vec::new();
         while let Some(node) = self.nodes.get_mut(&id) {
-            let Some(action) = node.participant.poll() else { break };
+            let Some(action) = node.participant.poll().unwrap() else { break };
             match action {
                 Action::Send(to, message) => {
                     if node.connected.contains(&to.0) {
@@ -404,7 +404,7 @@ impl Mesh {
                     node.lonely_since_ms = self.now_ms;
                     writeln!(self.story, "n{id} leaves {} for {}", name(era), name(to)).unwrap();
                 }
-                Action::Persist => node.participant.persist().unwrap(),
+                Action::Write(persist) => node.participant.persisted(written(&persist)).unwrap(),
             }
         }
         for other in broken {

@@ -16,7 +16,7 @@ use floe_protocol::{
 use goldenscript::Context;
 use proptest::prelude::*;
 
-use crate::cluster::member;
+use crate::cluster::{member, written};
 use crate::mesh::{Mesh, name};
 use crate::world::{graph, job};
 
@@ -204,9 +204,9 @@ fn a_node_that_slept_does_not_take_the_others_for_dead() {
         for _ in 0..ms / TICK_MS {
             now_ms += TICK_MS;
             node.tick(Reading::at(now_ms));
-            while let Some(action) = node.poll() {
-                if matches!(action, Action::Persist) {
-                    node.persist().unwrap();
+            while let Some(action) = node.poll().unwrap() {
+                if let Action::Write(persist) = action {
+                    node.persisted(written(&persist)).unwrap();
                 }
             }
         }

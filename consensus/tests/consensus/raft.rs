@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use floe_consensus::membership::{Change, survives};
-use floe_consensus::{Command, LogStore, MemoryLog, ProposeError};
+use floe_consensus::{Command, MemoryLog, ProposeError};
 use floe_protocol::{Era, NodeId, RequestId};
 use goldenscript::Context;
 use proptest::prelude::*;
@@ -74,6 +74,9 @@ enum ScriptCommand {
         id: u64,
         last: u64,
     },
+    /// Nodes' disks do not get on, until they do.
+    Stall(Vec<u64>),
+    GoOn(Vec<u64>),
     /// Loses all messages between a node and all others.
     Isolate(u64),
     Heal,
@@ -148,6 +151,8 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Crash(ids) => ids.iter().for_each(|id| cluster.crash(*id)),
             ScriptCommand::Restart(ids) => ids.iter().for_each(|id| cluster.restart(*id)),
             ScriptCommand::Truncate { id, last } => cluster.truncate_log(*id, *last),
+            ScriptCommand::Stall(ids) => cluster.stalled.extend(ids),
+            ScriptCommand::GoOn(ids) => ids.iter().for_each(|id| cluster.go_on(*id)),
             ScriptCommand::Isolate(id) => {
                 let all: Vec<_> = cluster.running.keys().chain(cluster.crashed.keys()).copied().collect();
                 cluster.cut.extend(all.iter().flat_map(|other| [(*id, *other), (*other, *id)]));
@@ -365,12 +370,17 @@ proptest! {
     /// Whatever a peer sends, in any role, the node answers or refuses; it goes on ticking and applying.
     #[test]
     fn no_message_makes_a_replica_panic(
-        messages in prop::collection::vec((1..4_u64, message()), 1..40),
+        messages in prop::collection::vec((1..4_u64, message(), 0..8_u8), 1..40),
         garbage in prop::collection::vec(any::<u8>(), 0..40),
     ) {
         let mut cluster = three_voters();
-        for (to, mut message) in messages {
+        for (to, mut message, disk) in messages {
             message.to = to;
+            match disk {
+                0 => drop(cluster.stalled.insert(to)),
+                1 => cluster.go_on(to),
+                _ => {}
+            }
             let bytes = message.write_to_bytes().unwrap();
             let _ = cluster.running.get_mut(&to).unwrap().step(&bytes);
             cluster.drain(to);
@@ -381,12 +391,13 @@ proptest! {
         run(&mut cluster, 2);
     }
 
-    /// Under lost messages, cuts and crashes, no two nodes ever differ in what they applied; and once all is
+    /// Under lost messages, cuts, crashes and slow disks, no two nodes ever differ in what they applied; and once all is
     /// well again a leader is found and all agree.
     #[test]
-    fn replicas_never_differ_and_recover(faults in prop::collection::vec((0..7_u8, 1..4_u64, 1..4_u64), 1..60)) {
+    fn replicas_never_differ_and_recover(faults in prop::collection::vec((0..9_u8, 1..4_u64, 1..4_u64), 1..60)) {
         let mut cluster = three_voters();
         cluster.checkpoint_entries = 5;
+        cluster.says_what_is_lost = true;
         let mut joined = 10;
         for (fault, a, b) in faults {
             match fault {
@@ -395,6 +406,8 @@ proptest! {
                 2 => cluster.cut.extend([(a, b), (b, a)]),
                 3 => cluster.cut.clear(),
                 4 => drop(cluster.network.pop_front()),
+                5 => drop(cluster.stalled.insert(a)),
+                6 => cluster.go_on(a),
                 _ => {}
             }
             if let Some(leader) = cluster.leader() {
@@ -405,6 +418,7 @@ proptest! {
             check_agreement(&cluster);
         }
         cluster.cut.clear();
+        (1..4).for_each(|id| cluster.go_on(id));
         (1..4).for_each(|id| cluster.restart(id));
         run(&mut cluster, 60);
         let leader = cluster.leader().expect("three connected voters elect a leader");
@@ -412,7 +426,7 @@ proptest! {
         run(&mut cluster, 10);
         check_agreement(&cluster);
         for replica in cluster.running.values() {
-            prop_assert!(replica.state().members().contains_key(&NodeId(99)));
+            prop_assert!(replica.state().members().contains_key(&NodeId(99)), "{}", cluster.story);
         }
     }
 }

@@ -1,22 +1,18 @@
-//! A simulated disk: what was synced survives a crash, what was not is lost, and a write that a crash
-//! interrupts is there wholly, partly or not at all.
+//! A simulated disk: what was synced survives a crash, what is under way is lost, and a write that a crash interrupts
+//! is there wholly, partly or not at all.
 //!
 //! ```text
-//!   write ──> cached ──must_sync──> durable ──crash──> what the next start finds
-//!                └────────crash: lost───────┘
+//!   begin ──> under way ──after some time: end──> durable ──crash──> what the next start finds
+//!                  └──────crash: lost, torn or kept──┘
 //! ```
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use floe_consensus::{LogError, MemoryLog, Persist, Written};
+use raft::Storage as _;
 
-use floe_consensus::{LogError, LogStore, MemoryLog, Persist};
-use floe_protocol::Era;
-use raft::eraftpb::{Entry, Snapshot};
-use raft::{GetEntriesContext, RaftState, Storage};
-
+use super::dice::Dice;
 use super::node::Bug;
 
-/// What becomes of the next write that is to be synced.
+/// What becomes of the next write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It is written and synced.
@@ -32,149 +28,103 @@ pub(super) enum Fate {
     Kept,
 }
 
-/// A node's log on its simulated disk.
-#[derive(Debug, Default)]
+/// A write takes up to so long, unless the disk is slow.
+pub(super) const WRITE_MS: u64 = 4;
+
+/// A machine's disk, as far as its node's log is on it.
+#[derive(Debug)]
 pub(super) struct Disk {
-    /// What the running node reads.
-    cached: MemoryLog,
-    /// What a crash leaves.
-    durable: Rc<RefCell<MemoryLog>>,
-    /// Written after the last sync.
-    unsynced: Vec<Persist>,
-    next: Rc<Cell<Fate>>,
+    durable: MemoryLog,
+    under_way: Option<Persist>,
+    pub(super) next: Fate,
+    /// How long a write takes at most.
+    pub(super) write_ms: u64,
     bug: Option<Bug>,
 }
 
 impl Disk {
-    /// A disk as the last crash left it. `next` decides on writes from outside.
-    pub(super) fn new(durable: MemoryLog, next: Rc<Cell<Fate>>, bug: Option<Bug>) -> Self {
-        let cached = durable.clone();
-        Self { cached, durable: Rc::new(RefCell::new(durable)), unsynced: Vec::new(), next, bug }
+    /// An empty one.
+    pub(super) fn new(bug: Option<Bug>) -> Self {
+        Self { durable: MemoryLog::new(), under_way: None, next: Fate::Written, write_ms: WRITE_MS, bug }
     }
 
-    /// What is on disk after a crash now.
-    pub(super) fn after_crash(&self) -> MemoryLog {
-        self.durable.borrow().clone()
+    /// What is on it.
+    pub(super) fn durable(&self) -> &MemoryLog {
+        &self.durable
     }
 
-    fn sync(&mut self, persist: &Persist) -> Result<(), LogError> {
-        if self.bug == Some(Bug::LyingDisk) {
-            return Ok(());
-        }
-        let mut durable = self.durable.borrow_mut();
-        for earlier in std::mem::take(&mut self.unsynced) {
-            durable.write(&earlier)?;
-        }
-        durable.write(persist)
+    /// What the next start finds.
+    pub(super) fn read(&self) -> Result<MemoryLog, LogError> {
+        MemoryLog::from_parts(self.durable.parts().clone())
     }
-}
 
-impl LogStore for Disk {
-    fn write(&mut self, persist: &Persist) -> Result<(), LogError> {
-        let fate = if persist.must_sync { self.next.replace(Fate::Written) } else { Fate::Written };
-        match fate {
-            Fate::Written => {}
-            Fate::Full => return full(),
-            Fate::Lost => return stopped(),
+    /// A write begins.
+    pub(super) fn begin(&mut self, persist: Persist) {
+        self.under_way = Some(persist);
+    }
+
+    /// The write under way is done: what the node is told, or why its machine stops.
+    pub(super) fn end(&mut self) -> Result<Option<Written>, LogError> {
+        let Some(persist) = self.under_way.take() else { return Ok(None) };
+        match std::mem::take(&mut self.next) {
+            Fate::Written => self.write(&persist).map(Some),
+            Fate::Full => Err(LogError::Io("no space left on the disk".to_owned())),
+            Fate::Lost => stopped(),
             Fate::Torn(entries) => {
-                let torn = torn(persist, entries as usize, &self.durable.borrow())?;
-                self.sync(&torn)?;
-                return stopped();
+                self.tear(&persist, entries as usize)?;
+                stopped()
             }
             Fate::Kept => {
-                self.sync(persist)?;
-                return stopped();
+                self.write(&persist)?;
+                stopped()
             }
         }
-        self.cached.write(persist)?;
-        if persist.must_sync {
-            self.sync(persist)
-        } else {
-            self.unsynced.push(persist.clone());
-            Ok(())
+    }
+
+    /// The machine stops, whatever is under way.
+    pub(super) fn crash(&mut self, dice: &mut Dice) -> Result<(), LogError> {
+        let Some(persist) = self.under_way.take() else { return Ok(()) };
+        match dice.between(0..=3) {
+            0 => self.write(&persist).map(drop),
+            1 => self.tear(&persist, dice.between(0..=3) as usize),
+            _ => Ok(()),
         }
     }
 
-    fn restart(&self, era: Era) -> Result<Self, LogError> {
-        let fate = self.next.replace(Fate::Written);
-        match fate {
-            Fate::Written | Fate::Kept => {}
-            Fate::Full => return full(),
-            Fate::Lost | Fate::Torn(_) => return stopped(),
+    fn write(&mut self, persist: &Persist) -> Result<Written, LogError> {
+        let checkpoint = persist.checkpoint.as_ref().map(|checkpoint| checkpoint.encode()).transpose()?;
+        if self.bug == Some(Bug::LyingDisk) {
+            return Ok(Written { checkpoint });
         }
-        let mut emptied = self.cached.restart(era)?;
-        if self.bug == Some(Bug::ForgottenEras) {
-            emptied = MemoryLog::new();
+        self.durable.write(persist)?;
+        if let (Some(snapshot), Some(of)) = (&checkpoint, &persist.checkpoint) {
+            self.durable.checkpointed(snapshot.clone(), of.dropped, false);
         }
-        if self.bug != Some(Bug::LyingDisk) {
-            *self.durable.borrow_mut() = emptied.clone();
+        if self.bug == Some(Bug::ForgottenEras) && persist.left.is_some() {
+            self.durable = MemoryLog::new();
         }
-        if fate == Fate::Kept {
-            return stopped();
-        }
-        let (durable, next) = (Rc::clone(&self.durable), Rc::clone(&self.next));
-        Ok(Self { cached: emptied, durable, unsynced: Vec::new(), next, bug: self.bug })
+        Ok(Written { checkpoint })
     }
 
-    fn left(&self) -> &[Era] {
-        self.cached.left()
+    /// Writes so many of the entries. A snapshot, and what is left of a log, are one piece: they are not there yet.
+    fn tear(&mut self, persist: &Persist, entries: usize) -> Result<(), LogError> {
+        if self.bug == Some(Bug::LyingDisk) || persist.snapshot.is_some() || persist.left.is_some() {
+            return Ok(());
+        }
+        let kept: Vec<_> = persist.entries.iter().take(entries).cloned().collect();
+        // What the log held from there on was to be replaced: it must not count as committed.
+        let last = match persist.entries.first() {
+            Some(first) => first.index - 1 + kept.len() as u64,
+            None => self.durable.last_index().map_err(|error| LogError::Damaged(error.to_string()))?,
+        };
+        let hard_state = persist.hard_state.clone().map(|mut hard_state| {
+            hard_state.commit = hard_state.commit.min(last);
+            hard_state
+        });
+        self.durable.write(&Persist { entries: kept, hard_state, ..Persist::default() })
     }
-}
-
-fn full<T>() -> Result<T, LogError> {
-    Err(LogError::Io("no space left on the disk".to_owned()))
 }
 
 fn stopped<T>() -> Result<T, LogError> {
     Err(LogError::Io("the machine stopped".to_owned()))
-}
-
-/// What is left of a write after `entries` of its entries. A snapshot is one piece: it is not there yet.
-fn torn(persist: &Persist, entries: usize, durable: &MemoryLog) -> Result<Persist, LogError> {
-    if persist.snapshot.is_some() {
-        return Ok(Persist::default());
-    }
-    let kept: Vec<_> = persist.entries.iter().take(entries).cloned().collect();
-    // What the log held from there on was to be replaced: it must not count as committed.
-    let last = match persist.entries.first() {
-        Some(first) => first.index - 1 + kept.len() as u64,
-        None => durable.last_index().map_err(|error| LogError::Damaged(error.to_string()))?,
-    };
-    let hard_state = persist.hard_state.clone().map(|mut hard_state| {
-        hard_state.commit = hard_state.commit.min(last);
-        hard_state
-    });
-    Ok(Persist { entries: kept, hard_state, ..Persist::default() })
-}
-
-impl Storage for Disk {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        self.cached.initial_state()
-    }
-
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        context: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
-        self.cached.entries(low, high, max_size, context)
-    }
-
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        self.cached.term(index)
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        self.cached.first_index()
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        self.cached.last_index()
-    }
-
-    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        self.cached.snapshot(request_index, to)
-    }
 }

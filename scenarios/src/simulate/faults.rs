@@ -22,6 +22,8 @@ pub(super) enum Fault {
     Lose { node: NodeId },
     /// A machine stops in the middle of a write, or finds its disk full.
     Write { node: NodeId, fate: Fate, down_ms: u64 },
+    /// A disk takes its time.
+    Slow { node: NodeId, write_ms: u64, ms: u64 },
     /// A process does nothing for a while, and then goes on as if nothing had been.
     Pause { node: NodeId, ms: u64 },
     /// A machine sleeps for a while, longer by its own account: hours in which little happens elsewhere.
@@ -50,6 +52,9 @@ impl fmt::Display for Fault {
             Self::Lose { node } => write!(f, "lose n{}", node.0),
             Self::Write { node, fate, down_ms } => {
                 write!(f, "n{}'s next write: {fate:?}, down for {down_ms} ms", node.0)
+            }
+            Self::Slow { node, write_ms, ms } => {
+                write!(f, "n{}'s disk takes up to {write_ms} ms a write for {ms} ms", node.0)
             }
             Self::Pause { node, ms } => write!(f, "pause n{} for {ms} ms", node.0),
             Self::Sleep { node, ms, told_ms } => {
@@ -88,7 +93,7 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
     let node = targets.leader.filter(|_| dice.chance(350)).unwrap_or(any);
     // Some last long enough for the others to go on without the node, and it without them.
     let while_ms = if dice.chance(200) { dice.between(4_000..=14_000) } else { dice.between(200..=6_000) };
-    Some(match dice.between(0..=107) {
+    Some(match dice.between(0..=119) {
         0 => Fault::PowerCut { down_ms: dice.between(20..=2_000) },
         1..=2 => Fault::Lose { node },
         3..=19 => Fault::Kill { node, down_ms: while_ms },
@@ -132,7 +137,11 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
             let recover_after_ms = dice.between(500..=5_000);
             Fault::LostQuorum { nodes, down_ms: dice.between(4_000..=14_000), recover_after_ms }
         }
-        _ => Fault::Recover { node: any },
+        103..=107 => Fault::Recover { node: any },
+        _ => {
+            let longest_ms = dice.pick(&[30, 300, 1_000, 3_000, 10_000])?;
+            Fault::Slow { node, write_ms: dice.between(10..=longest_ms), ms: while_ms }
+        }
     })
 }
 

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
 use floe_consensus::membership::{Configuration, Decision, genesis};
-use floe_consensus::participant::Error;
-use floe_consensus::replica::{Config, OpenError, TICK_MS};
+use floe_consensus::replica::{BrokenError, Config, OpenError, TICK_MS};
 use floe_consensus::{
-    Action, Command, Entry, Event, LogStore, Order, Participant, ProposeError, Reading, Replica, StateMachine,
+    Action, Command, Entry, Event, MemoryLog, Order, Participant, Persist, ProposeError, Reading, Replica,
+    StateMachine, Written,
 };
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, MeshView, Report};
@@ -20,8 +20,6 @@ use floe_protocol::{
     AttemptId, Era, Failure, Fence, JobId, Load, Member, MeshId, NodeId, OutputMeta, PeerMessage, RequestId,
     TaskId,
 };
-
-use super::disk::Disk;
 
 /// How often a node without a mesh looks around, and one that is not listed yet says so again.
 const LOOK_INTERVAL_MS: u64 = 100;
@@ -95,6 +93,8 @@ pub(super) enum Out {
     Run(Assignment),
     Answer(usize, Proposed),
     Note(Note),
+    /// Writes this to its disk.
+    Write(Persist),
     /// Makes sure of a connection.
     Dial(NodeId),
     /// Breaks a connection that only seems to stand.
@@ -160,7 +160,7 @@ struct Forwarded {
 
 /// A running node.
 pub(super) struct Node {
-    pub(super) participant: Participant<Disk>,
+    pub(super) participant: Participant,
     pub(super) out: Vec<Out>,
     /// What its machine's clocks show.
     pub(super) reading: Reading,
@@ -187,14 +187,14 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn start(start: Start, disk: Disk) -> Result<Self, OpenError> {
+    pub(super) fn start(start: Start, log: MemoryLog) -> Result<Self, OpenError> {
         let Start { member, election_ticks, checkpoint_entries, kept_entries, reading, joins, held, bug } =
             start;
         let mut config = Config::new(member.id);
         // One value to choose from leaves nothing to chance outside of the seed.
         config.election_ticks = election_ticks..election_ticks + 1;
         (config.checkpoint_entries, config.kept_entries) = (checkpoint_entries, kept_entries);
-        let replica = Replica::open(config, disk)?;
+        let replica = Replica::open(config, log)?;
         let first_call = member.incarnation << 32;
         // Ids that nobody else chooses: the participant's, and those of what is asked here.
         let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation) << 40;
@@ -368,11 +368,16 @@ impl Node {
         self.fill_slots();
     }
 
+    /// A write is done.
+    pub(super) fn persisted(&mut self, written: Written) -> Result<(), BrokenError> {
+        self.participant.persisted(written)
+    }
+
     /// Carries out what the last event caused, until nothing more comes of it.
-    pub(super) fn settle(&mut self) -> Result<(), Error> {
-        while let Some(action) = self.participant.poll() {
+    pub(super) fn settle(&mut self) -> Result<(), BrokenError> {
+        while let Some(action) = self.participant.poll()? {
             match action {
-                Action::Persist => self.participant.persist()?,
+                Action::Write(persist) => self.out.push(Out::Write(persist)),
                 Action::Send(to, message) => self.send_peer(to, message),
                 Action::Order(order) => self.order(order),
                 Action::Event(event) => self.applied(event),

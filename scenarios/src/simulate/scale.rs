@@ -1,7 +1,8 @@
 //! `simulate --scale`: what a leader's scheduler spends per task and per heartbeat, as the mesh grows. Wall
 //! time of this process, on one thread; nothing else is simulated.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,8 +11,8 @@ use floe_consensus::{Command, Effect, Entry, Event, Input, Now, Scheduler, State
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
-    Era, Exchange, Fence, Freed, JobId, Load, Member, MeshId, NodeId, PeerMessage, RequestId, Stage,
-    StageGraph, StageId, TaskSpec, WallTime, WhyFreed, Work,
+    Era, Exchange, Fence, Freed, JobId, Load, Member, MeshId, NodeId, PeerMessage, Placed, Read,
+    RequestId, Stage, StageGraph, StageId, StageInput, Summary, TaskSpec, WallTime, WhyFreed, Work,
 };
 
 use super::jobs::made;
@@ -32,12 +33,26 @@ const TASKS_PER_TICK: u64 = 2_500;
 /// Heartbeats measured in each mesh.
 const HEARTBEATS: u64 = 100_000;
 
-/// Dispatches a second that a leader is to reach at 1,000 nodes.
+/// Dispatches a second that a leader is to reach at 1,000 nodes, whatever else waits there.
 const TARGET_PER_S: f64 = 50_000.0;
+
+/// Jobs that wait meanwhile, in the last measurement, for more memory than any node has left.
+const BLOCKED_JOBS: u64 = 1_000;
+
+/// Partitions that the next task of each of these reads.
+const BLOCKED_INPUTS: usize = 200;
+
+/// What each of them has.
+const BLOCKED_BYTES: u64 = 1 << 30;
+
+/// The first of these jobs, and the job that keeps every node from being idle.
+const FIRST_BLOCKED: u64 = 1_000_000;
+const PINNING: u64 = 999_999;
 
 /// What one mesh costs its leader.
 struct Cost {
     nodes: u64,
+    blocked: u64,
     dispatches: u64,
     dispatching: Duration,
     heartbeat: Duration,
@@ -48,15 +63,17 @@ struct Cost {
 #[expect(clippy::print_stdout, reason = "the table is what this is run for")]
 pub(super) fn run() -> Result<()> {
     println!(
-        "{:>6} {:>11} {:>12} {:>15} {:>14} {:>14}",
-        "nodes", "dispatches", "us/dispatch", "dispatches/s", "us/heartbeat", "us/idle tick"
+        "{:>6} {:>13} {:>11} {:>12} {:>15} {:>14} {:>14}",
+        "nodes", "jobs blocked", "dispatches", "us/dispatch", "dispatches/s", "us/heartbeat", "us/idle tick"
     );
     let mut costs = Vec::new();
-    for nodes in MESHES {
-        let cost = measure(nodes)?;
+    let largest = MESHES.last().map(|nodes| (*nodes, BLOCKED_JOBS));
+    for (nodes, blocked) in MESHES.map(|nodes| (nodes, 0)).into_iter().chain(largest) {
+        let cost = measure(nodes, blocked)?;
         println!(
-            "{:>6} {:>11} {:>12.2} {:>15.0} {:>14.2} {:>14.1}",
+            "{:>6} {:>13} {:>11} {:>12.2} {:>15.0} {:>14.2} {:>14.1}",
             cost.nodes,
+            cost.blocked,
             cost.dispatches,
             cost.us_per_dispatch(),
             cost.per_s(),
@@ -65,14 +82,17 @@ pub(super) fn run() -> Result<()> {
         );
         costs.push(cost);
     }
-    let [.., hundred, thousand] = costs.as_slice() else { return Ok(()) };
+    let [.., hundred, thousand, beside_blocked] = costs.as_slice() else { return Ok(()) };
     let verdict = |met: bool| if met { "met" } else { "missed" };
-    let rate = thousand.per_s();
-    println!(
-        "dispatches/s at {} nodes: {rate:.0}, target at least {TARGET_PER_S:.0}: {}",
-        thousand.nodes,
-        verdict(rate >= TARGET_PER_S)
-    );
+    for cost in [thousand, beside_blocked] {
+        let rate = cost.per_s();
+        println!(
+            "dispatches/s at {} nodes beside {} blocked jobs of {BLOCKED_INPUTS} inputs: {rate:.0}, target at least {TARGET_PER_S:.0}: {}",
+            cost.nodes,
+            cost.blocked,
+            verdict(rate >= TARGET_PER_S)
+        );
+    }
     let growth = thousand.us_per_dispatch() / hundred.us_per_dispatch();
     let nodes = thousand.nodes as f64 / hundred.nodes as f64;
     println!(
@@ -107,7 +127,7 @@ struct Leader {
     spent: Duration,
 }
 
-fn measure(nodes: u64) -> Result<Cost> {
+fn measure(nodes: u64, blocked: u64) -> Result<Cost> {
     let era = Era { mesh: MeshId(1), epoch: 1, founder: NodeId(1) };
     let fence = Fence { era, term: 1 };
     let mut state = StateMachine::default();
@@ -136,10 +156,23 @@ fn measure(nodes: u64) -> Result<Cost> {
         };
         leader.step(Input::Inventory { node: id, inventory });
     }
+    if blocked > 0 {
+        // A task on every node that does not end: what would fit an idle one does not fit.
+        leader.submit(JobId(PINNING), vec![scan(nodes as usize)]);
+        let pinned: BTreeSet<_> = leader.given.drain(..).map(|(node, _)| node).collect();
+        anyhow::ensure!(pinned.len() as u64 == nodes, "not every node has something to do");
+        let stages = wide(&pinned);
+        // More than a mesh takes on: they are given to the scheduler alone.
+        let graph = Arc::new(StageGraph { stages, schema: Bytes::new() });
+        for job in (FIRST_BLOCKED..FIRST_BLOCKED + blocked).map(JobId) {
+            leader.step(Input::JobAccepted { job, graph: Arc::clone(&graph) });
+        }
+        anyhow::ensure!(leader.given.is_empty(), "a job that is to wait was given to a node");
+    }
     leader.spent = Duration::ZERO;
     let mut dispatches = 0;
     for job in 1..=JOBS {
-        leader.submit(JobId(job));
+        leader.submit(JobId(job), vec![scan(TASKS)]);
         while let Some((node, assignment)) = leader.given.pop_front() {
             dispatches += 1;
             if dispatches % TASKS_PER_TICK == 0 {
@@ -162,7 +195,7 @@ fn measure(nodes: u64) -> Result<Cost> {
     let heartbeat = std::mem::take(&mut leader.spent);
     leader.now_ms += 500;
     leader.step(Input::Tick);
-    Ok(Cost { nodes, dispatches, dispatching, heartbeat, tick: leader.spent })
+    Ok(Cost { nodes, blocked, dispatches, dispatching, heartbeat, tick: leader.spent })
 }
 
 impl Leader {
@@ -182,19 +215,8 @@ impl Leader {
         }
     }
 
-    fn submit(&mut self, job: JobId) {
-        let stage = Stage {
-            id: StageId(0),
-            work: Work::Fragment(Bytes::from_static(b"fragment")),
-            inputs: vec![],
-            exchange: Exchange::Gather,
-            tasks: vec![TaskSpec::default(); TASKS],
-            operators: vec![],
-            single_because: None,
-            seen_by: vec![],
-            unseen_by: vec![],
-        };
-        let graph = StageGraph { stages: vec![stage], schema: Bytes::new() };
+    fn submit(&mut self, job: JobId, stages: Vec<Stage>) {
+        let graph = StageGraph { stages, schema: Bytes::new() };
         self.commit(Command::Submit { job, label: String::new(), graph, submitted_at: WallTime::default() });
     }
 
@@ -206,6 +228,31 @@ impl Leader {
             self.step(input);
         }
     }
+}
+
+/// A stage of so many tasks that read no other.
+fn scan(tasks: usize) -> Stage {
+    Stage {
+        id: StageId(0),
+        work: Work::Fragment(Bytes::from_static(b"fragment")),
+        inputs: vec![],
+        exchange: Exchange::Gather,
+        tasks: vec![TaskSpec::default(); tasks],
+        operators: vec![],
+        single_because: None,
+        seen_by: vec![],
+        unseen_by: vec![],
+    }
+}
+
+/// One task that reads many partitions that came with the submission.
+fn wide(holders: &BTreeSet<NodeId>) -> Vec<Stage> {
+    let summary = Summary { rows: 1, bytes: BLOCKED_BYTES, mark: 0 };
+    let placed = holders.iter().zip(holders.iter().cycle().skip(1)).cycle().take(BLOCKED_INPUTS);
+    let held = placed.map(|(one, other)| Placed { nodes: vec![*one, *other], summary }).collect();
+    let frames = Stage { work: Work::Held(held), ..scan(BLOCKED_INPUTS) };
+    let inputs = vec![StageInput { stage: StageId(0), read: Read::All }];
+    vec![frames, Stage { id: StageId(1), inputs, ..scan(1) }]
 }
 
 fn report(node: NodeId, assignment: &Assignment, now_ms: u64) -> Input {

@@ -10,26 +10,25 @@
 //! Everything that happens is an event at a time; the one that is due next happens next, and one thread does
 //! it all. Chance comes from the seed alone, so that a seed is a run.
 
-use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::RangeInclusive;
-use std::rc::Rc;
 
 use floe_consensus::scheduler::SESSION_PATIENCE_MS;
-use floe_consensus::{Command, MemoryLog};
+use floe_consensus::{Command, Persist};
 use floe_protocol::message::{Assignment, MeshView};
 use floe_protocol::{
     AttemptId, Era, Failure, JobId, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId,
 };
 use protobuf::Message as _;
-use raft::eraftpb::Message;
+use raft::Storage as _;
+use raft::eraftpb::{Message, MessageType};
 
 use super::check::Checker;
 use super::clocks::{Clocks, wall};
 use super::dice::Dice;
-use super::disk::{Disk, Fate};
+use super::disk::{Disk, Fate, WRITE_MS};
 use super::faults::{Fault, Targets, draw, halves};
 use super::jobs::{Order, is_poison, is_standing, made, meta};
 use super::network::{Change, Network, Weather};
@@ -71,6 +70,8 @@ enum Event {
     Deliver { from: NodeId, to: NodeId, life: u64, wire: Box<Wire> },
     EndTask(NodeId, u64, AttemptId),
     DieOfTask(NodeId, u64, AttemptId),
+    Written(NodeId, u64),
+    Quicken(NodeId),
     Link(Change, u64),
     Look,
     Submit,
@@ -89,10 +90,8 @@ enum Event {
 struct Machine {
     id: NodeId,
     node: Option<Box<Node>>,
-    /// What is on its disk while its node does not run.
-    log: MemoryLog,
+    disk: Disk,
     held: BTreeMap<TaskId, OutputMeta>,
-    fate: Rc<Cell<Fate>>,
     /// Counts its starts.
     life: u64,
     /// Ticks without a leader before it campaigns, different from all others'.
@@ -146,8 +145,8 @@ pub(super) struct World {
     calm: bool,
     /// A machine was lost for good.
     lost: bool,
-    /// The node that somebody has just told to go on alone.
-    recovering: Option<NodeId>,
+    /// Nodes that somebody has told to go on alone, which takes until that is on their disks.
+    recovering: BTreeSet<NodeId>,
     bug: Option<Bug>,
     hasher: DefaultHasher,
     told: VecDeque<String>,
@@ -219,7 +218,7 @@ impl World {
             cuts: 0,
             calm: false,
             lost: false,
-            recovering: None,
+            recovering: BTreeSet::new(),
             bug,
             hasher: DefaultHasher::new(),
             told: VecDeque::new(),
@@ -306,9 +305,8 @@ impl World {
         let machine = Machine {
             id,
             node: None,
-            log: MemoryLog::new(),
+            disk: Disk::new(self.bug),
             held: BTreeMap::new(),
-            fate: Rc::default(),
             life: 0,
             patience: 0,
             clocks: Clocks::draw(&mut self.dice),
@@ -336,6 +334,13 @@ impl World {
             Event::Deliver { from, to, life, wire } => self.deliver(from, to, life, wire),
             Event::EndTask(id, life, attempt) => self.end_task(id, life, attempt),
             Event::DieOfTask(id, life, attempt) => self.die_of_task(id, life, attempt),
+            Event::Written(id, life) => self.written(id, life),
+            Event::Quicken(id) => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.disk.write_ms = WRITE_MS;
+                }
+                Ok(())
+            }
             Event::Link(change, life) => self.link(change, life),
             Event::Look => self.look(),
             Event::Submit => {
@@ -390,7 +395,7 @@ impl World {
         }
         machine.life += 1;
         machine.patience = election_ticks;
-        machine.fate.set(Fate::Written);
+        machine.disk.next = Fate::Written;
         let life = machine.life;
         let member = Member {
             id,
@@ -412,10 +417,9 @@ impl World {
             held: std::mem::take(&mut machine.held),
             bug,
         };
-        let log = MemoryLog::from_parts(machine.log.parts().clone())
-            .map_err(|error| format!("n{} finds its log unreadable: {error}", id.0))?;
-        let disk = Disk::new(log, Rc::clone(&machine.fate), bug);
-        let node = Node::start(start, disk).map_err(|error| format!("n{} cannot start: {error}", id.0))?;
+        let log = machine.disk.read();
+        let log = log.map_err(|error| format!("n{} finds its log unreadable: {error}", id.0))?;
+        let node = Node::start(start, log).map_err(|error| format!("n{} cannot start: {error}", id.0))?;
         machine.node = Some(Box::new(node));
         self.tell(format!("n{} starts for the {life}. time, {election_ticks} ticks patient", id.0));
         self.after(NODE_TICK_MS, Event::Tick(id, life));
@@ -433,7 +437,7 @@ impl World {
     /// A node goes on by itself only where nothing can have been agreed on without it: from a pair, whatever it has heard
     /// of a third voter.
     fn check_carried_on(&self, id: NodeId, era: Era, applied: u64) -> Result<(), String> {
-        if self.recovering == Some(id) {
+        if self.recovering.contains(&id) {
             return Ok(());
         }
         let ahead = |node: &&Node| node.era() == Some(era) && node.state().applied() > applied;
@@ -465,7 +469,11 @@ impl World {
         let mut stops = settled.is_err();
         for out in std::mem::take(&mut node.out) {
             match out {
-                Out::Send(to, wire) => self.send(id, to, wire),
+                Out::Send(to, wire) => {
+                    self.keeps_word(&node, &wire)?;
+                    self.send(id, to, wire);
+                }
+                Out::Write(persist) => self.begin_write(id, life, persist),
                 Out::Run(assignment) => self.start_task(&node, life, &assignment),
                 Out::Answer(number, proposed) => self.answered(&node, number, &proposed),
                 Out::Dial(peer) => self.network.dial(id, peer),
@@ -474,11 +482,14 @@ impl World {
                     if let Note::Left(era) = &note {
                         self.tell(format!("n{} leaves {era}", id.0));
                         self.tally.left += 1;
+                        // What it forgets shows when it starts again.
+                        stops |= self.bug == Some(Bug::ForgottenEras);
                     }
                     if let (Note::Event(_, floe_consensus::Event::CarriedOn { .. }), (Some(era), applied)) =
                         (&note, before)
                     {
                         self.check_carried_on(id, era, applied)?;
+                        self.recovering.remove(&id);
                     }
                     self.checker.note(&node, &note)?;
                 }
@@ -510,7 +521,7 @@ impl World {
     fn stop(&mut self, id: NodeId, down_ms: u64) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let Some(node) = machine.node.take() else { return };
-        machine.log = node.participant.replica().log().after_crash();
+        let crashed = machine.disk.crash(&mut self.dice);
         // What drivers brought is in files at once, what tasks made a little later.
         let is_on_disk = |_: &TaskId, meta: &mut OutputMeta| meta.mark == 0 || self.dice.chance(500);
         machine.held = node.held.into_iter().collect();
@@ -519,7 +530,73 @@ impl World {
         machine.sleeps = None;
         machine.backlog.clear();
         self.network.stopped(id);
+        self.recovering.remove(&id);
+        if let Err(error) = crashed {
+            self.tell(format!("n{}'s disk is in disorder: {error}", id.0));
+        }
         self.after(down_ms.max(1), Event::Boot(id));
+    }
+
+    fn begin_write(&mut self, id: NodeId, life: u64, persist: Persist) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let ms = self.dice.between(0..=machine.disk.write_ms);
+        machine.disk.begin(persist);
+        self.after(ms, Event::Written(id, life));
+    }
+
+    fn written(&mut self, id: NodeId, life: u64) -> Result<(), String> {
+        if self.unless_paused(id, life, Event::Written(id, life)).is_none() || !self.is_awake(id, life) {
+            return Ok(());
+        }
+        let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
+        match machine.disk.end() {
+            Ok(None) => Ok(()),
+            Ok(Some(written)) => {
+                let mut outcome = Ok(());
+                self.with_node(id, life, |node| outcome = node.persisted(written))?;
+                outcome.map_err(|error| format!("n{} cannot go on: {error}", id.0))
+            }
+            Err(error) => {
+                self.tell(format!("n{} stops: {error}", id.0));
+                let down_ms = self.machines[&id].down_ms;
+                self.stop(id, down_ms);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a node says to others it has on its disk: its term, its vote, and what it acknowledges.
+    fn keeps_word(&self, node: &Node, wire: &Wire) -> Result<(), String> {
+        let Wire::Peer(PeerMessage::Raft { message, .. }) = wire else { return Ok(()) };
+        let (Ok(m), Some(machine)) = (Message::parse_from_bytes(message), self.machines.get(&node.id()))
+        else {
+            return Ok(());
+        };
+        if self.bug == Some(Bug::LyingDisk) {
+            return Ok(());
+        }
+        let log = machine.disk.durable();
+        let (hard_state, last) = (&log.parts().hard_state, log.last_index().unwrap_or(0));
+        let holds = match m.msg_type {
+            MessageType::MsgAppendResponse if !m.reject => hard_state.term >= m.term && last >= m.index,
+            MessageType::MsgRequestVoteResponse if !m.reject => {
+                hard_state.term > m.term || (hard_state.term == m.term && hard_state.vote == m.to)
+            }
+            MessageType::MsgRequestVote | MessageType::MsgAppend | MessageType::MsgSnapshot => {
+                hard_state.term >= m.term
+            }
+            _ => true,
+        };
+        if holds {
+            return Ok(());
+        }
+        Err(format!(
+            "n{} says what is not on its disk (term {}, vote {}, entries to {last}): {}",
+            node.id().0,
+            hard_state.term,
+            hard_state.vote,
+            describe(wire)
+        ))
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, wire: Wire) {
@@ -812,8 +889,14 @@ impl World {
             Fault::Lose { node } => self.lose(node),
             Fault::Write { node, fate, down_ms } => {
                 if let Some(machine) = self.machines.get_mut(&node) {
-                    machine.fate.set(fate);
+                    machine.disk.next = fate;
                     machine.down_ms = down_ms;
+                }
+            }
+            Fault::Slow { node, write_ms, ms } => {
+                if let Some(machine) = self.machines.get_mut(&node) {
+                    machine.disk.write_ms = write_ms;
+                    self.after(ms, Event::Quicken(node));
                 }
             }
             Fault::Pause { node, ms } => {
@@ -900,9 +983,10 @@ impl World {
             return Ok(());
         }
         let mut outcome = Ok(());
-        self.recovering = Some(id);
         self.with_node(id, life, |node| outcome = node.participant.recover(era))?;
-        self.recovering = None;
+        if outcome.is_ok() {
+            self.recovering.insert(id);
+        }
         self.tally.recovered += u64::from(outcome.is_ok());
         self.tell(format!("n{} carries on: {outcome:?}", id.0));
         Ok(())
@@ -949,8 +1033,10 @@ impl World {
         self.tell("CALM: everything heals".to_owned());
         let ids: Vec<_> = self.machines.keys().copied().collect();
         for id in ids {
+            if let Some(machine) = self.machines.get_mut(&id) {
+                (machine.disk.next, machine.disk.write_ms) = (Fate::Written, WRITE_MS);
+            }
             let machine = &self.machines[&id];
-            machine.fate.set(Fate::Written);
             if machine.paused {
                 self.resume(id, machine.life)?;
             } else if machine.node.is_none() && !machine.gone {
@@ -991,7 +1077,7 @@ impl World {
             }
             let stands = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
             if !job.phase.is_terminal() && !stands {
-                return Some(format!("job {id} runs: {:?}", job.stages));
+                return Some(format!("job {id} runs: {:?}; {}", job.stages, self.frames_of(*id)));
             }
             if job.phase == JobPhase::Succeeded && !self.can_be_collected(*id, job) {
                 return Some(format!("the result of job {id} is not where the mesh says"));
@@ -1005,6 +1091,20 @@ impl World {
         let gone = |node: &NodeId| self.machines.get(node).is_none_or(|machine| machine.gone);
         let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
         frames.into_iter().any(|(_, placed)| placed.nodes.iter().all(gone))
+    }
+
+    /// Where the frames that came with a job were, and where they are.
+    fn frames_of(&self, id: JobId) -> String {
+        let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
+        let frames = frames.map(|(task, placed)| {
+            let holds = |machine: &&Machine| {
+                machine.node.as_ref().map_or(&machine.held, |node| &node.held).contains_key(task)
+            };
+            let holders: Vec<_> = self.machines.values().filter(holds).map(|machine| machine.id.0).collect();
+            let were: Vec<_> = placed.nodes.iter().map(|node| node.0).collect();
+            format!("{task} came to {were:?} and is on {holders:?}")
+        });
+        frames.collect::<Vec<_>>().join(", ")
     }
 
     /// In what way the nodes that run are not one mesh, if any.
@@ -1111,7 +1211,7 @@ impl Machine {
     fn has_mesh(&self) -> bool {
         match &self.node {
             Some(node) => node.era().is_some(),
-            None => self.life > 0 && !self.log.is_empty(),
+            None => self.life > 0 && !self.disk.durable().is_empty(),
         }
     }
 }
