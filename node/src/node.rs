@@ -25,7 +25,7 @@ use floe_protocol::{
     Era, Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
     PeerMessage, Placed, RequestId, StageGraph, TaskId,
 };
-use floe_transport::{MeshKey, Refusal, node_id};
+use floe_transport::{Gate, MeshKey, Refusal, node_id};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -131,7 +131,7 @@ impl Node {
         data_dir.remember_log()?;
         let budget = Budget::new(settings.memory_bytes);
         let store = Store::open(&data_dir.path().join("partitions"), id, budget)?;
-        let (network, events) = open_network(&settings, &data_dir, key).await?;
+        let (network, events) = open_network(&settings, &data_dir, &Gate::new(key)).await?;
         let addresses = first_addresses(&network).await?;
         data_dir.remember_port(tcp_port(&addresses).unwrap_or(0))?;
         let member = Member {
@@ -266,14 +266,14 @@ fn hosts_config(settings: &Settings, data_dir: &DataDir) -> HostsConfig {
 async fn open_network(
     settings: &Settings,
     data_dir: &DataDir,
-    key: MeshKey,
+    gate: &Gate,
 ) -> Result<(Network, mpsc::Receiver<NetworkEvent>), Error> {
     let host = if settings.everywhere { "0.0.0.0" } else { "127.0.0.1" };
     let at =
         |port: u16| -> Vec<Multiaddr> { format!("/ip4/{host}/tcp/{port}").parse().into_iter().collect() };
     let config = |listen: Vec<Multiaddr>| floe_network::Config {
         identity: data_dir.identity().clone(),
-        key: key.clone(),
+        gate: gate.clone(),
         listen,
         join: settings.join.clone(),
         mdns: settings.mdns,
@@ -444,7 +444,7 @@ impl Loop {
                 self.loads.insert(from, hint.load);
             }
             NetworkEvent::Refused { address, refusal } => {
-                tracing::info!(%address, "not admitted: {refusal}");
+                tracing::debug!(%address, "not admitted: {refusal}");
                 self.refusals.truncate(MAX_REFUSALS - 1);
                 self.refusals.push_front((address, refusal));
             }

@@ -21,7 +21,9 @@ pub mod version;
 pub use failure::Failure;
 pub use function::{Function, FunctionJob};
 pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, TaskSpec, Work};
-pub use ids::{AttemptId, BlobId, Claim, Era, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
+pub use ids::{
+    AttemptId, BlobId, Claim, Era, Fence, InvitationId, JobId, KeyName, MeshId, NodeId, RequestId, StageId, TaskId,
+};
 pub use job::{Freed, JobKind, JobPhase, JobSpec, JobStatus, Query, StageProgress, WhyFreed};
 pub use message::{PeerMessage, Request, Response};
 pub use node::{Load, Member, NodeInfo, NodeRole};
