@@ -11,6 +11,7 @@ mod bindings;
 mod chaos;
 mod cli;
 mod deadly;
+mod door;
 mod failover;
 mod frames;
 mod functions;

@@ -3,7 +3,7 @@
 //! ```text
 //!   lock          held while a node runs on the directory
 //!   node.json     format version, secret key, incarnation, last port
-//!   mesh.key      the mesh key, when the node joined with a ticket
+//!   mesh.key      the mesh key, when the node joined by an invitation
 //!   log.redb      the replicated log
 //!   partitions/   partitions on disk
 //! ```
@@ -14,6 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use floe_protocol::InvitationId;
 use floe_transport::MeshKey;
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,9 @@ struct NodeFile {
     port: u16,
     /// Whether a log was ever opened beside it.
     has_log: bool,
+    /// The invitation by which the mesh key came.
+    #[serde(default)]
+    invitation: Option<InvitationId>,
 }
 
 /// Only what every version of `node.json` has.
@@ -172,6 +176,20 @@ impl DataDir {
         self.write_node()
     }
 
+    /// The mesh key that came by this invitation, if one did: a node that is started again with its ticket needs no
+    /// second use of it.
+    pub fn key_by(&self, invitation: InvitationId) -> Option<Result<MeshKey, Error>> {
+        let came = self.node.invitation == Some(invitation) && self.key_file().exists();
+        came.then(|| read_key(&self.key_file()))
+    }
+
+    /// Keeps the mesh key that came by an invitation.
+    pub fn keep_key(&mut self, key: &MeshKey, invitation: InvitationId) -> Result<(), Error> {
+        write_key(&self.key_file(), key)?;
+        self.node.invitation = Some(invitation);
+        self.write_node()
+    }
+
     /// Where the log lies.
     pub fn log_file(&self) -> PathBuf {
         self.path.join("log.redb")
@@ -228,7 +246,10 @@ fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
         .try_into_ed25519()
         .map_err(|error| Error::Damaged { path: log.with_file_name("node.json"), why: error.to_string() })?;
     let secret = HEXLOWER.encode(secret.secret().as_ref());
-    Ok((NodeFile { format: FORMAT, secret, incarnation: 0, port: 0, has_log: false }, identity))
+    Ok((
+        NodeFile { format: FORMAT, secret, incarnation: 0, port: 0, has_log: false, invitation: None },
+        identity,
+    ))
 }
 
 /// Reads a mesh key from a file.

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use crate::config::{self, Settings};
 use crate::data_dir::DataDir;
+use crate::keys::KeySource;
 use crate::node::{Error, Node};
 
 /// A running embedded mesh. It is alone by design: no discovery, a key nobody else has.
@@ -37,7 +38,7 @@ impl Embedded {
             environments: local::home().ok().map(|home| config::environments(&home)),
             python: None,
         };
-        let node = Node::start(settings, data_dir, key.clone()).await?;
+        let node = Node::start(settings, data_dir, KeySource { key: key.clone(), files: Vec::new() }).await?;
         Ok(Self { node, key, _temp: temp })
     }
 

@@ -81,7 +81,9 @@ pub enum Refusal {
     #[error("the other side was removed from this mesh for good (`floe forget`)")]
     IsForgotten,
     /// The other side has no room for us.
-    #[error("the node serves as many drivers as it has room for: try again later, or connect to another node")]
+    #[error(
+        "the node serves as many drivers as it has room for: try again later, or connect to another node"
+    )]
     Busy,
     /// This side has no room.
     #[error("this node serves as many drivers as it has room for")]
@@ -340,7 +342,13 @@ impl Hello {
             Role::Driver => DRIVER,
             Role::Guest(_) => GUEST,
         };
-        Ok(Self { protocol: credentials.protocol, role, polars: release(&credentials.polars), offered, nonce })
+        Ok(Self {
+            protocol: credentials.protocol,
+            role,
+            polars: release(&credentials.polars),
+            offered,
+            nonce,
+        })
     }
 
     fn to_bytes(&self) -> [u8; HELLO_BYTES] {

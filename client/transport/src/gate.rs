@@ -145,12 +145,7 @@ impl Credentials {
     }
 
     /// Of what a node or a driver offers the first that this end takes, with what it is called.
-    pub(crate) fn accepted(
-        &self,
-        offered: &Offered,
-        role: Role,
-        node: NodeId,
-    ) -> Option<(u64, MeshKey)> {
+    pub(crate) fn accepted(&self, offered: &Offered, role: Role, node: NodeId) -> Option<(u64, MeshKey)> {
         let Holds::Keys(gate) = &self.holds else { return None };
         let rules = gate.lock();
         if let Role::Guest(id) = role {

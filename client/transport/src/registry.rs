@@ -98,7 +98,8 @@ impl Drop for Listed {
 
 /// The running nodes whose key has this fingerprint, in order of id.
 pub fn scan(dir: &Path, fingerprint: &str) -> Vec<Entry> {
-    let has = |entry: &Entry| entry.fingerprint == fingerprint || entry.former.as_deref() == Some(fingerprint);
+    let has =
+        |entry: &Entry| entry.fingerprint == fingerprint || entry.former.as_deref() == Some(fingerprint);
     all(dir).into_iter().filter(has).collect()
 }
 

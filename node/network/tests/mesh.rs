@@ -15,8 +15,8 @@ use floe_network::{Caller, Config, Error, Event, Hint, Network, start};
 use floe_protocol::version::PROTOCOL_VERSION;
 use floe_protocol::{Era, Failure, Fence, JobId, Load, MeshId, NodeId, PeerMessage, Request, Response};
 use floe_transport::{
-    Body, CALL, CONTROL, Connection, Credentials, DialError, Gate, MeshKey, OpenError, Refusal, Role, Stream, call,
-    node_id, read_frame, send_body, write_frame,
+    Body, CALL, CONTROL, Connection, Credentials, DialError, Gate, MeshKey, OpenError, Refusal, Role, Stream,
+    call, node_id, read_frame, send_body, write_frame,
 };
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::Multiaddr;
