@@ -683,11 +683,11 @@ mod tests {
         let listener = Credentials::of(gate.clone(), Role::Node);
         let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
         assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
-        gate.change(|rules| drop(rules.invitations.insert(secret.id(), secret.verifier())));
+        gate.change(|rules| rules.invitations.extend([(secret.id(), secret.verifier())]));
         let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
         assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Guest(secret.id()))));
         // One that knows its id only, as everyone does who sees it pass.
-        gate.change(|rules| drop(rules.invitations.insert(secret.id(), MeshKey::generate())));
+        gate.change(|rules| rules.invitations.extend([(secret.id(), MeshKey::generate())]));
         let [near, far] = meet(Credentials::guest(&secret), listener).await;
         assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
     }
