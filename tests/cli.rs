@@ -128,7 +128,7 @@ async fn help_version_and_completions_need_no_mesh() {
     let help = floe.run(["--help"]).await.unwrap().success().unwrap();
     for command in [
         "up", "invite", "status", "sql", "explain", "map", "run", "jobs", "logs", "cancel", "recover",
-        "chaos", "demo", "key",
+        "forget", "chaos", "demo", "key",
     ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),

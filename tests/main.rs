@@ -12,6 +12,7 @@ mod chaos;
 mod cli;
 mod deadly;
 mod disk;
+mod door;
 mod failover;
 mod frames;
 mod functions;

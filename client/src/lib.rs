@@ -79,7 +79,7 @@ pub use watch::Watch;
 pub use floe_protocol::function::Blob;
 pub use floe_protocol::message::{LogChunk, Status};
 pub use floe_protocol::{
-    AttemptId, BlobId, Failure, JobId, JobKind, JobPhase, JobSpec, JobStatus, NodeId, NodeInfo, NodeRole,
-    Query, Stage, StageGraph, StageId, StageProgress, TaskId,
+    AttemptId, BlobId, Failure, JobId, JobKind, JobPhase, JobSpec, JobStatus, KeyName, NodeId, NodeInfo,
+    NodeRole, Query, Stage, StageGraph, StageId, StageProgress, TaskId,
 };
-pub use floe_transport::{MeshKey, blob_id};
+pub use floe_transport::{InvitationSecret, MeshKey, blob_id};

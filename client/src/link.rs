@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,8 @@ use floe_protocol::{Failure, NodeId, Request, Response};
 use floe_transport::files::read_checked;
 use floe_transport::stream::send_body;
 use floe_transport::{
-    Body, BodyError, CALL, CallError, Connection, Credentials, DialError, MeshKey, Refusal, Role, Stream,
-    read_frame, write_frame,
+    Body, BodyError, CALL, CallError, Connection, Credentials, DialError, Gate, MeshKey, Refusal, Role,
+    Stream, read_frame, write_frame,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -30,6 +31,7 @@ use libp2p::identity::Keypair;
 
 use crate::error::{Error, Result};
 use crate::holders::Holders;
+use crate::local;
 use crate::nodes::Nodes;
 use crate::patience::Patience;
 
@@ -64,7 +66,9 @@ const MAX_EXCUSES: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct Link {
     identity: Keypair,
-    credentials: Credentials,
+    gate: Gate,
+    /// Where the mesh key was read: the mesh may change it.
+    key_file: Option<PathBuf>,
     timeout: Duration,
     nodes: std::sync::Mutex<Nodes>,
     holders: std::sync::Mutex<Holders>,
@@ -98,14 +102,15 @@ pub(crate) enum Lost {
 impl Link {
     /// Connects to the first node that answers, and keeps learning the others.
     pub(crate) async fn connect(
-        key: MeshKey,
+        (key, key_file): (MeshKey, Option<PathBuf>),
         addresses: Vec<Multiaddr>,
         connect_timeout: Duration,
         timeout: Duration,
     ) -> Result<Arc<Self>> {
         let link = Arc::new(Self {
             identity: Keypair::generate_ed25519(),
-            credentials: Credentials::new(key, Role::Driver),
+            gate: Gate::new(key),
+            key_file,
             timeout,
             nodes: std::sync::Mutex::new(Nodes::new(addresses)),
             holders: std::sync::Mutex::default(),
@@ -201,6 +206,9 @@ impl Link {
                     return Ok(connection);
                 }
                 Err(failures) => {
+                    if has_another_key(&failures) && self.read_key_again().await {
+                        continue;
+                    }
                     if let Some(refused) = refused(&failures) {
                         return Err(refused);
                     }
@@ -214,6 +222,24 @@ impl Link {
         }
     }
 
+    /// Whether the mesh key was changed in the file that it was read from.
+    async fn read_key_again(&self) -> bool {
+        let Some(file) = self.key_file.clone() else { return false };
+        let read = tokio::task::spawn_blocking(move || local::read_key(&file));
+        let Ok(Ok(key)) = read.await else { return false };
+        let former = self.gate.key();
+        if key == former {
+            return false;
+        }
+        tracing::info!(key = key.fingerprint(), "the mesh key was changed");
+        self.gate.change(|rules| rules.key = key);
+        true
+    }
+
+    fn credentials(&self) -> Credentials {
+        Credentials::of(self.gate.clone(), Role::Driver)
+    }
+
     /// Dials every known node, the best first, until one answers. Otherwise returns why each did not.
     async fn dial(&self, left: Duration) -> Result<Connection, BTreeMap<Multiaddr, DialError>> {
         let mut waiting = self.nodes().candidates().into_iter();
@@ -221,8 +247,7 @@ impl Link {
         let mut failures = BTreeMap::new();
         let dial = |address: Multiaddr| async move {
             let timeout = DIAL_TIMEOUT.min(left);
-            let dialled =
-                Connection::dial(&self.identity, self.credentials.clone(), address.clone(), timeout);
+            let dialled = Connection::dial(&self.identity, self.credentials(), address.clone(), timeout);
             (address, dialled.await)
         };
         dials.extend(waiting.next().map(dial));
@@ -323,7 +348,7 @@ async fn dial_holder(link: Arc<Link>, node: NodeId) {
     let addresses = link.nodes().addresses_of(node);
     let mut connected = None;
     for address in addresses {
-        let dialled = Connection::dial(&link.identity, link.credentials.clone(), address, DIAL_TIMEOUT).await;
+        let dialled = Connection::dial(&link.identity, link.credentials(), address, DIAL_TIMEOUT).await;
         // Behind an address that means something else here, another node may answer.
         connected = dialled.ok().filter(|connection| connection.node() == node);
         if connected.is_some() {
@@ -346,6 +371,9 @@ pub(crate) async fn ask_once(
         | Request::Cancel { .. }
         | Request::Release { .. }
         | Request::Recover { .. }
+        | Request::Invite { .. }
+        | Request::Forget { .. }
+        | Request::RotateKey { .. }
         | Request::Session { .. } => DECISION_TIMEOUT,
         // It answers when other nodes have copies too.
         Request::PutBlob { blob } => DECISION_TIMEOUT + Duration::from_secs(blob.bytes / COPIED_BYTES_PER_S),
@@ -472,10 +500,20 @@ pub(crate) fn is_excuse(failure: &Failure) -> bool {
     )
 }
 
+/// Whether a node holds another key.
+fn has_another_key(failures: &BTreeMap<Multiaddr, DialError>) -> bool {
+    let wrong =
+        |error: &DialError| matches!(error, DialError::Refused { refusal: Refusal::WrongKey { .. }, .. });
+    failures.values().any(wrong)
+}
+
 /// The refusal that makes dialling again useless: no node did anything but refuse, one for a reason that lasts.
 fn refused(failures: &BTreeMap<Multiaddr, DialError>) -> Option<Error> {
     let lasting = |error: &DialError| match error {
-        DialError::Refused { refusal, .. } => !matches!(refusal, Refusal::Timeout | Refusal::Broken(_)),
+        DialError::Refused { refusal, .. } => !matches!(
+            refusal,
+            Refusal::Timeout | Refusal::Broken(_) | Refusal::MadeWay | Refusal::Busy | Refusal::Noise
+        ),
         DialError::BadAddress { .. } | DialError::WrongPeer { .. } | DialError::Identity(_) => true,
         DialError::NobodyAnswers { .. } => false,
     };

@@ -49,8 +49,12 @@ pub fn user_key_file(home: &Path) -> PathBuf {
 
 /// Reads the mesh key that drivers use unless given another.
 pub fn key() -> Result<MeshKey> {
-    let path = user_key_file(&home()?);
-    let text = std::fs::read_to_string(&path).map_err(|error| {
+    read_key(&user_key_file(&home()?))
+}
+
+/// Reads a mesh key from a file.
+pub fn read_key(path: &Path) -> Result<MeshKey> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
         Error::Local(format!("the mesh key cannot be read from {}: {error}", path.display()))
     })?;
     text.trim()

@@ -1,13 +1,14 @@
 //! The way into a mesh: connecting, submitting, asking.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use floe_protocol::function::FunctionInput;
 use floe_protocol::message::{Request, Response, Status};
-use floe_protocol::{JobId, JobKind, JobSpec, JobStatus, NodeId, Query, StageGraph};
-use floe_transport::MeshKey;
+use floe_protocol::{JobId, JobKind, JobSpec, JobStatus, KeyName, NodeId, Query, Secret, StageGraph};
+use floe_transport::{InvitationSecret, MeshKey};
 use libp2p::Multiaddr;
 
 use crate::error::{Error, Result};
@@ -61,12 +62,14 @@ impl Mesh {
 
     /// Connects to the mesh that runs on this machine, with the key of this machine's user.
     pub async fn local() -> Result<Self> {
-        let key = local::key()?;
-        let addresses = local::nodes(&local::home()?, &key);
+        let home = local::home()?;
+        let key_file = local::user_key_file(&home);
+        let key = local::read_key(&key_file)?;
+        let addresses = local::nodes(&home, &key);
         if addresses.is_empty() {
             return Err(Error::Incomplete("no mesh runs on this machine: start one with `floe up`"));
         }
-        Self::builder().key(key).addresses(addresses).connect().await
+        Self::builder().key(key).key_file(key_file).addresses(addresses).connect().await
     }
 
     /// Settings for a connection.
@@ -157,6 +160,36 @@ impl Mesh {
         }
     }
 
+    /// Lets that many nodes come that know this secret, for so long by the leader's clock. Whoever comes gets the mesh key.
+    pub async fn invite(&self, secret: &InvitationSecret, uses: u32, lasts: Duration) -> Result<()> {
+        let (id, verifier) = (secret.id(), Secret(secret.verifier().to_bytes()));
+        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        let (answer, exchange) = self.ask(&Request::Invite { id, verifier, uses, lasts_ms }, &[]).await?;
+        match answer {
+            Response::Done => Ok(()),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Removes a node for good: no node lets it in again.
+    pub async fn forget(&self, node: NodeId) -> Result<()> {
+        let (answer, exchange) = self.ask(&Request::Forget { node }, &[]).await?;
+        match answer {
+            Response::Done => Ok(()),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Changes the mesh key, which is `from`, and returns what the new one is called. The nodes write it to the files in
+    /// which they found the former one; this connection goes on.
+    pub async fn rotate_key(&self, from: KeyName) -> Result<KeyName> {
+        let (answer, exchange) = self.ask(&Request::RotateKey { from }, &[]).await?;
+        match answer {
+            Response::Rotated { to } => Ok(to),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
     /// A job submitted before, by this process or another. Whether it exists shows with the first question.
     pub fn job(&self, id: JobId) -> Job {
         Job::named(self.clone(), id)
@@ -190,6 +223,7 @@ impl From<JobSpec> for Submission {
 #[derive(Clone, Debug, Default)]
 pub struct MeshBuilder {
     key: Option<MeshKey>,
+    key_file: Option<PathBuf>,
     addresses: Vec<String>,
     connect_timeout: Option<Duration>,
     timeout: Option<Duration>,
@@ -200,6 +234,12 @@ impl MeshBuilder {
     /// user, which `floe up` made.
     pub fn key(mut self, key: MeshKey) -> Self {
         self.key = Some(key);
+        self
+    }
+
+    /// The file that holds the mesh key. It is read again when the mesh has changed its key.
+    pub fn key_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.key_file = Some(file.into());
         self
     }
 
@@ -230,9 +270,13 @@ impl MeshBuilder {
 
     /// Connects to the first node that answers and learns the others from it.
     pub async fn connect(self) -> Result<Mesh> {
-        let key = match self.key {
-            Some(key) => key,
-            None => local::key()?,
+        let key = match (self.key, self.key_file) {
+            (Some(key), file) => (key, file),
+            (None, Some(file)) => (local::read_key(&file)?, Some(file)),
+            (None, None) => {
+                let file = local::user_key_file(&local::home()?);
+                (local::read_key(&file)?, Some(file))
+            }
         };
         if self.addresses.is_empty() {
             return Err(Error::Incomplete("no node's address was given"));

@@ -4,11 +4,12 @@
 use floe_protocol::frame::{FrameError, decode, encode};
 use floe_protocol::job::TaskRun;
 use floe_protocol::{
-    Claim, Era, Freed, JobId, JobPhase, Member, MeshId, NodeId, RequestId, StageGraph, StageId, WallTime,
+    Claim, Era, Freed, InvitationId, JobId, JobPhase, KeyName, Member, MeshId, NodeId, RequestId, Secret,
+    StageGraph, StageId, WallTime,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state_machine::{Job, StageOutputs};
+use crate::state_machine::{FormerKey, Job, Rotation, StageOutputs};
 
 /// One entry: a command and the id under which it applies once, however often it was proposed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,43 @@ pub struct Entry {
 /// A decision of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
+    /// Nodes may come that know the secret of this invitation.
+    Invite {
+        /// What it is called.
+        id: InvitationId,
+        /// What whoever comes by it proves to know.
+        verifier: Secret,
+        /// How many nodes it admits.
+        uses: u32,
+        /// For how long, in the leader's time.
+        lasts_ms: u64,
+    },
+    /// A node comes by an invitation.
+    Enter {
+        /// The invitation.
+        invitation: InvitationId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The time of these invitations is over.
+    ExpireInvitations {
+        /// The invitations.
+        invitations: Vec<InvitationId>,
+    },
+    /// A node is no longer a member, and must not come back.
+    Forget {
+        /// The node.
+        node: NodeId,
+    },
+    /// The mesh has another key.
+    RotateKey(Rotation),
+    /// The key before that counts for fewer.
+    RetireKey {
+        /// The present key.
+        to: KeyName,
+        /// For whom the former still counts.
+        former: FormerKey,
+    },
     /// The mesh begins, with its founder as first member. Always the first entry, and the only one of its kind.
     Genesis {
         /// The new mesh.
@@ -92,6 +130,8 @@ pub enum Command {
         jobs: Vec<(JobId, Job)>,
         /// Jobs of which it knows no more than that they have ended.
         tombstones: Vec<(JobId, Freed)>,
+        /// Nodes that it was told to forget.
+        forgotten: Vec<NodeId>,
     },
     /// This era has met another one that it is compared with by what both have done. What is said first stays.
     Claim {

@@ -38,6 +38,8 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
+    /// Somebody else may come to the mesh than before: see [`crate::StateMachine::door`].
+    DoorChanged,
     /// A job was accepted.
     JobAccepted {
         /// The job.

@@ -38,10 +38,12 @@ use crate::replica::{BrokenError, Output, ProposeError, Replica, Written};
 use crate::scheduler::{Effect, Input, Scheduler};
 use crate::state_machine::StateMachine;
 
+mod doorkeeper;
 mod healing;
 
 pub use healing::HandedOver;
 
+use doorkeeper::Doorkeeper;
 use healing::Healing;
 
 /// How often a leader looks at its voters.
@@ -163,6 +165,7 @@ pub struct Participant {
     /// When a node last spoke as one of this era. A leader that left for another one does not.
     spoke_ms: BTreeMap<NodeId, u64>,
     healing: Healing,
+    doorkeeper: Doorkeeper,
     /// The id of the next proposal of this node's own.
     next_request: RequestId,
     unsent: VecDeque<Report>,
@@ -192,6 +195,7 @@ impl Participant {
             heard_ms: BTreeMap::new(),
             spoke_ms: BTreeMap::new(),
             healing: Healing::default(),
+            doorkeeper: Doorkeeper::default(),
             next_request: first_request,
             unsent: VecDeque::new(),
             to_self: VecDeque::new(),
@@ -218,6 +222,7 @@ impl Participant {
             self.membership_due_ms = now_ms + MEMBERSHIP_INTERVAL_MS;
             self.keep_membership();
             self.forget_strangers();
+            self.keep_door();
         }
         self.carry_on_if_left_over();
         self.heal();
@@ -627,10 +632,12 @@ impl Participant {
             Event::Elected { term } => self.elected(*term),
             Event::Deposed { .. } => {
                 self.scheduler = None;
+                self.doorkeeper = Doorkeeper::default();
                 self.healing.deposed();
             }
             Event::Applied { request, outcome } => self.adoption_applied(*request, outcome.is_ok()),
-            Event::Yielded { .. }
+            Event::DoorChanged
+            | Event::Yielded { .. }
             | Event::JobsFreed { .. }
             | Event::JobAccepted { .. }
             | Event::JobAdopted { .. }

@@ -27,9 +27,11 @@ use crate::command::{Command, Entry};
 use crate::event::Event;
 
 mod adoption;
+mod door;
 mod history;
 mod job;
 
+pub use door::{Door, FormerKey, Invitation, MAX_FORGOTTEN, Rotation};
 pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
 pub(crate) use job::is_standing;
 pub use job::{Job, JobWork, StageOutputs};
@@ -77,7 +79,7 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 pub const MAX_ENDED_ERAS: usize = 64;
 
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 4;
+const SNAPSHOT_VERSION: u32 = 5;
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +95,7 @@ pub struct StateMachine {
     applied: u64,
     jobs_changed: u64,
     members: BTreeMap<NodeId, Member>,
+    door: Door,
     jobs: BTreeMap<JobId, Job>,
     /// How many jobs are unfinished.
     unfinished: usize,
@@ -246,6 +249,11 @@ impl StateMachine {
         &self.members
     }
 
+    /// Who may come to the mesh.
+    pub fn door(&self) -> &Door {
+        &self.door
+    }
+
     /// All jobs that are remembered, by id.
     pub fn jobs(&self) -> &BTreeMap<JobId, Job> {
         &self.jobs
@@ -344,8 +352,38 @@ impl StateMachine {
                 self.release(jobs, *freed, events);
                 Ok(())
             }
-            Command::Adopt { claim, ended, jobs, tombstones } => {
-                self.adopt(claim, ended, jobs, tombstones, events)
+            Command::Adopt { claim, ended, jobs, tombstones, forgotten } => {
+                // Whoever was told that a node is kept out must find it so here too.
+                self.door.check_room(forgotten)?;
+                self.adopt(claim, ended, jobs, tombstones, events)?;
+                forgotten.iter().for_each(|node| self.shut_out(*node, events));
+                Ok(())
+            }
+            Command::Invite { id, verifier, uses, lasts_ms } => {
+                self.door.invite(*id, verifier.clone(), *uses, *lasts_ms)?;
+                events.push(Event::DoorChanged);
+                Ok(())
+            }
+            Command::Enter { invitation, node } => self.door.enter(*invitation, *node),
+            Command::ExpireInvitations { invitations } => {
+                self.door.expire(invitations);
+                Ok(())
+            }
+            Command::Forget { node } => {
+                self.door.check_forgettable(*node)?;
+                self.shut_out(*node, events);
+                Ok(())
+            }
+            Command::RotateKey(rotation) => {
+                self.door.rotate(rotation)?;
+                events.push(Event::DoorChanged);
+                Ok(())
+            }
+            Command::RetireKey { to, former } => {
+                if self.door.retire(*to, *former) {
+                    events.push(Event::DoorChanged);
+                }
+                Ok(())
             }
             Command::Claim { work_ms } => {
                 self.work_ms.get_or_insert(*work_ms);
@@ -359,6 +397,18 @@ impl StateMachine {
                 events.push(Event::Yielded { to: *to, members: members.clone() });
                 Ok(())
             }
+        }
+    }
+
+    /// A node is no longer a member, and must not come back.
+    fn shut_out(&mut self, node: NodeId, events: &mut Vec<Event>) {
+        if self.door.forget(node) {
+            // Whoever takes over from this era must know of it too.
+            self.jobs_changed = self.applied;
+            events.push(Event::DoorChanged);
+        }
+        if self.members.remove(&node).is_some() {
+            events.push(Event::MemberLeft { node });
         }
     }
 
@@ -390,6 +440,7 @@ impl StateMachine {
         if member.id.0 == 0 {
             return Err(refused("node id 0 means none: choose another".to_owned()));
         }
+        self.door.check(member.id)?;
         if self.members.len() >= MAX_MEMBERS && !self.members.contains_key(&member.id) {
             return Err(refused(format!("the mesh has {MAX_MEMBERS} members, which is its limit")));
         }

@@ -7,11 +7,15 @@ use floe_consensus::{Command, Entry};
 use floe_network::Caller;
 use floe_protocol::function::Blob;
 use floe_protocol::message::Inspected;
-use floe_protocol::{Failure, Freed, JobPhase, OutputMeta, Request, Response, TaskId, WhyFreed, frame};
+use floe_protocol::{
+    Failure, Freed, InvitationId, JobPhase, KeyName, OutputMeta, Request, Response, Secret, TaskId, WhyFreed,
+    frame,
+};
 use floe_transport::call::write_frame;
 use floe_transport::stream::{Body, BodyError};
+use floe_transport::{Gate, node_id};
 use futures::StreamExt;
-use libp2p::Stream;
+use libp2p::{PeerId, Stream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::blobs::Blobs;
@@ -21,6 +25,7 @@ use crate::fault::{self, Faults};
 use crate::in_use::InUse;
 use crate::intake::Intake;
 use crate::job_status;
+use crate::keys;
 use crate::large_messages::LargeMessages;
 use crate::logs;
 use crate::mailbox::{Ask, Mailbox, Proposed};
@@ -48,6 +53,7 @@ pub struct Calls {
     pub(crate) sessions: Sessions,
     pub(crate) logs: TaskLogs,
     pub(crate) places: Places,
+    pub(crate) gate: Gate,
     /// What specifications that are being read and planned may take together.
     pub(crate) intake: Intake,
     pub(crate) large: LargeMessages,
@@ -73,6 +79,16 @@ impl Calls {
         if !from.is_node() && is_for_nodes(&request) {
             let message = "only a node of the mesh may ask this".to_owned();
             return reply(&mut stream, Response::Failed(Failure::Refused { message })).await;
+        }
+        if let Caller::Guest { peer, invitation } = from {
+            let response = match request {
+                Request::Enter => self.enter(peer, invitation).await,
+                _ => {
+                    let message = "an invitation admits nobody to more than the mesh key".to_owned();
+                    Err(Failure::Refused { message })
+                }
+            };
+            return reply(&mut stream, response.unwrap_or_else(Response::Failed)).await;
         }
         match request {
             Request::Submit { id, again } => {
@@ -138,7 +154,9 @@ impl Calls {
                     Caller::Node(node) => {
                         self.large.receive(&self.mailbox, node, &mut stream, (era, incarnation), bytes).await
                     }
-                    Caller::Driver(_) => Err(Failure::internal("a driver sends no messages of nodes")),
+                    Caller::Driver(_) | Caller::Guest { .. } => {
+                        Err(Failure::internal("only nodes send messages of nodes"))
+                    }
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
@@ -197,6 +215,19 @@ impl Calls {
                 self.mailbox.ask(|reply| Ask::CarryOn(era, reply)).await??;
                 Ok(Response::Done)
             }
+            Request::Invite { id, verifier, uses, lasts_ms } => {
+                self.mailbox.propose(Command::Invite { id, verifier, uses, lasts_ms }).await?;
+                Ok(Response::Done)
+            }
+            Request::Enter => {
+                let message = "only one that comes by an invitation may ask this".to_owned();
+                Err(Failure::Refused { message })
+            }
+            Request::Forget { node } => {
+                self.mailbox.propose(Command::Forget { node }).await?;
+                Ok(Response::Done)
+            }
+            Request::RotateKey { from } => Ok(Response::Rotated { to: self.rotate_key(from).await? }),
             Request::Fault(fault) => {
                 fault::inflict(self.faults, fault)?;
                 Ok(Response::Done)
@@ -207,6 +238,33 @@ impl Calls {
             }
             other => Err(Failure::internal(format!("{other:?} was not served"))),
         }
+    }
+
+    /// Gives the mesh key to one that was invited, once the mesh has agreed that the use is its.
+    async fn enter(&self, peer: PeerId, invitation: InvitationId) -> Result<Response, Failure> {
+        self.mailbox.propose(Command::Enter { invitation, node: node_id(&peer) }).await?;
+        tracing::info!(node = %node_id(&peer), %invitation, "a node was let in by an invitation");
+        Ok(Response::Key(Secret(self.gate.key().to_bytes())))
+    }
+
+    /// Changes the mesh key, unless somebody has just done that from the same one.
+    async fn rotate_key(&self, from: KeyName) -> Result<KeyName, Failure> {
+        let key = self.gate.key();
+        if self.gate.former() == Some(from) {
+            return Ok(key.name());
+        }
+        if key.name() != from {
+            let message = format!(
+                "the mesh has key {}, not {}: read the key file again",
+                key.fingerprint(),
+                from.fingerprint()
+            );
+            return Err(Failure::Refused { message });
+        }
+        let rotation = keys::rotation(&key)?;
+        let to = rotation.to;
+        self.mailbox.propose(Command::RotateKey(rotation)).await?;
+        Ok(to)
     }
 
     /// Reads a specification, which may carry frames, up to [`config::MAX_SPEC_BYTES`], within what this node has room

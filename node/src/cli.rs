@@ -12,6 +12,7 @@ mod connect;
 mod demo;
 mod drive;
 mod explain;
+mod forget;
 mod format;
 mod interrupt;
 mod invite;
@@ -60,6 +61,7 @@ enum Command {
     Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
     Recover(recover::RecoverArgs),
+    Forget(forget::ForgetArgs),
     Demo(demo::DemoArgs),
     Chaos(chaos::ChaosArgs),
     Key(key::KeyArgs),
@@ -129,9 +131,10 @@ async fn run(command: Command) -> anyhow::Result<End> {
         Command::Logs(args) => logs::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::Recover(args) => recover::run(args).await,
+        Command::Forget(args) => forget::run(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Chaos(args) => chaos::run(args).await,
-        Command::Key(args) => key::run(args),
+        Command::Key(args) => key::run(args).await,
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   lock          held while a node runs on the directory
 //!   node.json     format version, secret key, incarnation, last port
-//!   mesh.key      the mesh key, when the node joined with a ticket
+//!   mesh.key      the mesh key, when the node joined by an invitation
 //!   log.redb      the replicated log
 //!   former/       identity and log of a node that this directory must not go on as
 //!   partitions/   partitions on disk
@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use floe_protocol::InvitationId;
 use floe_transport::MeshKey;
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ struct NodeFile {
     port: u16,
     /// Whether a log was ever opened beside it.
     has_log: bool,
+    /// The invitation by which the mesh key came.
+    #[serde(default)]
+    invitation: Option<InvitationId>,
 }
 
 /// Only what every version of `node.json` has.
@@ -147,9 +151,9 @@ impl DataDir {
     }
 
     /// Puts away what makes its node itself, the identity and the log, since the mesh knows better what became of that
-    /// node. The next start on the directory is a new node's, with the partitions that lie here.
+    /// node. The next start on the directory is a new node's, with the key and the partitions that lie here.
     pub fn begin_anew(path: &Path) -> Result<(), Error> {
-        let former = path.join("former");
+        let (former, log, file) = (path.join("former"), path.join("log.redb"), path.join("node.json"));
         match fs::remove_dir_all(&former) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(io_error("remove", &former)(error));
@@ -157,17 +161,20 @@ impl DataDir {
             _ => {}
         }
         make_dir(&former)?;
-        // The log first: an identity without it is refused, and with it would be the former node's.
-        for name in ["log.redb", "node.json"] {
-            let file = path.join(name);
-            match fs::rename(&file, former.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("put away", &file)(error));
-                }
-                _ => {}
+        let bytes = fs::read(&file).map_err(io_error("read", &file))?;
+        let (node, _) = read_node(&file, &bytes)?;
+        write_private(&former.join("node.json"), &bytes)?;
+        // The log first: an identity without its log is refused, and with it would be the former node's.
+        match fs::rename(&log, former.join("log.redb")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("put away", &log)(error));
             }
+            _ => {}
         }
-        File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("write", path))
+        let (new, _) = new_node(&log)?;
+        // Its ticket is worth the key that lies here, and needs no second use.
+        let new = NodeFile { invitation: node.invitation, ..new };
+        write_private(&file, &encode_node(&file, &new)?)
     }
 
     /// Where it lies.
@@ -209,6 +216,20 @@ impl DataDir {
         Reserve::of(&self.path)
     }
 
+    /// The mesh key that came by this invitation, if one did: a node that is started again with its ticket needs no
+    /// second use of it.
+    pub fn key_by(&self, invitation: InvitationId) -> Option<Result<MeshKey, Error>> {
+        let came = self.node.invitation == Some(invitation) && self.key_file().exists();
+        came.then(|| read_key(&self.key_file()))
+    }
+
+    /// Keeps the mesh key that came by an invitation.
+    pub fn keep_key(&mut self, key: &MeshKey, invitation: InvitationId) -> Result<(), Error> {
+        write_key(&self.key_file(), key)?;
+        self.node.invitation = Some(invitation);
+        self.write_node()
+    }
+
     /// Where the log lies.
     pub fn log_file(&self) -> PathBuf {
         self.path.join("log.redb")
@@ -229,16 +250,16 @@ impl DataDir {
     }
 
     fn write_node(&self) -> Result<(), Error> {
-        let text = serde_json::to_vec_pretty(&self.node).map_err(|error| Error::Io {
-            what: "encode",
-            path: self.path.join("node.json"),
-            source: io::Error::other(error),
-        })?;
         let path = self.path.join("node.json");
+        let text = encode_node(&path, &self.node)?;
         // A node that cannot start would be a voter less.
         let written = self.reserve().lend(|| try_write(&path, &text));
         written.map_err(io_error("write", &path))
     }
+}
+
+fn encode_node(file: &Path, node: &NodeFile) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec_pretty(node).map_err(|error| io_error("encode", file)(io::Error::other(error)))
 }
 
 fn read_node(file: &Path, bytes: &[u8]) -> Result<(NodeFile, Keypair), Error> {
@@ -268,7 +289,10 @@ fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
         .try_into_ed25519()
         .map_err(|error| Error::Damaged { path: log.with_file_name("node.json"), why: error.to_string() })?;
     let secret = HEXLOWER.encode(secret.secret().as_ref());
-    Ok((NodeFile { format: FORMAT, secret, incarnation: 0, port: 0, has_log: false }, identity))
+    Ok((
+        NodeFile { format: FORMAT, secret, incarnation: 0, port: 0, has_log: false, invitation: None },
+        identity,
+    ))
 }
 
 /// Reads a mesh key from a file.

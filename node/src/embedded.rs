@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use crate::config::{self, Settings};
 use crate::data_dir::DataDir;
 use crate::fault::Faults;
+use crate::keys::KeySource;
 use crate::node::{Error, Node};
 
 /// A running embedded mesh. It is alone by design: no discovery, a key nobody else has.
@@ -39,7 +40,7 @@ impl Embedded {
             python: None,
             faults: Faults::NotAlone,
         };
-        let node = Node::start(settings, data_dir, key.clone()).await?;
+        let node = Node::start(settings, data_dir, KeySource { key: key.clone(), files: Vec::new() }).await?;
         Ok(Self { node, key, _temp: temp })
     }
 

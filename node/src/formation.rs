@@ -55,6 +55,12 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
                 hinted = true;
                 let status = mailbox.ask(Ask::Status).await?;
                 tracing::warn!("{}", recovery::leaderless(&status));
+                for (address, refusal) in wrong_keys(mailbox).await? {
+                    tracing::warn!(
+                        "{address} refused: {refusal}. If the mesh key was changed while this node was away, start it \
+                         again with an invitation: it keeps what it holds"
+                    );
+                }
             }
             // The mesh is known; its leader learns this start's addresses and capacity.
             if announce(mailbox, member, &own).await? && listed(mailbox, member).await? {
@@ -118,6 +124,10 @@ pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failu
         while let Err(failure) = form(&mailbox, &member, &settings).await {
             tracing::warn!(%failure, "not a member again yet");
             if is_final(&failure) {
+                if matches!(failure, Failure::Refused { .. }) {
+                    // One that the mesh has removed is heard until the others can agree without it.
+                    let _ = timeout(config::LEAVE_PATIENCE, unneeded(&mailbox)).await;
+                }
                 return failure;
             }
             if mailbox.ask(Ask::Mesh).await.is_err() {
@@ -143,16 +153,21 @@ pub async fn leave(mailbox: &Mailbox) {
             return Ok(());
         }
         mailbox.propose(Command::Leave { node: status.node }).await?;
-        while needed(mailbox).await? {
-            sleep(LEAVE_INTERVAL).await;
-        }
-        Ok::<(), Failure>(())
+        unneeded(mailbox).await
     };
     match timeout(config::LEAVE_PATIENCE, handed_over).await {
         Ok(Ok(())) => tracing::info!("left the mesh"),
         Ok(Err(failure)) => tracing::warn!(%failure, "stopped without leaving the mesh"),
         Err(_) => tracing::warn!("stopped before the mesh took over"),
     }
+}
+
+/// Waits until the mesh can decide without this node.
+async fn unneeded(mailbox: &Mailbox) -> Result<(), Failure> {
+    while needed(mailbox).await? {
+        sleep(LEAVE_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Whether the mesh cannot decide without this node yet: it leads, or its vote counts. Only the leader knows, for
@@ -240,6 +255,14 @@ async fn in_vain(
         addresses.join(", ")
     );
     Ok(Some(Failure::Unavailable { message }))
+}
+
+/// Who holds another key than this node.
+async fn wrong_keys(mailbox: &Mailbox) -> Result<Vec<(Multiaddr, Refusal)>, Failure> {
+    let mut refusals = mailbox.ask(Ask::Refusals).await?;
+    refusals.retain(|(_, refusal)| matches!(refusal, Refusal::WrongKey { .. }));
+    refusals.truncate(1);
+    Ok(refusals)
 }
 
 /// Whether two addresses lead to the same port, whichever peer they expect there.

@@ -28,7 +28,7 @@ use floe_protocol::{
     Era, Failure, Fence, JobId, JobPhase, JobStatus, Load, Member, MeshId, NodeId, NodeInfo, NodeRole,
     PeerMessage, Placed, RequestId, StageGraph, TaskId,
 };
-use floe_transport::{MeshKey, Refusal, node_id};
+use floe_transport::{Gate, Refusal, node_id};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -45,6 +45,7 @@ use crate::formation;
 use crate::in_use::InUse;
 use crate::intake::Intake;
 use crate::job_changes::JobChanges;
+use crate::keys::{KeySource, Keys};
 use crate::large_messages::{self, LargeMessages};
 use crate::log_file::{self, LogFile};
 use crate::log_writer::LogWriter;
@@ -155,14 +156,15 @@ impl Error {
 
 impl Node {
     /// Starts a node and waits until it is a member of a mesh that has a leader.
-    pub async fn start(settings: Settings, mut data_dir: DataDir, key: MeshKey) -> Result<Self, Error> {
+    pub async fn start(settings: Settings, mut data_dir: DataDir, key: KeySource) -> Result<Self, Error> {
+        let keys = Keys::new(key);
         let id = node_id(&data_dir.identity().public().to_peer_id());
         let (file, log) = LogFile::open(&data_dir.log_file(), id)?;
         data_dir.remember_log()?;
         let disk = data_dir.disk()?;
         let budget = Budget::new(settings.memory_bytes);
         let store = Store::open(&data_dir.path().join("partitions"), id, budget, disk.clone())?;
-        let (network, events) = open_network(&settings, &data_dir, key).await?;
+        let (network, events) = open_network(&settings, &data_dir, keys.gate()).await?;
         let addresses = first_addresses(&network).await?;
         data_dir.remember_port(tcp_port(&addresses).unwrap_or(0))?;
         let member = Member {
@@ -206,6 +208,7 @@ impl Node {
             sessions: sessions.clone(),
             logs: worker.hosts().logs().clone(),
             places: Places::default(),
+            gate: keys.gate().clone(),
             intake: Intake::new(settings.memory_bytes),
             large: LargeMessages::default(),
             faults: settings.faults,
@@ -225,6 +228,9 @@ impl Node {
             reads: BTreeMap::new(),
             loads: BTreeMap::new(),
             refusals: VecDeque::new(),
+            keys,
+            leaving: BTreeMap::new(),
+            forgotten: false,
             runs: BTreeMap::new(),
             copying: BTreeSet::new(),
             relief,
@@ -308,14 +314,14 @@ fn hosts_config(settings: &Settings, data_dir: &DataDir, disk: Disk) -> HostsCon
 async fn open_network(
     settings: &Settings,
     data_dir: &DataDir,
-    key: MeshKey,
+    gate: &Gate,
 ) -> Result<(Network, mpsc::Receiver<NetworkEvent>), Error> {
     let host = if settings.everywhere { "0.0.0.0" } else { "127.0.0.1" };
     let at =
         |port: u16| -> Vec<Multiaddr> { format!("/ip4/{host}/tcp/{port}").parse().into_iter().collect() };
     let config = |listen: Vec<Multiaddr>| floe_network::Config {
         identity: data_dir.identity().clone(),
-        key: key.clone(),
+        gate: gate.clone(),
         listen,
         join: settings.join.clone(),
         mdns: settings.mdns,
@@ -381,6 +387,11 @@ struct Loop {
     loads: BTreeMap<NodeId, Load>,
     /// Who was not admitted lately, the newest in front.
     refusals: VecDeque<(Multiaddr, Refusal)>,
+    keys: Keys,
+    /// Nodes that must not come back, and how long their connections still stand.
+    leaving: BTreeMap<NodeId, Instant>,
+    /// Whether the mesh has said that this node must not come back.
+    forgotten: bool,
     /// When this node made what it holds, for the next leader.
     runs: BTreeMap<TaskId, TaskRun>,
     /// Copies of partitions that are on their way to other nodes.
@@ -404,8 +415,13 @@ impl Loop {
         let mut ticks = interval(Duration::from_millis(TICK_MS));
         // After a stall one tick is reported, not all that were missed: it says nothing about the leader.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        self.follow_door();
         loop {
             self.settle()?;
+            if self.forgotten {
+                self.worker.hosts().shutdown().await;
+                return Err(Error::Refused(Failure::Refused { message: Refusal::Forgotten.to_string() }));
+            }
             let event = tokio::select! {
                 biased;
                 _ = &mut stop => break,
@@ -459,6 +475,7 @@ impl Loop {
                 self.participant.tick(clock::read());
                 // A read may be lost; whoever waited for it asks again.
                 self.reads.retain(|_, reply| !reply.is_closed());
+                self.hang_up();
                 self.publish_hint();
             }
         }
@@ -492,7 +509,8 @@ impl Loop {
                 self.loads.insert(from, hint.load);
             }
             NetworkEvent::Refused { address, refusal } => {
-                tracing::info!(%address, "not admitted: {refusal}");
+                tracing::debug!(%address, "not admitted: {refusal}");
+                self.forgotten |= refusal == Refusal::Forgotten;
                 self.refusals.truncate(MAX_REFUSALS - 1);
                 self.refusals.push_front((address, refusal));
             }
@@ -604,7 +622,12 @@ impl Loop {
             }
             Applied::MemberLeft { node } => {
                 self.loads.remove(&node);
+                self.follow_door();
             }
+            Applied::DoorChanged
+            | Applied::MeshFounded { .. }
+            | Applied::MemberJoined { .. }
+            | Applied::Restored { .. } => self.follow_door(),
             Applied::JobsFreed { jobs, .. } => {
                 self.calls.logs.free(&jobs);
                 self.free(jobs);
@@ -621,13 +644,10 @@ impl Loop {
             Applied::CarriedOn { era } => {
                 tracing::warn!("this node goes on without the voters that are gone: {era}");
             }
-            Applied::MeshFounded { .. }
-            | Applied::MemberJoined { .. }
-            | Applied::JobAccepted { .. }
+            Applied::JobAccepted { .. }
             | Applied::JobAdopted { .. }
             | Applied::StageDone { .. }
             | Applied::JobEnded { .. }
-            | Applied::Restored { .. }
             | Applied::Reconfigured => {}
             Applied::ReadReady { request } => {
                 if let Some(reply) = self.reads.remove(&request) {
@@ -638,6 +658,38 @@ impl Loop {
         }
     }
 
+    /// Lets those in, and only those, whom the mesh has agreed on.
+    fn follow_door(&mut self) {
+        let state = self.participant.state();
+        if let Some(changed) = self.keys.follow(state) {
+            tokio::spawn(changed.tell(self.network.clone()));
+        }
+        let forgotten = state.door().forgotten().iter().filter(|node| **node != self.me());
+        let connected: Vec<_> = forgotten.filter(|node| self.network.is_connected(**node)).copied().collect();
+        for node in connected {
+            self.leaving.entry(node).or_insert_with(|| Instant::now() + config::LEAVE_PATIENCE);
+        }
+    }
+
+    /// Closes the connections to nodes that must not come back, as soon as the others can agree without them.
+    fn hang_up(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let floe_consensus::membership::Configuration { voters, learners, outgoing } =
+            self.participant.replica().standing().configuration;
+        let needed = |node: &NodeId| [&voters, &learners, &outgoing].iter().any(|nodes| nodes.contains(node));
+        let now = Instant::now();
+        self.leaving.retain(|node, until| {
+            let stays = needed(node) && now < *until;
+            if !stays {
+                tracing::warn!(%node, "removed from the mesh for good: its connections are closed");
+                self.network.shut_out(*node);
+            }
+            stays
+        });
+    }
+
     /// Wakes those, and only those, who wait for this.
     fn tell_who_waits(&self, event: &Applied) {
         match event {
@@ -646,7 +698,7 @@ impl Loop {
             | Applied::StageDone { job, .. }
             | Applied::JobEnded { job, .. } => self.job_changes.tell(*job),
             Applied::JobsFreed { jobs, .. } => jobs.iter().for_each(|job| self.job_changes.tell(*job)),
-            Applied::Applied { .. } | Applied::ReadReady { .. } => {}
+            Applied::Applied { .. } | Applied::ReadReady { .. } | Applied::DoorChanged => {}
             Applied::MeshFounded { .. }
             | Applied::MemberJoined { .. }
             | Applied::MemberLeft { .. }

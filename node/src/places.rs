@@ -58,7 +58,7 @@ impl Places {
         let whose = match from {
             Caller::Node(_) if is_control(request) => Whose::Nobody,
             Caller::Node(_) => Whose::Node,
-            Caller::Driver(peer) => Whose::Driver(*peer),
+            Caller::Driver(peer) | Caller::Guest { peer, .. } => Whose::Driver(*peer),
         };
         self.lock().take(whose)?;
         Ok(Place { places: self.clone(), whose })

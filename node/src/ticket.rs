@@ -1,16 +1,19 @@
-//! Tickets: one word that lets another machine join, made of the mesh key and addresses of a node.
+//! Tickets: one word that lets another machine join, made of an invitation's secret and addresses of the mesh.
 
 use std::fmt;
 use std::str::FromStr;
 
 use data_encoding::BASE32_NOPAD;
 use floe_protocol::frame;
-use floe_transport::MeshKey;
+use floe_transport::InvitationSecret;
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
 /// What every ticket starts with; its digit is the format's version.
-const PREFIX: &str = "floe1";
+const PREFIX: &str = "floe2";
+
+/// What tickets of a former format started with, which held the mesh key.
+const FORMER_PREFIX: &str = "floe1";
 
 /// How many addresses a ticket carries at most.
 pub const MAX_ADDRESSES: usize = 8;
@@ -18,18 +21,18 @@ pub const MAX_ADDRESSES: usize = 8;
 /// The longest text that is taken for a ticket.
 const MAX_TICKET_CHARS: usize = 8 << 10;
 
-/// An invitation. Whoever holds it can join, so it is to be kept like a password.
+/// An invitation. Whoever holds it can join until it is used up or has expired.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    /// The mesh key.
-    pub key: MeshKey,
+    /// What admits its holder.
+    pub secret: InvitationSecret,
     /// Where a member listens.
     pub addresses: Vec<Multiaddr>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Wire {
-    key: String,
+    secret: [u8; 16],
     addresses: Vec<String>,
 }
 
@@ -41,11 +44,11 @@ pub struct Error(&'static str);
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wire = Wire {
-            key: self.key.to_string(),
+            secret: self.secret.to_bytes(),
             addresses: self.addresses.iter().take(MAX_ADDRESSES).map(Multiaddr::to_string).collect(),
         };
         let mut bytes = frame::encode(&wire).map_err(|_| fmt::Error)?;
-        // A mistyped or cut ticket must not look like one with another key.
+        // A mistyped or cut ticket must not look like another one.
         let sum = xxhash_rust::xxh3::xxh3_64(&bytes) as u32;
         bytes.extend(sum.to_be_bytes());
         write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
@@ -60,7 +63,10 @@ impl FromStr for Ticket {
         if text.len() > MAX_TICKET_CHARS {
             return Err(Error("it is too long"));
         }
-        let body = text.strip_prefix(PREFIX).ok_or(Error("it does not start with floe1"))?;
+        if text.starts_with(FORMER_PREFIX) {
+            return Err(Error("it is of a former version of floe, or no ticket at all"));
+        }
+        let body = text.strip_prefix(PREFIX).ok_or(Error("it does not start with floe2"))?;
         let bytes = BASE32_NOPAD
             .decode(body.to_ascii_uppercase().as_bytes())
             .map_err(|_| Error("it has characters or a length that tickets do not have"))?;
@@ -75,7 +81,7 @@ impl FromStr for Ticket {
             .take(MAX_ADDRESSES)
             .map(|address| address.parse().map_err(|_| Error("an address in it cannot be read")))
             .collect::<Result<_, _>>()?;
-        Ok(Self { key: wire.key.parse().map_err(|_| Error("the key in it cannot be read"))?, addresses })
+        Ok(Self { secret: InvitationSecret::from_bytes(wire.secret), addresses })
     }
 }
 
@@ -86,12 +92,14 @@ mod tests {
 
     #[test]
     fn a_ticket_survives_its_text_and_a_damaged_one_is_refused() {
-        let ticket =
-            Ticket { key: MeshKey::generate(), addresses: vec!["/ip4/192.0.2.1/tcp/4810".parse().unwrap()] };
+        let ticket = Ticket {
+            secret: InvitationSecret::generate().unwrap(),
+            addresses: vec!["/ip4/192.0.2.1/tcp/4810".parse().unwrap()],
+        };
         let text = ticket.to_string();
         let back: Ticket = text.parse().unwrap();
         assert_eq!(back.addresses, ticket.addresses);
-        assert_eq!(back.key.to_string(), ticket.key.to_string());
+        assert_eq!(back.secret, ticket.secret);
         for position in 0..text.len() {
             let mut damaged = text.clone().into_bytes();
             damaged[position] = if damaged[position] == b'a' { b'b' } else { b'a' };

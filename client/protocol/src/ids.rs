@@ -74,6 +74,22 @@ hex_id! {
     BlobId, u128, 32, "blob id"
 }
 
+hex_id! {
+    /// What a mesh key is called where the key itself must not be told: it does not betray it.
+    KeyName, u64, 16, "key name"
+}
+hex_id! {
+    /// An invitation, by what its secret gives: it does not betray it.
+    InvitationId, u64, 16, "invitation id"
+}
+
+impl KeyName {
+    /// Its first half, which is what people see.
+    pub fn fingerprint(self) -> String {
+        format!("{:08x}", self.0 >> 32)
+    }
+}
+
 impl MeshId {
     /// The id of a mesh founded now, by its founder's clock, which makes it likely that the older of two meshes goes on
     /// when they meet. `chance` is any random number.

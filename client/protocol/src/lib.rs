@@ -15,6 +15,7 @@ pub mod ids;
 pub mod job;
 pub mod message;
 pub mod node;
+pub mod secret;
 pub mod session;
 pub mod time;
 pub mod version;
@@ -22,8 +23,12 @@ pub mod version;
 pub use failure::Failure;
 pub use function::{Function, FunctionJob};
 pub use graph::{Exchange, OutputMeta, Placed, Read, Stage, StageGraph, StageInput, Summary, TaskSpec, Work};
-pub use ids::{AttemptId, BlobId, Claim, Era, Fence, JobId, MeshId, NodeId, RequestId, StageId, TaskId};
+pub use ids::{
+    AttemptId, BlobId, Claim, Era, Fence, InvitationId, JobId, KeyName, MeshId, NodeId, RequestId, StageId,
+    TaskId,
+};
 pub use job::{Freed, JobKind, JobPhase, JobSpec, JobStatus, Query, StageProgress, WhyFreed};
 pub use message::{PeerMessage, Request, Response};
 pub use node::{Load, Member, NodeInfo, NodeRole};
+pub use secret::Secret;
 pub use time::WallTime;

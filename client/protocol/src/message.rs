@@ -7,9 +7,12 @@ use crate::columns::{self, Holders, Uneven};
 use crate::failure::Failure;
 use crate::function::Blob;
 use crate::graph::{OutputMeta, Placed, StageGraph, Summary, Work};
-use crate::ids::{AttemptId, BlobId, Claim, Era, Fence, JobId, NodeId, RequestId, StageId, TaskId};
+use crate::ids::{
+    AttemptId, BlobId, Claim, Era, Fence, InvitationId, JobId, KeyName, NodeId, RequestId, StageId, TaskId,
+};
 use crate::job::{JobStatus, TaskRun};
 use crate::node::{Load, Member, NodeInfo};
+use crate::secret::Secret;
 
 /// One-way messages between nodes, on one ordered control stream a direction. Any of them may be lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -404,6 +407,29 @@ pub enum Request {
         /// The era to be left behind.
         era: Era,
     },
+    /// Nodes may come that know the secret of this invitation -> [`Response::Done`] once agreed
+    Invite {
+        /// What it is called.
+        id: InvitationId,
+        /// What whoever comes by it proves to know.
+        verifier: Secret,
+        /// How many nodes it admits.
+        uses: u32,
+        /// For how long.
+        lasts_ms: u64,
+    },
+    /// Of one that was invited: let me in -> [`Response::Key`] once that is agreed
+    Enter,
+    /// Remove a node for good -> [`Response::Done`] once agreed
+    Forget {
+        /// The node.
+        node: NodeId,
+    },
+    /// Change the mesh key -> [`Response::Rotated`] once agreed. Repeating it changes nothing.
+    RotateKey {
+        /// The key that its driver has.
+        from: KeyName,
+    },
     /// Let something go wrong with this node, to see the mesh bear it -> [`Response::Done`], before it does
     Fault(Fault),
     /// Node to node: a message of raft-rs that no frame holds, be it a snapshot of a large state; it follows as a bulk
@@ -481,6 +507,13 @@ pub enum Response {
     },
     /// To [`Request::Survivor`].
     Survivor(Survivor),
+    /// To [`Request::Enter`]: the mesh key.
+    Key(Secret),
+    /// To [`Request::RotateKey`].
+    Rotated {
+        /// The new key.
+        to: KeyName,
+    },
     /// To [`Request::HasBlob`].
     Has(bool),
     /// To [`Request::GetBlob`]: a body follows.

@@ -1,7 +1,7 @@
 //! `Mesh`: connecting, submitting, putting and getting.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +43,12 @@ impl Mesh {
         timeout: Option<f64>,
     ) -> PyResult<Self> {
         let timeout = timeout.map(seconds).transpose()?;
+        // A key that lies in a file may be another later, when the mesh has changed it.
+        let file = match (&key, &key_file) {
+            (Some(_), _) => None,
+            (None, Some(file)) => Some(PathBuf::from(file)),
+            (None, None) => local::home().ok().map(|home| local::user_key_file(&home)),
+        };
         let key = match (key, key_file) {
             (Some(key), _) => Some(parse_key(py, &key, "the given key")?),
             (None, Some(file)) => Some(read_key(py, Path::new(&file))?),
@@ -53,6 +59,9 @@ impl Mesh {
         let mut builder = floe_client::Mesh::builder().addresses(addresses);
         if let Some(key) = key {
             builder = builder.key(key);
+        }
+        if let Some(file) = file {
+            builder = builder.key_file(file);
         }
         if let Some(timeout) = timeout {
             builder = builder.connect_timeout(timeout);

@@ -1,152 +1,63 @@
-//! Who may connect: both ends of a connection prove that they hold the mesh key, and say why they part if they
-//! don't or if their versions don't fit.
+//! Who may connect: both ends of a connection prove that they hold one secret, and say why they part if they
+//! don't or if their versions don't fit. The secret is the mesh key, or for a guest that of its invitation.
 //!
 //! Admission is a connection upgrade around Noise, below Yamux: a peer that was not admitted never reaches the
-//! multiplexer, and at most a few hundred bytes of its are read.
+//! multiplexer. Of one that proves nothing a fixed number of bytes is read, nothing of its choice is repeated, and it is
+//! sent no proof: who dials proves first.
 //!
 //! ```text
-//!   dialer                                 listener
-//!     |  <------------- Noise ------------->  |
-//!     |  <-- Hello: versions, role, nonce --> |    versions differ: both know, both part
-//!     |  <-- HMAC(key, side, peers, hellos) ->|
-//!     |  <------------ verdict ------------>  |    both must be welcome
+//!   dialer                                      listener
+//!     |  <---------------- Noise ---------------->  |
+//!     |  -- Hello: versions, role, secrets, nonce ->|
+//!     |  <- Hello: the secret that it takes --------|    versions or secrets differ: both know, both part
+//!     |  -- HMAC(secret, dialer, peers, hellos) --->|
+//!     |  <- verdict, HMAC(secret, listener, ..) ----|    or no more than that the proof is wrong
 //! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use floe_protocol::{frame, version};
+use floe_protocol::{InvitationId, KeyName};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use hmac::{Hmac, KeyInit, Mac};
 use libp2p::core::upgrade::{
     InboundConnectionUpgrade, NegotiationError, OutboundConnectionUpgrade, ProtocolError, UpgradeInfo,
 };
 use libp2p::{PeerId, noise};
-use serde::{Deserialize, Serialize};
-use sha2::Sha256;
+
+use crate::gate::{Credentials, MAX_OFFERED, Offered};
+use crate::key::PROOF_BYTES;
+use crate::node_id;
 
 /// How long Noise and admission together may take. A peer that is slower is most likely no floe at all.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The longest message read from a peer that is not admitted yet.
-const MAX_MESSAGE_BYTES: usize = 512;
 
 /// How many admitted peers' roles are remembered until the swarm asks for them. It asks within moments; the limit
 /// only keeps peers that came and went from piling up.
 const MAX_REMEMBERED: usize = 1024;
 
-const KEY_BYTES: usize = 32;
-const KEY_PREFIX: &str = "floe1-";
-
-/// The secret that makes a mesh: whoever holds it is in.
-#[derive(Clone, PartialEq, Eq)]
-pub struct MeshKey([u8; KEY_BYTES]);
-
-impl MeshKey {
-    /// A fresh key from the operating system's randomness.
-    pub fn generate() -> Self {
-        let mut key = [0; KEY_BYTES];
-        getrandom::fill(&mut key).expect("the operating system has randomness");
-        Self(key)
-    }
-
-    /// A short name for the key that does not betray it: eight hexadecimal digits.
-    pub fn fingerprint(&self) -> String {
-        hex(&self.mac(&[b"floe fingerprint"]).finalize().into_bytes()[..4])
-    }
-
-    fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
-        for part in parts {
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part);
-        }
-        mac
-    }
-}
-
-/// The one line that a key file holds: `floe1-` and 64 hexadecimal digits.
-impl fmt::Display for MeshKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{KEY_PREFIX}{}", hex(&self.0))
-    }
-}
-
-/// The fingerprint only: keys must not end in logs.
-impl fmt::Debug for MeshKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MeshKey({})", self.fingerprint())
-    }
-}
-
-/// A text that is no mesh key. The text itself is not repeated, since it may be most of one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a mesh key: expected `{KEY_PREFIX}` and 64 hexadecimal digits, as `floe key` prints them")]
-pub struct ParseKeyError;
-
-impl FromStr for MeshKey {
-    type Err = ParseKeyError;
-
-    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
-        let digits = text.trim().strip_prefix(KEY_PREFIX).ok_or(ParseKeyError)?.as_bytes();
-        if digits.len() != 2 * KEY_BYTES {
-            return Err(ParseKeyError);
-        }
-        let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(ParseKeyError);
-        let mut key = [0; KEY_BYTES];
-        for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
-        }
-        Ok(Self(key))
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What a member of the mesh does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What one end of a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Runs tasks and may lead. Nodes must agree on Polars' version too, since they exchange fragments.
     Node,
     /// Submits jobs.
     Driver,
+    /// Was invited, and asks for the mesh key so that it can come back as a node.
+    Guest(InvitationId),
 }
 
-/// What one end brings to admission.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The mesh key.
-    pub key: MeshKey,
-    /// What this end is.
-    pub role: Role,
-    /// The protocol it speaks.
-    pub protocol: u32,
-    /// The Polars release whose fragments it runs.
-    pub polars: String,
-}
-
-impl Credentials {
-    /// Credentials with this build's versions.
-    pub fn new(key: MeshKey, role: Role) -> Self {
-        Self { key, role, protocol: version::PROTOCOL_VERSION, polars: version::POLARS_VERSION.to_owned() }
-    }
-}
-
-/// Why two ends parted before they were connected.
+/// Why two ends parted before they were connected. Nothing in it is of the other side's choice but numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
-    /// The proofs don't fit.
+    /// The proofs don't fit, or the keys have different names.
     #[error(
-        "wrong mesh key: this side holds key {ours}, the other side key {theirs}; start both with the same --key-file"
+        "wrong mesh key: this side holds key {ours}, the other side key {theirs}; start both with the same --key-file, \
+         or ask for an invitation (`floe invite`)"
     )]
     WrongKey {
         /// Our key's fingerprint.
@@ -154,6 +65,29 @@ pub enum Refusal {
         /// The fingerprint the other side claims.
         theirs: String,
     },
+    /// The mesh does not know of the invitation.
+    #[error(
+        "the invitation is not known there: it is another mesh's, or it ended long ago; ask for a new one \
+         (`floe invite`)"
+    )]
+    UnknownInvitation,
+    /// The mesh takes this node for one that must not come back.
+    #[error(
+        "the mesh has removed this node for good (`floe forget`): to join again as a new node, start with an empty \
+         data directory and an invitation"
+    )]
+    Forgotten,
+    /// The other side is a node that must not come back.
+    #[error("the other side was removed from this mesh for good (`floe forget`)")]
+    IsForgotten,
+    /// The other side has no room for us.
+    #[error(
+        "the node serves as many drivers as it has room for: try again later, or connect to another node"
+    )]
+    Busy,
+    /// This side has no room.
+    #[error("this node serves as many drivers as it has room for")]
+    NoRoom,
     /// The wire protocols differ.
     #[error(
         "protocol versions differ: this side speaks {ours}, the other side {theirs}; install the same floe on both"
@@ -175,17 +109,43 @@ pub enum Refusal {
         theirs: String,
     },
     /// Something else answers there, or called here.
-    #[error("the other side does not speak floe's protocol, or hung up at once")]
+    #[error("the other side does not speak floe's protocol, or another version of it, or hung up at once")]
     NotFloe,
     /// Too slow.
     #[error("the other side did not finish the admission within {} s", ADMISSION_TIMEOUT.as_secs())]
     Timeout,
+    /// Others came while it said nothing.
+    #[error("it had not finished its admission when others came: no more wait at once")]
+    MadeWay,
+    /// The encryption did not come about.
+    #[error("the encryption of the connection did not come about")]
+    Noise,
     /// The other side refused for a reason this version does not know.
     #[error("the other side refused without a reason that this version knows (code {0})")]
     Unknown(u8),
-    /// The connection ended, or Noise failed.
+    /// The connection ended.
     #[error("the connection broke during admission: {0}")]
-    Broken(String),
+    Broken(io::ErrorKind),
+}
+
+impl Refusal {
+    /// Which rule was broken, in few words that are the same for all who break it.
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::WrongKey { .. } => "wrong mesh key",
+            Self::UnknownInvitation => "unknown invitation",
+            Self::Forgotten | Self::IsForgotten => "removed from the mesh",
+            Self::Busy | Self::NoRoom => "no room for more drivers",
+            Self::Protocol { .. } => "another protocol version",
+            Self::Polars { .. } => "another Polars version",
+            Self::NotFloe => "no floe",
+            Self::Timeout => "too slow",
+            Self::MadeWay => "idle when others came",
+            Self::Noise => "no encryption",
+            Self::Unknown(_) => "refused by the other side",
+            Self::Broken(_) => "broke off",
+        }
+    }
 }
 
 /// Finds why a peer was not admitted in an error of libp2p's, however deep it lies.
@@ -198,7 +158,7 @@ pub fn refusal_of(error: &(dyn Error + 'static)) -> Option<Refusal> {
             NegotiationError::ProtocolError(ProtocolError::IoError(error))
                 if error.kind() != io::ErrorKind::UnexpectedEof =>
             {
-                Refusal::Broken(error.to_string())
+                Refusal::Broken(error.kind())
             }
             _ => Refusal::NotFloe,
         })
@@ -238,7 +198,8 @@ impl Roster {
         self.lock().roles.get(peer).copied()
     }
 
-    fn admit(&self, peer: PeerId, role: Role) {
+    /// A peer was admitted.
+    pub fn admit(&self, peer: PeerId, role: Role) {
         let mut remembered = self.lock();
         if remembered.roles.insert(peer, role).is_some() {
             remembered.order.retain(|other| *other != peer);
@@ -279,7 +240,11 @@ impl Admission {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let work = async {
-            let (peer, mut stream) = noise.await.map_err(|error| Refusal::Broken(error.to_string()))?;
+            let (peer, mut stream) = noise.await.map_err(|error| of_noise(&error))?;
+            // Whoever was forgotten is to hear so, but where it is dialled nobody does.
+            if side == Side::Dialer && self.credentials.forgets(node_id(&peer)) {
+                return Err(Refusal::IsForgotten);
+            }
             let peers = match side {
                 Side::Dialer => [self.local, peer],
                 Side::Listener => [peer, self.local],
@@ -298,7 +263,7 @@ impl UpgradeInfo for Admission {
 
     fn protocol_info(&self) -> Self::InfoIter {
         // Not plain "/noise": anything but floe parts at the negotiation already.
-        std::iter::once("/floe/noise/1")
+        std::iter::once("/floe/noise/2")
     }
 }
 
@@ -337,18 +302,136 @@ enum Side {
     Listener,
 }
 
-/// What each end says first. Fields may be added: readers ignore those they don't know.
-#[derive(Serialize, Deserialize)]
+/// Why there is no encryption.
+fn of_noise(error: &noise::Error) -> Refusal {
+    match (find::<Refusal>(error), error) {
+        (Some(refusal), _) => refusal.clone(),
+        (None, noise::Error::Io(error)) => Refusal::Broken(error.kind()),
+        (None, _) => Refusal::Noise,
+    }
+}
+
+fn broken(error: io::Error) -> Refusal {
+    find::<Refusal>(&error).cloned().unwrap_or(Refusal::Broken(error.kind()))
+}
+
+/// What each end says first. The layout is fixed, so that nothing is read that was not asked for: the protocol comes
+/// first, and whoever changes the rest raises that.
 struct Hello {
     protocol: u32,
-    polars: String,
-    role: Role,
-    fingerprint: String,
-    nonce: [u8; 32],
+    role: u8,
+    polars: [u16; 3],
+    /// What the dialer can prove; of that what the listener takes, or what it would have taken.
+    offered: Offered,
+    nonce: [u8; NONCE_BYTES],
+}
+
+const NONCE_BYTES: usize = 32;
+const HELLO_BYTES: usize = 4 + 1 + 3 * 2 + MAX_OFFERED * 8 + NONCE_BYTES;
+
+const NODE: u8 = 0;
+const DRIVER: u8 = 1;
+const GUEST: u8 = 2;
+
+impl Hello {
+    fn new(credentials: &Credentials, offered: Offered) -> Result<Self, Refusal> {
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(|_| Refusal::Broken(io::ErrorKind::Other))?;
+        let role = match credentials.role {
+            Role::Node => NODE,
+            Role::Driver => DRIVER,
+            Role::Guest(_) => GUEST,
+        };
+        Ok(Self {
+            protocol: credentials.protocol,
+            role,
+            polars: release(&credentials.polars),
+            offered,
+            nonce,
+        })
+    }
+
+    fn to_bytes(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        let (protocol, rest) = bytes.split_at_mut(4);
+        let (role, rest) = rest.split_at_mut(1);
+        let (polars, rest) = rest.split_at_mut(6);
+        let (offered, nonce) = rest.split_at_mut(MAX_OFFERED * 8);
+        protocol.copy_from_slice(&self.protocol.to_be_bytes());
+        role[0] = self.role;
+        for (place, number) in polars.chunks_exact_mut(2).zip(self.polars) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        for (place, name) in offered.chunks_exact_mut(8).zip(self.offered) {
+            place.copy_from_slice(&name.to_be_bytes());
+        }
+        nonce.copy_from_slice(&self.nonce);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; HELLO_BYTES]) -> Self {
+        let number = |at: usize, count: usize| {
+            bytes[at..at + count].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let mut nonce = [0; NONCE_BYTES];
+        nonce.copy_from_slice(&bytes[HELLO_BYTES - NONCE_BYTES..]);
+        Self {
+            protocol: number(0, 4) as u32,
+            role: bytes[4],
+            polars: std::array::from_fn(|at| number(5 + 2 * at, 2) as u16),
+            offered: std::array::from_fn(|at| number(11 + 8 * at, 8)),
+            nonce,
+        }
+    }
+
+    /// What its author is.
+    fn role(&self) -> Result<Role, Refusal> {
+        match self.role {
+            NODE => Ok(Role::Node),
+            DRIVER => Ok(Role::Driver),
+            GUEST => Ok(Role::Guest(InvitationId(self.offered[0]))),
+            _ => Err(Refusal::NotFloe),
+        }
+    }
+
+    /// Whether the two may speak with each other. Both ends compare the same hellos, so both part here or neither does.
+    fn check(&self, theirs: &Self) -> Result<(), Refusal> {
+        if self.protocol != theirs.protocol {
+            return Err(Refusal::Protocol { ours: self.protocol, theirs: theirs.protocol });
+        }
+        if self.role != DRIVER && theirs.role != DRIVER && self.polars != theirs.polars {
+            let text = |[major, minor, patch]: [u16; 3]| format!("{major}.{minor}.{patch}");
+            return Err(Refusal::Polars { ours: text(self.polars), theirs: text(theirs.polars) });
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of a release such as `0.55.2`.
+fn release(text: &str) -> [u16; 3] {
+    let mut numbers = text.split('.').map(|part| part.parse().unwrap_or(0));
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
 const WELCOME: u8 = 0;
 const WRONG_KEY: u8 = 1;
+const FORGOTTEN: u8 = 2;
+const BUSY: u8 = 3;
+
+/// What both ends prove things of.
+struct Transcript {
+    peers: [Vec<u8>; 2],
+    hellos: [[u8; HELLO_BYTES]; 2],
+}
+
+impl Transcript {
+    /// What the listener proves says its verdict too, so that nobody else can give one.
+    fn parts<'a>(&'a self, by: Side, verdict: &'a [u8; 1]) -> [&'a [u8]; 7] {
+        let by: &[u8] = if by == Side::Dialer { b"dialer" } else { b"listener" };
+        let ([dialer, listener], [first, second]) = (&self.peers, &self.hellos);
+        [b"floe admission", by, verdict, dialer, listener, first, second]
+    }
+}
 
 /// Runs admission on a stream that Noise protects. `peers` are the dialer and the listener.
 async fn prove<S>(
@@ -360,74 +443,102 @@ async fn prove<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce).map_err(|error| Refusal::Broken(error.to_string()))?;
-    let ours = Hello {
-        protocol: credentials.protocol,
-        polars: credentials.polars.clone(),
-        role: credentials.role,
-        fingerprint: credentials.key.fingerprint(),
-        nonce,
-    };
-    let our_hello = frame::encode(&ours).map_err(|error| Refusal::Broken(error.to_string()))?;
-    let their_hello = exchange(stream, &our_hello).await?;
-    let theirs: Hello = frame::decode(&their_hello).map_err(|_| Refusal::NotFloe)?;
-
-    // Both ends compare the same two hellos, so both part here or neither does.
-    if ours.protocol != theirs.protocol {
-        return Err(Refusal::Protocol { ours: ours.protocol, theirs: theirs.protocol });
-    }
-    if ours.role == Role::Node && theirs.role == Role::Node && ours.polars != theirs.polars {
-        return Err(Refusal::Polars { ours: ours.polars, theirs: theirs.polars });
-    }
-
-    let [dialer, listener] = peers.map(|peer| peer.to_bytes());
-    let (dialer_hello, listener_hello) = match side {
-        Side::Dialer => (&our_hello, &their_hello),
-        Side::Listener => (&their_hello, &our_hello),
-    };
-    let proof = |by: Side| {
-        let by: &[u8] = if by == Side::Dialer { b"dialer" } else { b"listener" };
-        credentials.key.mac(&[b"floe admission", by, &dialer, &listener, dialer_hello, listener_hello])
-    };
-    let other = if side == Side::Dialer { Side::Listener } else { Side::Dialer };
-    let their_proof = exchange(stream, &proof(side).finalize().into_bytes()).await?;
-    let proven = proof(other).verify_slice(&their_proof).is_ok();
-
-    let wrong_key =
-        || Refusal::WrongKey { ours: ours.fingerprint.clone(), theirs: theirs.fingerprint.clone() };
-    let verdict = exchange(stream, &[if proven { WELCOME } else { WRONG_KEY }]).await;
-    if !proven {
-        return Err(wrong_key());
-    }
-    match verdict?[..] {
-        [WELCOME] => Ok(theirs.role),
-        [WRONG_KEY] => Err(wrong_key()),
-        [code, ..] => Err(Refusal::Unknown(code)),
-        [] => Err(Refusal::NotFloe),
+    match side {
+        Side::Dialer => knock(stream, peers, credentials).await,
+        Side::Listener => answer(stream, peers, credentials).await,
     }
 }
 
-/// Sends one message and reads the other side's: a `u16` length, then the bytes.
-async fn exchange<S>(stream: &mut S, message: &[u8]) -> Result<Vec<u8>, Refusal>
+/// The dialer's part.
+async fn knock<S>(stream: &mut S, peers: [PeerId; 2], credentials: &Credentials) -> Result<Role, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let broken = |error: io::Error| Refusal::Broken(error.to_string());
-    let length = u16::try_from(message.len()).map_err(|_| Refusal::Broken("a message is too long".into()))?;
-    stream.write_all(&length.to_be_bytes()).await.map_err(broken)?;
-    stream.write_all(message).await.map_err(broken)?;
-    stream.flush().await.map_err(broken)?;
+    let ours = Hello::new(credentials, credentials.offered())?;
+    let our_hello = ours.to_bytes();
+    write(stream, &our_hello).await?;
+    let their_hello = read(stream).await?;
+    let theirs = Hello::from_bytes(&their_hello);
+    ours.check(&theirs)?;
+    let Role::Node = theirs.role()? else { return Err(Refusal::NotFloe) };
+    let unfit = || match credentials.role {
+        Role::Guest(_) => Refusal::UnknownInvitation,
+        Role::Node | Role::Driver => wrong_key(ours.offered[0], theirs.offered[0]),
+    };
+    let secret = credentials.own(theirs.offered[0]).ok_or_else(unfit)?;
 
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).await.map_err(broken)?;
-    let length = usize::from(u16::from_be_bytes(length));
-    if length > MAX_MESSAGE_BYTES {
-        return Err(Refusal::NotFloe);
+    let peers = peers.map(|peer| peer.to_bytes());
+    let transcript = Transcript { peers, hellos: [our_hello, their_hello] };
+    write(stream, &secret.prove(&transcript.parts(Side::Dialer, &[WELCOME]))).await?;
+    let verdict: [u8; 1] = read(stream).await?;
+    let proof: [u8; PROOF_BYTES] = read(stream).await?;
+    // Whoever does not hold the secret decides nothing.
+    if !secret.verify(&transcript.parts(Side::Listener, &verdict), &proof) {
+        return Err(unfit());
     }
-    let mut answer = vec![0; length];
-    stream.read_exact(&mut answer).await.map_err(broken)?;
-    Ok(answer)
+    match verdict[0] {
+        WELCOME => Ok(Role::Node),
+        FORGOTTEN => Err(Refusal::Forgotten),
+        BUSY => Err(Refusal::Busy),
+        code => Err(Refusal::Unknown(code)),
+    }
+}
+
+/// The listener's part.
+async fn answer<S>(stream: &mut S, peers: [PeerId; 2], credentials: &Credentials) -> Result<Role, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let their_hello = read(stream).await?;
+    let theirs = Hello::from_bytes(&their_hello);
+    let role = theirs.role()?;
+    let node = node_id(&peers[0]);
+    let accepted = credentials.accepted(&theirs.offered, role, node);
+    let named = accepted.as_ref().map_or_else(|| credentials.offered()[0], |(name, _)| *name);
+    let ours = Hello::new(credentials, [named, 0])?;
+    let our_hello = ours.to_bytes();
+    write(stream, &our_hello).await?;
+    ours.check(&theirs)?;
+    let unfit = || match role {
+        Role::Guest(_) => Refusal::UnknownInvitation,
+        Role::Node | Role::Driver => wrong_key(named, theirs.offered[0]),
+    };
+    let (_, secret) = accepted.ok_or_else(unfit)?;
+
+    let peers = peers.map(|peer| peer.to_bytes());
+    let transcript = Transcript { peers, hellos: [their_hello, our_hello] };
+    let proof: [u8; PROOF_BYTES] = read(stream).await?;
+    if !secret.verify(&transcript.parts(Side::Dialer, &[WELCOME]), &proof) {
+        write(stream, &[WRONG_KEY]).await?;
+        write(stream, &[0; PROOF_BYTES]).await?;
+        return Err(unfit());
+    }
+    let (verdict, outcome) = if credentials.forgets(node) {
+        (FORGOTTEN, Err(Refusal::IsForgotten))
+    } else if !credentials.has_room(role) {
+        (BUSY, Err(Refusal::NoRoom))
+    } else {
+        (WELCOME, Ok(role))
+    };
+    write(stream, &[verdict]).await?;
+    write(stream, &secret.prove(&transcript.parts(Side::Listener, &[verdict]))).await?;
+    outcome
+}
+
+fn wrong_key(ours: u64, theirs: u64) -> Refusal {
+    Refusal::WrongKey { ours: KeyName(ours).fingerprint(), theirs: KeyName(theirs).fingerprint() }
+}
+
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> Result<(), Refusal> {
+    stream.write_all(message).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)
+}
+
+/// Reads a message of this length.
+async fn read<const BYTES: usize>(stream: &mut (impl AsyncRead + Unpin)) -> Result<[u8; BYTES], Refusal> {
+    let mut message = [0; BYTES];
+    stream.read_exact(&mut message).await.map_err(broken)?;
+    Ok(message)
 }
 
 #[cfg(test)]
@@ -435,10 +546,21 @@ mod tests {
     use super::*;
     use tokio_util::compat::TokioAsyncReadCompatExt;
 
+    use crate::gate::Gate;
+    use crate::key::{InvitationSecret, MeshKey};
+
     async fn meet(dialer: Credentials, listener: Credentials) -> [Result<Role, Refusal>; 2] {
+        meet_as([PeerId::random(), PeerId::random()], dialer, listener).await
+    }
+
+    async fn meet_as(
+        peers: [PeerId; 2],
+        dialer: Credentials,
+        listener: Credentials,
+    ) -> [Result<Role, Refusal>; 2] {
         let (near, far) = tokio::io::duplex(64 << 10);
+        // Each end hangs up when it has done, as the transport does.
         let (mut near, mut far) = (near.compat(), far.compat());
-        let peers = [PeerId::random(), PeerId::random()];
         let (one, two) = futures::join!(
             prove(&mut near, Side::Dialer, peers, &dialer),
             prove(&mut far, Side::Listener, peers, &listener)
@@ -466,55 +588,118 @@ mod tests {
     #[tokio::test]
     async fn versions_that_do_not_fit_are_named_on_both_sides() {
         let node = Credentials::new(MeshKey::generate(), Role::Node);
-        let newer = Credentials { protocol: 9, ..node.clone() };
+        let mut newer = node.clone();
+        newer.protocol = 9;
         let [near, far] = meet(node.clone(), newer).await;
         assert_eq!(near, Err(Refusal::Protocol { ours: node.protocol, theirs: 9 }));
         assert_eq!(far, Err(Refusal::Protocol { ours: 9, theirs: node.protocol }));
 
-        let other = Credentials { polars: "9.9.9".into(), ..node.clone() };
+        let mut other = node.clone();
+        other.polars = "9.9.9".into();
         let [near, _] = meet(node.clone(), other.clone()).await;
         assert_eq!(near, Err(Refusal::Polars { ours: node.polars.clone(), theirs: "9.9.9".into() }));
 
         // A driver sends plans of a tested range of versions: its own Polars does not matter here.
-        let [near, far] = meet(node, Credentials { role: Role::Driver, ..other }).await;
-        assert_eq!((near, far), (Ok(Role::Driver), Ok(Role::Node)));
+        other.role = Role::Driver;
+        let [near, far] = meet(other, node).await;
+        assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Driver)));
     }
 
     #[tokio::test]
     async fn a_proof_sent_back_to_its_author_proves_nothing() {
         let (near, far) = tokio::io::duplex(64 << 10);
-        let (mut near, mirror) = (near.compat(), far);
-        let echo = tokio::spawn(async move {
-            let (mut read, mut write) = tokio::io::split(mirror);
-            tokio::io::copy(&mut read, &mut write).await
-        });
+        let (mut near, mut far) = (near.compat(), far.compat());
+        let mirror = async {
+            let hello: [u8; HELLO_BYTES] = read(&mut far).await.unwrap();
+            write(&mut far, &hello).await.unwrap();
+            let proof: [u8; PROOF_BYTES] = read(&mut far).await.unwrap();
+            write(&mut far, &[[WELCOME].as_slice(), &proof].concat()).await.unwrap();
+        };
         let credentials = Credentials::new(MeshKey::generate(), Role::Node);
         let peers = [PeerId::random(), PeerId::random()];
-        let outcome = prove(&mut near, Side::Dialer, peers, &credentials).await;
+        let (outcome, ()) = futures::join!(prove(&mut near, Side::Dialer, peers, &credentials), mirror);
         assert!(matches!(outcome, Err(Refusal::WrongKey { .. })), "{outcome:?}");
-        echo.abort();
     }
 
     #[tokio::test]
-    async fn an_announced_length_over_the_limit_is_refused_before_it_is_read() {
-        let (near, mut far) = tokio::io::duplex(64 << 10);
-        tokio::io::AsyncWriteExt::write_all(&mut far, &[0xff; 2]).await.unwrap();
+    async fn a_stranger_is_sent_no_proof_and_read_no_further_than_its_hello() {
         let credentials = Credentials::new(MeshKey::generate(), Role::Node);
+        let stranger = Credentials::new(MeshKey::generate(), Role::Node);
+        let offered = stranger.offered();
+        let forged = Hello::new(&stranger, credentials.offered()).unwrap().to_bytes();
+        let honest = Hello::new(&stranger, offered).unwrap().to_bytes();
+        for (hello, sent) in [(honest, HELLO_BYTES), (forged, HELLO_BYTES + 1 + PROOF_BYTES)] {
+            let (near, mut far) = tokio::io::duplex(64 << 10);
+            tokio::io::AsyncWriteExt::write_all(&mut far, &hello).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut far, &[0xff; 4096]).await.unwrap();
+            let peers = [PeerId::random(), PeerId::random()];
+            let mut near = near.compat();
+            let outcome = prove(&mut near, Side::Listener, peers, &credentials).await;
+            assert!(matches!(outcome, Err(Refusal::WrongKey { .. })), "{outcome:?}");
+            drop(near);
+            let mut got = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut far, &mut got).await.unwrap();
+            assert_eq!(got.len(), sent);
+            assert!(got[HELLO_BYTES..].iter().skip(1).all(|byte| *byte == 0), "no proof");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_verdict_counts_only_from_one_that_holds_the_key() {
+        let key = MeshKey::generate();
+        let gate = Gate::new(key.clone());
+        let listener = Credentials::of(gate.clone(), Role::Node);
+        let (node, driver) =
+            (Credentials::new(key.clone(), Role::Node), Credentials::new(key.clone(), Role::Driver));
+        gate.change(|rules| rules.nodes_only = true);
+        let [near, far] = meet(driver, listener.clone()).await;
+        assert_eq!((near, far), (Err(Refusal::Busy), Err(Refusal::NoRoom)));
+        let [near, far] = meet(node.clone(), listener.clone()).await;
+        assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Node)));
+
         let peers = [PeerId::random(), PeerId::random()];
-        let outcome = prove(&mut near.compat(), Side::Listener, peers, &credentials).await;
-        assert_eq!(outcome, Err(Refusal::NotFloe));
+        gate.change(|rules| rules.forgotten.extend([node_id(&peers[0])]));
+        let [near, far] = meet_as(peers, node.clone(), listener).await;
+        assert_eq!((near, far), (Err(Refusal::Forgotten), Err(Refusal::IsForgotten)));
+
+        // Anybody may say that a node is forgotten. It is not believed.
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (mut near, mut far) = (near.compat(), far.compat());
+        let liar = async {
+            let _: [u8; HELLO_BYTES] = read(&mut far).await.unwrap();
+            let hello = Hello::new(&node, node.offered()).unwrap();
+            write(&mut far, &hello.to_bytes()).await.unwrap();
+            let _: [u8; PROOF_BYTES] = read(&mut far).await.unwrap();
+            write(&mut far, &[[FORGOTTEN; 1].as_slice(), &[9; PROOF_BYTES]].concat()).await.unwrap();
+        };
+        let (outcome, ()) = futures::join!(prove(&mut near, Side::Dialer, peers, &node), liar);
+        assert!(matches!(outcome, Err(Refusal::WrongKey { .. })), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_guest_proves_its_invitation_and_hears_proof_of_it() {
+        let secret = InvitationSecret::generate().unwrap();
+        let gate = Gate::new(MeshKey::generate());
+        let listener = Credentials::of(gate.clone(), Role::Node);
+        let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
+        assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
+        gate.change(|rules| rules.invitations.extend([(secret.id(), secret.verifier())]));
+        let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
+        assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Guest(secret.id()))));
+        // One that knows its id only, as everyone does who sees it pass.
+        gate.change(|rules| rules.invitations.extend([(secret.id(), MeshKey::generate())]));
+        let [near, far] = meet(Credentials::guest(&secret), listener).await;
+        assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
     }
 
     #[test]
-    fn a_key_survives_its_text_and_hides_in_debug_output() {
-        let key = MeshKey::generate();
-        let text = key.to_string();
-        assert_eq!(text.parse(), Ok(key.clone()));
-        assert_eq!(format!("{text}\n").parse(), Ok(key.clone()));
-        assert!(!format!("{key:?}").contains(&text[KEY_PREFIX.len()..]));
-        for bad in ["", "floe1-", &text[1..], &text[..text.len() - 1], &text.replace("floe1-", "floe1-zz")] {
-            assert_eq!(bad.parse::<MeshKey>(), Err(ParseKeyError));
-        }
+    fn a_hello_survives_its_bytes() {
+        let credentials = Credentials::new(MeshKey::generate(), Role::Driver);
+        let hello = Hello::new(&credentials, [u64::MAX, 7]).unwrap();
+        let back = Hello::from_bytes(&hello.to_bytes());
+        assert_eq!((back.protocol, back.role, back.polars), (hello.protocol, hello.role, hello.polars));
+        assert_eq!((back.offered, back.nonce), (hello.offered, hello.nonce));
+        assert_eq!((release("0.55.2"), release("x.1"), release("")), ([0, 55, 2], [0, 1, 0], [0, 0, 0]));
     }
 
     #[test]

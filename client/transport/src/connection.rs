@@ -15,8 +15,9 @@ use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, Swarm};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::admission::{Credentials, Refusal, Roster, refusal_of};
+use crate::admission::{Refusal, Roster, refusal_of};
 use crate::call::{self, CallError};
+use crate::gate::Credentials;
 use crate::substreams::{self, OpenError, Opener};
 use crate::transport::{IdentityError, transport};
 use crate::{CALL, keepalive, node_id};

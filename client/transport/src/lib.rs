@@ -2,7 +2,11 @@
 //! bulk bodies on its streams. Nodes and drivers use the same code.
 //!
 //! ```text
-//!   admission    who may connect: both ends prove the mesh key before anything else is read
+//!   key          the mesh key, and the secrets that are made of it or beside it
+//!   gate         what an end holds to be let in, and whom it lets in itself
+//!   admission    both ends prove one secret to each other before anything else is read
+//!   pending      connections that have not finished that: how many, and who makes way
+//!   host         which host an address is of, for limits by host
 //!   muxer        Yamux, with large frames
 //!   transport    TCP + Noise + admission + Yamux as one libp2p transport
 //!   substreams   the libp2p behaviour that opens and accepts a connection's streams
@@ -24,8 +28,12 @@ pub mod call;
 pub mod connection;
 pub mod digest;
 pub mod files;
+pub mod gate;
+pub mod host;
 pub mod keepalive;
+pub mod key;
 pub mod muxer;
+mod pending;
 pub mod registry;
 pub mod stream;
 pub mod substreams;
@@ -35,10 +43,12 @@ use floe_protocol::NodeId;
 use libp2p::{PeerId, StreamProtocol};
 use sha2::{Digest, Sha256};
 
-pub use admission::{Credentials, MeshKey, Refusal, Role, refusal_of};
+pub use admission::{Refusal, Role, refusal_of};
 pub use call::{CallError, read_frame, write_frame};
 pub use connection::{Connection, DialError};
 pub use digest::{BlobHasher, blob_id};
+pub use gate::{Credentials, Gate};
+pub use key::{InvitationSecret, MeshKey};
 pub use libp2p::Stream;
 pub use stream::{Body, BodyError, send_body};
 pub use substreams::{OpenError, Opener};

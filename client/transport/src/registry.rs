@@ -30,6 +30,9 @@ pub struct Entry {
     pub addresses: Vec<Multiaddr>,
     /// Its mesh key's fingerprint.
     pub fingerprint: String,
+    /// That of the key before, while it counts too: whoever has not heard of the new one finds the node by it.
+    #[serde(default)]
+    pub former: Option<String>,
     /// Its process.
     pub pid: u32,
 }
@@ -44,7 +47,7 @@ pub struct Listed {
 impl Listed {
     /// Writes the entry of a node of this process.
     pub fn new(dir: &Path, peer: PeerId, addresses: Vec<Multiaddr>, fingerprint: String) -> io::Result<Self> {
-        let entry = Entry { peer, addresses, fingerprint, pid: std::process::id() };
+        let entry = Entry { peer, addresses, fingerprint, former: None, pid: std::process::id() };
         let listed = Self { dir: dir.to_owned(), entry };
         listed.write()?;
         Ok(listed)
@@ -62,6 +65,15 @@ impl Listed {
             return Ok(());
         }
         self.entry.addresses = addresses;
+        self.write()
+    }
+
+    /// Writes it again under another key, if it is another.
+    pub fn rekey(&mut self, fingerprint: String, former: Option<String>) -> io::Result<()> {
+        if (&self.entry.fingerprint, &self.entry.former) == (&fingerprint, &former) {
+            return Ok(());
+        }
+        (self.entry.fingerprint, self.entry.former) = (fingerprint, former);
         self.write()
     }
 
@@ -86,7 +98,9 @@ impl Drop for Listed {
 
 /// The running nodes whose key has this fingerprint, in order of id.
 pub fn scan(dir: &Path, fingerprint: &str) -> Vec<Entry> {
-    all(dir).into_iter().filter(|entry| entry.fingerprint == fingerprint).collect()
+    let has =
+        |entry: &Entry| entry.fingerprint == fingerprint || entry.former.as_deref() == Some(fingerprint);
+    all(dir).into_iter().filter(has).collect()
 }
 
 /// All running nodes, of whatever mesh, in order of id. Files of processes that are gone are removed.
@@ -169,12 +183,16 @@ mod tests {
     fn a_listed_node_is_found_by_its_fingerprint_until_it_goes() {
         let dir = tempfile::tempdir().unwrap();
         let peer = PeerId::random();
-        let listed = Listed::new(dir.path(), peer, vec![address()], "abc".into()).unwrap();
+        let mut listed = Listed::new(dir.path(), peer, vec![address()], "abc".into()).unwrap();
         assert_eq!(local_nodes(dir.path(), "abc"), [address().with_p2p(peer).unwrap()]);
         assert!(local_nodes(dir.path(), "def").is_empty());
         fs::remove_file(listed.path()).unwrap();
         listed.renew().unwrap();
         assert_eq!(scan(dir.path(), "abc").len(), 1);
+        listed.rekey("new".into(), Some("abc".into())).unwrap();
+        assert_eq!((scan(dir.path(), "abc").len(), scan(dir.path(), "new").len()), (1, 1));
+        listed.rekey("new".into(), None).unwrap();
+        assert_eq!((scan(dir.path(), "abc").len(), scan(dir.path(), "new").len()), (0, 1));
         drop(listed);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -188,6 +206,7 @@ mod tests {
             peer: PeerId::random(),
             addresses: vec![address()],
             fingerprint: "abc".into(),
+            former: None,
             pid: child.id(),
         };
         let dead = dir.path().join("dead.json");

@@ -27,7 +27,7 @@ use super::{MAX_VIEW_MEMBERS, Participant};
 use crate::command::{Command, Entry};
 use crate::log::MAX_LEFT;
 use crate::membership::has_left;
-use crate::state_machine::{Job, MAX_ENDED_ERAS, StateMachine};
+use crate::state_machine::{Job, MAX_ENDED_ERAS, MAX_FORGOTTEN, StateMachine};
 
 /// How often a node of another era is told of this one.
 const TELL_MS: u64 = 1_000;
@@ -115,6 +115,8 @@ pub struct HandedOver {
     pub jobs: Vec<(JobId, Job)>,
     /// Jobs of which no more is known than that they have ended.
     pub tombstones: Vec<(JobId, Freed)>,
+    /// Nodes that must not come back.
+    pub forgotten: Vec<NodeId>,
 }
 
 impl Healing {
@@ -352,7 +354,8 @@ impl Participant {
             batch => {
                 // What is only known to have ended goes with the first of them.
                 let tombstones = if handing.answered { Vec::new() } else { state.tombstones().collect() };
-                let handed = HandedOver { jobs: batch.unwrap_or_default(), tombstones };
+                let forgotten = state.door().forgotten().iter().copied().collect();
+                let handed = HandedOver { jobs: batch.unwrap_or_default(), tombstones, forgotten };
                 let Ok(jobs) = frame::encode(&handed) else { return };
                 let Some(claim) = state.claim() else { return };
                 let ended = state.ended_eras().collect();
@@ -394,10 +397,11 @@ impl Participant {
         if self.scheduler.is_none() || waits || self.healing.adopting.len() >= MAX_ADOPTING {
             return;
         }
-        let Ok(HandedOver { jobs, tombstones }) = frame::decode(jobs) else { return };
+        let Ok(HandedOver { jobs, tombstones, mut forgotten }) = frame::decode(jobs) else { return };
+        forgotten.truncate(MAX_FORGOTTEN);
         let request = self.next_request();
         let ids = jobs.iter().map(|(id, _)| *id).collect();
-        let entry = Entry { request, command: Command::Adopt { claim, ended, jobs, tombstones } };
+        let entry = Entry { request, command: Command::Adopt { claim, ended, jobs, tombstones, forgotten } };
         if self.propose(&entry).is_ok() {
             self.healing.adopting.insert(request, Adopting { by: from, era, jobs_changed, jobs: ids });
         }

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use floe_protocol::{Exchange, MeshId, Placed, Read, Stage, StageInput, Summary, TaskId, TaskSpec};
+use floe_protocol::{
+    Exchange, InvitationId, KeyName, MeshId, Placed, Read, Secret, Stage, StageInput, Summary, TaskId,
+    TaskSpec,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -112,6 +115,25 @@ fn outcome(events: &[Event]) -> Result<(), Failure> {
     }
 }
 
+fn door() -> impl Strategy<Value = Command> {
+    let id = || (0..3_u64).prop_map(InvitationId);
+    let rotation = |from, to| Rotation {
+        from: KeyName(from),
+        to: KeyName(to),
+        salt: Secret([1; 32]),
+        sealed: Secret([2; 32]),
+    };
+    prop_oneof![
+        (id(), 0..3_u32)
+            .prop_map(|(id, uses)| { Command::Invite { id, verifier: Secret([3; 32]), uses, lasts_ms: 1 } }),
+        (id(), 1..4_u64).prop_map(|(invitation, node)| Command::Enter { invitation, node: NodeId(node) }),
+        id().prop_map(|id| Command::ExpireInvitations { invitations: vec![id] }),
+        (1..4_u64).prop_map(|node| Command::Forget { node: NodeId(node) }),
+        (0..3_u64, 0..3_u64).prop_map(move |(from, to)| Command::RotateKey(rotation(from, to))),
+        (0..3_u64).prop_map(|to| Command::RetireKey { to: KeyName(to), former: FormerKey::Members }),
+    ]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let job = 0..4_u64;
     prop_oneof![
@@ -132,7 +154,9 @@ fn command() -> impl Strategy<Value = Command> {
                 ended,
                 jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect(),
                 tombstones: vec![],
+                forgotten: vec![],
             }),
+        door(),
         // Rarely of the right state, so that most scripts go on.
         (0..40_u64).prop_map(|jobs_changed| Command::Yield {
             to: WINNER,
@@ -194,7 +218,7 @@ fn other_job() -> impl Strategy<Value = Job> {
 
 fn adopt(jobs: impl IntoIterator<Item = (u64, Job)>) -> Command {
     let jobs = jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect();
-    Command::Adopt { claim: claim(LOSER), ended: vec![], jobs, tombstones: vec![] }
+    Command::Adopt { claim: claim(LOSER), ended: vec![], jobs, tombstones: vec![], forgotten: vec![] }
 }
 
 fn hand_over(state: &StateMachine) -> Command {
@@ -531,7 +555,8 @@ fn what_has_ended_in_another_era_is_known_to_have_ended() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Expired, at: at(3) };
     let tombstones = vec![(JobId(4), freed), (JobId(1), freed)];
-    let command = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
+    let command =
+        Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones, forgotten: vec![] };
     apply(&mut state, [genesis(), submit(1), command.clone()]);
     assert_eq!(state.find(JobId(4)), Err(Failure::Freed { job: JobId(4), freed }));
     assert!(state.job(JobId(1)).is_some_and(|job| job.phase.is_terminal()), "it has ended there");
@@ -689,8 +714,13 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
     let job = state.job(JobId(1)).expect("it is accepted").clone();
     assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_JOB_BYTES, MAX_TIMELINE));
     let ended = vec![LOSER; MAX_ENDED_ERAS];
-    let command =
-        Command::Adopt { claim: claim(LOSER), ended, jobs: vec![(JobId(1), job)], tombstones: vec![] };
+    let command = Command::Adopt {
+        claim: claim(LOSER),
+        ended,
+        jobs: vec![(JobId(1), job)],
+        tombstones: vec![],
+        forgotten: vec![],
+    };
     let entry = Entry { request: RequestId(1), command };
     assert!(entry.encode().unwrap().len() <= crate::replica::MAX_ENTRY_BYTES);
 }
@@ -702,7 +732,7 @@ fn eras_that_ended_are_remembered_within_limits() {
     let era = |n: usize| Era { mesh: MeshId(100 + n as u128), ..LOSER };
     let adopt = |mut eras: Vec<Era>| {
         let ended = eras.split_off(1);
-        Command::Adopt { claim: claim(eras[0]), ended, jobs: vec![], tombstones: vec![] }
+        Command::Adopt { claim: claim(eras[0]), ended, jobs: vec![], tombstones: vec![], forgotten: vec![] }
     };
     // Its own, and one that would win, have not ended with one that loses.
     apply(&mut state, [adopt(vec![era(0), OWN, WINNER]), adopt(vec![era(0)])]);
@@ -818,7 +848,7 @@ fn an_era_of_the_same_epoch_ends_with_the_one_that_did_more() {
     let sibling = Era { founder: NodeId(9), ..OWN };
     let adopt = |work_ms| {
         let claim = Claim { era: sibling, work_ms: Some(work_ms) };
-        Command::Adopt { claim, ended: vec![], jobs: vec![], tombstones: vec![] }
+        Command::Adopt { claim, ended: vec![], jobs: vec![], tombstones: vec![], forgotten: vec![] }
     };
     let mut state = StateMachine::default();
     apply(&mut state, [genesis(), Command::Claim { work_ms: 700 }, adopt(701)]);
@@ -902,7 +932,13 @@ fn a_result_that_was_lost_here_is_taken_from_where_it_is() {
     for (why, taken) in [(WhyFreed::Failed, true), (WhyFreed::Lost, true), (WhyFreed::Released, false)] {
         let mut state = StateMachine::default();
         let tombstones = vec![(JobId(1), freed(why))];
-        let buried = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
+        let buried = Command::Adopt {
+            claim: claim(LOSER),
+            ended: vec![],
+            jobs: vec![],
+            tombstones,
+            forgotten: vec![],
+        };
         apply(&mut state, [genesis(), buried, adopt([(1, succeeded_job())])]);
         assert_eq!(state.job(JobId(1)).is_some_and(Job::has_result), taken, "{why:?}");
     }
@@ -913,7 +949,8 @@ fn a_job_that_another_era_has_buried_does_not_run_on() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Cancelled, at: at(3) };
     let tombstones = vec![(JobId(1), freed)];
-    let command = Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones };
+    let command =
+        Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones, forgotten: vec![] };
     let events = apply(&mut state, [genesis(), submit(1), command]);
     assert!(events.contains(&Event::JobEnded { job: JobId(1), phase: JobPhase::Cancelled }), "{events:?}");
     assert!(events.contains(&Event::JobsFreed { jobs: vec![JobId(1)], freed }), "{events:?}");
@@ -932,4 +969,40 @@ fn what_an_era_has_done_is_counted_from_its_log() {
     assert_eq!(StateMachine::restore(&state.snapshot().unwrap()).unwrap().done_ms(), worked);
     state.carry_on(NodeId(2), 40).unwrap();
     assert_eq!(state.done_ms(), 0);
+}
+
+#[test]
+fn a_forgotten_node_is_no_member_and_never_again_one_in_any_era() {
+    let mut state = StateMachine::default();
+    let mesh = MeshId(9);
+    apply(&mut state, [Command::Genesis { mesh, member: member(1) }, Command::Join { member: member(2) }]);
+    let events = apply(&mut state, [Command::Forget { node: NodeId(2) }]);
+    assert!(events.contains(&Event::DoorChanged) && events.contains(&Event::MemberLeft { node: NodeId(2) }));
+    let back = Member { incarnation: 7, ..member(2) };
+    let refused = outcome(&apply(&mut state, [Command::Join { member: back.clone() }])).unwrap_err();
+    assert!(refused.to_string().contains("floe forget"), "{refused}");
+    assert!(!state.members().contains_key(&NodeId(2)));
+    // One that never was a member can be kept out too; saying it again changes nothing.
+    let events =
+        apply(&mut state, [Command::Forget { node: NodeId(3) }, Command::Forget { node: NodeId(3) }]);
+    assert_eq!((events.len(), outcome(&events)), (1, Ok(())));
+    let mut restored = StateMachine::restore(&state.snapshot().unwrap()).unwrap();
+    assert!(outcome(&apply(&mut restored, [Command::Join { member: member(3) }])).is_err());
+    // What a mesh was told before it was merged into another counts there.
+    let mut winner = StateMachine::default();
+    apply(
+        &mut winner,
+        [Command::Genesis { mesh: MeshId(1), member: member(1) }, Command::Join { member: back }],
+    );
+    let forgotten = state.door().forgotten().iter().copied().collect();
+    let adopt = Command::Adopt {
+        claim: state.claim().unwrap(),
+        ended: vec![],
+        jobs: vec![],
+        tombstones: vec![],
+        forgotten,
+    };
+    assert_eq!(outcome(&apply(&mut winner, [adopt])), Ok(()));
+    assert!(!winner.members().contains_key(&NodeId(2)));
+    assert_eq!(winner.door().forgotten(), state.door().forgotten());
 }

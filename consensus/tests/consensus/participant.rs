@@ -7,11 +7,12 @@ use std::fmt::Write as _;
 use floe_consensus::membership::ALONE_MS;
 use floe_consensus::participant::HandedOver;
 use floe_consensus::replica::TICK_MS;
-use floe_consensus::state_machine::Job;
+use floe_consensus::state_machine::{Job, Rotation};
 use floe_consensus::{Action, Command, Entry, Reading, StateMachine};
 use floe_protocol::message::MeshView;
 use floe_protocol::{
-    Claim, Era, Fence, JobPhase, MeshId, NodeId, PeerMessage, RequestId, StageId, TaskId, WallTime, frame,
+    Claim, Era, Fence, InvitationId, JobPhase, KeyName, MeshId, NodeId, PeerMessage, RequestId, Secret,
+    StageId, TaskId, WallTime, frame,
 };
 use goldenscript::Context;
 use proptest::prelude::*;
@@ -68,6 +69,34 @@ enum ScriptCommand {
         at: u64,
         who: u64,
     },
+    /// As one node proposes, an invitation for so many nodes is made that lasts so long.
+    Invite {
+        at: u64,
+        id: u64,
+        #[arg(key)]
+        uses: u32,
+        #[arg(key)]
+        lasts_ms: u64,
+    },
+    /// By way of one node, another comes by an invitation.
+    Enter {
+        at: u64,
+        id: u64,
+        who: u64,
+    },
+    /// A node is removed for good.
+    Forget {
+        at: u64,
+        who: u64,
+    },
+    /// The mesh key is changed.
+    Rotate {
+        at: u64,
+        from: u64,
+        to: u64,
+    },
+    /// Who may come, as one node knows it.
+    Door(u64),
     /// Nodes' workers end well all that they run.
     Finish(Vec<u64>),
     Kill(Vec<u64>),
@@ -144,6 +173,44 @@ impl goldenscript::Runner for Runner {
                 if let Err(error) = mesh.propose(*at, leave, format!("leave of n{who}")) {
                     writeln!(mesh.story, "n{at} does not let n{who} go: {error}")?;
                 }
+            }
+            ScriptCommand::Invite { at, id, uses, lasts_ms } => {
+                let (id, verifier) = (InvitationId(*id), Secret([0; 32]));
+                let invite = Command::Invite { id, verifier, uses: *uses, lasts_ms: *lasts_ms };
+                if let Err(error) = mesh.propose(*at, invite, format!("invitation {}", id.0)) {
+                    writeln!(mesh.story, "n{at} does not take it: {error}")?;
+                }
+            }
+            ScriptCommand::Enter { at, id, who } => {
+                let enter = Command::Enter { invitation: InvitationId(*id), node: NodeId(*who) };
+                if let Err(error) = mesh.propose(*at, enter, format!("n{who} by invitation {id}")) {
+                    writeln!(mesh.story, "n{at} does not take it: {error}")?;
+                }
+            }
+            ScriptCommand::Forget { at, who } => {
+                let forget = Command::Forget { node: NodeId(*who) };
+                if let Err(error) = mesh.propose(*at, forget, format!("forget n{who}")) {
+                    writeln!(mesh.story, "n{at} does not take it: {error}")?;
+                }
+            }
+            ScriptCommand::Rotate { at, from, to } => {
+                let (from, to) = (KeyName(*from), KeyName(*to));
+                let rotate =
+                    Command::RotateKey(Rotation { from, to, salt: Secret([0; 32]), sealed: Secret([0; 32]) });
+                if let Err(error) = mesh.propose(*at, rotate, "another key".to_owned()) {
+                    writeln!(mesh.story, "n{at} does not take it: {error}")?;
+                }
+            }
+            ScriptCommand::Door(id) => {
+                let door = mesh.nodes[id].participant.state().door();
+                let open = door.invitations().iter().filter(|(_, invitation)| invitation.is_open());
+                let open: Vec<_> = open.map(|(id, _)| id.0).collect();
+                let forgotten: Vec<_> = door.forgotten().iter().map(|node| node.0).collect();
+                let (key, former) = (door.rotations().back().map(|last| last.to.0), door.former());
+                writeln!(
+                    mesh.story,
+                    "open {open:?} forgotten {forgotten:?} key {key:?} former for {former:?}"
+                )?;
             }
             ScriptCommand::Finish(ids) => ids.iter().for_each(|id| mesh.finish(*id)),
             ScriptCommand::Kill(ids) => ids.iter().for_each(|id| mesh.kill(*id)),
@@ -277,7 +344,7 @@ fn nonsense() -> impl Strategy<Value = PeerMessage> {
     });
     let some_jobs = prop::collection::vec((0..30_u64, 0..6_usize), 0..4).prop_map(|jobs| {
         let jobs: Vec<_> = jobs.into_iter().map(|(id, flaw)| (job(id), flawed_job(flaw))).collect();
-        frame::encode(&HandedOver { jobs, tombstones: Vec::new() }).unwrap()
+        frame::encode(&HandedOver { jobs, ..HandedOver::default() }).unwrap()
     });
     let jobs = prop_oneof![3 => some_jobs, 1 => prop::collection::vec(any::<u8>(), 0..40)];
     let ids = || prop::collection::vec((0..30_u64).prop_map(job), 0..30);

@@ -168,6 +168,11 @@ impl AddressBook {
         }
     }
 
+    /// Nobody is to be found there any more.
+    pub(crate) fn forget(&mut self, target: &Target) {
+        self.entries.remove(target);
+    }
+
     /// A node is connected, perhaps because `target` was dialled.
     pub(crate) fn connected(&mut self, peer: PeerId, target: Option<&Target>, now: Instant) {
         if let Some(target) = target

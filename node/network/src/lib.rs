@@ -5,6 +5,8 @@
 //!   gossip      hints that every node spreads about itself
 //!   peers       who is connected
 //!   control     one-way messages, in order, on one stream a direction
+//!   shares      how many connections others may have
+//!   refusals    who was refused, in the log
 //!   swarm       the loop that owns the libp2p swarm and sees all of the above
 //! ```
 //!
@@ -16,9 +18,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floe_protocol::{NodeId, PeerMessage, Request, Response, frame};
+use floe_protocol::{InvitationId, NodeId, PeerMessage, Request, Response, frame};
 use floe_transport::transport::IdentityError;
-use floe_transport::{CALL, CallError, MeshKey, OpenError, Opener, Refusal, Stream, call, node_id};
+use floe_transport::{CALL, CallError, Gate, OpenError, Opener, Refusal, Stream, call, node_id};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,6 +29,8 @@ mod control;
 mod discovery;
 mod gossip;
 mod peers;
+mod refusals;
+mod shares;
 mod swarm;
 
 pub use discovery::MAX_CONNECTED_NODES;
@@ -47,8 +51,8 @@ const MAX_COMMANDS: usize = 256;
 pub struct Config {
     /// The node's identity.
     pub identity: Keypair,
-    /// The mesh key.
-    pub key: MeshKey,
+    /// Whom it lets in, and by what it is let in itself. Its owner may change the rules at any time.
+    pub gate: Gate,
     /// What the node's owner calls it, for other nodes' logs.
     pub name: String,
     /// Where to listen: `/ip4/ADDRESS/tcp/PORT`, port 0 for any.
@@ -110,6 +114,13 @@ pub enum Caller {
     Node(NodeId),
     /// A driver.
     Driver(PeerId),
+    /// One that was invited to become a node, and is not one yet.
+    Guest {
+        /// Who it will be.
+        peer: PeerId,
+        /// Its invitation.
+        invitation: InvitationId,
+    },
 }
 
 impl Caller {
@@ -160,7 +171,7 @@ pub enum Event {
         /// What it says.
         hint: Hint,
     },
-    /// A peer was not admitted, or did not admit us.
+    /// A peer did not admit us, or was not admitted: of these the first in a while only.
     Refused {
         /// Its address.
         address: Multiaddr,
@@ -200,7 +211,7 @@ pub async fn start(config: Config) -> Result<(Network, mpsc::Receiver<Event>), E
     let mut service = swarm::Service::new(&config, peers.clone(), events, ordered, hinted, announced)?;
     service.listen(&config.listen).await?;
     if let Some(dir) = config.local_registry {
-        service.join_registry(dir, config.key.fingerprint())?;
+        service.join_registry(dir)?;
     }
     let opener = service.opener();
     tokio::spawn(service.run());
@@ -281,6 +292,20 @@ impl Network {
     pub fn disconnect(&self, node: NodeId) {
         if let Some(peer) = self.0.peers.peer(node) {
             self.order(Command::Disconnect { peer });
+        }
+    }
+
+    /// Closes the connections to a node that the gate does not let in any more, and dials it no more.
+    pub fn shut_out(&self, node: NodeId) {
+        self.order(Command::ShutOut { node });
+    }
+
+    /// The gate has another key: tells the nodes of this machine. Returns once they can find this node by it.
+    pub async fn rekeyed(&self) {
+        let (done, told) = oneshot::channel();
+        if self.0.commands.send(Command::Rekeyed { done }).await.is_ok() {
+            // An error means that the network has stopped.
+            let _ = told.await;
         }
     }
 

@@ -2,18 +2,18 @@
 //!
 //! It waits for nobody: events for the node go through an outbox, streams are read by tasks of their own.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use floe_protocol::Request;
+use floe_protocol::{KeyName, NodeId, Request};
 use floe_transport::registry::{self, Listed};
 use floe_transport::substreams::{self, Inbound, Offer};
 use floe_transport::{
-    CALL, CONTROL, CallError, Credentials, Opener, Refusal, Role, keepalive, node_id, read_frame, refusal_of,
-    transport,
+    CALL, CONTROL, CallError, Credentials, Gate, Opener, Refusal, Role, keepalive, node_id, read_frame,
+    refusal_of, transport,
 };
 use futures::{FutureExt, StreamExt};
 use libp2p::core::ConnectedPoint;
@@ -23,15 +23,17 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, ListenError, NetworkBehaviour, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, connection_limits, gossipsub, identify, kad, mdns};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, identify, kad, mdns};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::control::{self, Outgoing};
-use crate::discovery::{AddressBook, MAX_CONNECTED_NODES, Target, announced, is_loopback};
+use crate::discovery::{AddressBook, Target, announced, is_loopback};
 use crate::gossip::{self, Announcement, Hint, PUBLISH_INTERVAL};
 use crate::peers::Peers;
+use crate::refusals::Refusals;
+use crate::shares;
 use crate::{Caller, Config, Error, Event};
 
 /// Kademlia under a name of our own: floe's nodes share a table with nobody.
@@ -39,15 +41,6 @@ const KADEMLIA: StreamProtocol = StreamProtocol::new("/floe/kad/1");
 
 /// What nodes call their protocols when they identify themselves.
 const IDENTIFY: &str = "floe/1";
-
-/// How many connections may be in the middle of their admission. Strangers can fill these for seconds at most.
-const MAX_PENDING_INCOMING: u32 = 64;
-
-/// How many connections may be taken: every node's, and drivers'.
-const MAX_INCOMING: u32 = 2 * MAX_CONNECTED_NODES as u32 + 512;
-
-/// How many connections one peer may have: two when both ends dialled at once, and a few that are about to die.
-const MAX_PER_PEER: u32 = 8;
 
 /// How many events may wait for the node before the swarm does too.
 const MAX_OUTBOX: usize = 1024;
@@ -76,20 +69,19 @@ const MDNS_INTERVAL: Duration = Duration::from_secs(60);
 /// How long it may take to send what is queued and hang up before connections are cut.
 const HANG_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many strangers' faults are remembered, so that each is warned of once.
-const MAX_WARNED: usize = 256;
-
 /// What the handle orders.
 pub(crate) enum Command {
     Dial { peer: PeerId, addresses: Vec<Multiaddr> },
     Disconnect { peer: PeerId },
+    ShutOut { node: NodeId },
+    Rekeyed { done: oneshot::Sender<()> },
     Shutdown { done: oneshot::Sender<()> },
 }
 
 #[derive(NetworkBehaviour)]
 #[behaviour(prelude = "libp2p::swarm::derive_prelude")]
 struct Behaviour {
-    limits: connection_limits::Behaviour,
+    shares: shares::Behaviour,
     substreams: substreams::Behaviour,
     ping: libp2p_ping::Behaviour,
     identify: identify::Behaviour,
@@ -101,6 +93,7 @@ struct Behaviour {
 /// The loop's state.
 pub(crate) struct Service {
     swarm: Swarm<Behaviour>,
+    gate: Gate,
     book: AddressBook,
     peers: Peers,
     /// Our own dials under way.
@@ -119,7 +112,7 @@ pub(crate) struct Service {
     listed: Option<Listed>,
     neighbours: mpsc::Receiver<Vec<registry::Entry>>,
     lookup_due: Instant,
-    warned: HashSet<String>,
+    refusals: Refusals,
 }
 
 impl Service {
@@ -133,21 +126,17 @@ impl Service {
     ) -> Result<Self, Error> {
         let me = config.identity.public().to_peer_id();
         let roster = floe_transport::admission::Roster::default();
-        let credentials = Credentials::new(config.key.clone(), Role::Node);
+        let credentials = Credentials::of(config.gate.clone(), Role::Node);
         let transport = transport(&config.identity, credentials, roster.clone())?;
         let offers =
             vec![Offer { protocol: CALL, to_drivers: true }, Offer { protocol: CONTROL, to_drivers: false }];
+        let shares = shares::Behaviour::new(config.gate.clone(), roster.clone());
         let (substreams, inbound) = substreams::Behaviour::new(roster, offers);
         let mdns = mdns::Config { query_interval: MDNS_INTERVAL, ..Default::default() };
         let mdns =
             config.mdns.then(|| mdns::tokio::Behaviour::new(mdns, me)).transpose().map_err(Error::Mdns)?;
         let behaviour = Behaviour {
-            limits: connection_limits::Behaviour::new(
-                connection_limits::ConnectionLimits::default()
-                    .with_max_pending_incoming(Some(MAX_PENDING_INCOMING))
-                    .with_max_established_incoming(Some(MAX_INCOMING))
-                    .with_max_established_per_peer(Some(MAX_PER_PEER)),
-            ),
+            shares,
             substreams,
             ping: keepalive::behaviour(),
             identify: identify::Behaviour::new(
@@ -175,6 +164,7 @@ impl Service {
         let (_, neighbours) = mpsc::channel(1);
         Ok(Self {
             swarm,
+            gate: config.gate.clone(),
             book,
             peers,
             dials: HashMap::new(),
@@ -189,7 +179,7 @@ impl Service {
             listed: None,
             neighbours,
             lookup_due: now + LOOKUP_INTERVAL,
-            warned: HashSet::new(),
+            refusals: Refusals::default(),
         })
     }
 
@@ -235,14 +225,15 @@ impl Service {
     }
 
     /// Makes this node known to the others of this machine, and them to it.
-    pub(crate) fn join_registry(&mut self, dir: PathBuf, fingerprint: String) -> Result<(), Error> {
+    pub(crate) fn join_registry(&mut self, dir: PathBuf) -> Result<(), Error> {
         let addresses = self.swarm.listeners().cloned().collect();
         let me = *self.swarm.local_peer_id();
-        let listed = Listed::new(&dir, me, addresses, fingerprint.clone())
+        let listed = Listed::new(&dir, me, addresses, self.gate.key().fingerprint())
             .map_err(|source| Error::Registry { dir: dir.clone(), source })?;
         self.listed = Some(listed);
         let (found, neighbours) = mpsc::channel(1);
         self.neighbours = neighbours;
+        let gate = self.gate.clone();
         tokio::spawn(async move {
             let mut interval = tokio::time::interval(SCAN_INTERVAL);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -251,7 +242,7 @@ impl Service {
                     _ = interval.tick() => {}
                     () = found.closed() => return,
                 }
-                let (dir, fingerprint) = (dir.clone(), fingerprint.clone());
+                let (dir, fingerprint) = (dir.clone(), gate.key().fingerprint());
                 let scan = tokio::task::spawn_blocking(move || registry::scan(&dir, &fingerprint));
                 let Ok(entries) = scan.await else { return };
                 if found.send(entries).await.is_err() {
@@ -270,7 +261,8 @@ impl Service {
         loop {
             self.dial();
             self.look_up();
-            let due = self.book.next_due().map_or(self.lookup_due, |due| due.min(self.lookup_due));
+            let due = [self.book.next_due(), self.refusals.due(), Some(self.lookup_due)];
+            let due = due.into_iter().flatten().min().unwrap_or(self.lookup_due);
             tokio::select! {
                 permit = events.reserve(), if !self.outbox.is_empty() => {
                     let Ok(permit) = permit else { break };
@@ -293,6 +285,11 @@ impl Service {
                     Some(Command::Disconnect { peer }) => {
                         let _ = self.swarm.disconnect_peer_id(peer);
                     }
+                    Some(Command::ShutOut { node }) => self.shut_out(node),
+                    Some(Command::Rekeyed { done }) => {
+                        self.list();
+                        let _ = done.send(());
+                    }
                     Some(Command::Shutdown { done }) => {
                         let _ = tokio::time::timeout(HANG_UP_TIMEOUT, self.hang_up()).await;
                         drop(self);
@@ -303,7 +300,11 @@ impl Service {
                 },
                 Some(entries) = self.neighbours.recv() => self.on_neighbours(entries),
                 _ = publish.tick() => self.publish(),
-                () = tokio::time::sleep_until(due.into()) => {}
+                () = tokio::time::sleep_until(due.into()) => {
+                    if let Some(line) = self.refusals.tell(Instant::now()) {
+                        tracing::warn!("{line}");
+                    }
+                }
             }
         }
         self.peers.take_outgoing();
@@ -332,6 +333,12 @@ impl Service {
     fn dial(&mut self) {
         let now = Instant::now();
         while let Some((target, addresses)) = self.book.next_dial(now) {
+            if let Target::Peer(peer) = &target
+                && self.gate.is_forgotten(node_id(peer))
+            {
+                self.book.forget(&target);
+                continue;
+            }
             // Never from our listening port: two nodes that dial each other from there at once would meet in one
             // TCP connection that both believe to have begun.
             let opts = match &target {
@@ -351,6 +358,27 @@ impl Service {
                     self.book.failed(&target, now);
                 }
             }
+        }
+    }
+
+    /// Closes the connections to a node that must not come back.
+    fn shut_out(&mut self, node: NodeId) {
+        let of_node = |peer: &&PeerId| node_id(peer) == node;
+        let peers: Vec<PeerId> = self.swarm.connected_peers().filter(of_node).copied().collect();
+        for peer in peers {
+            self.book.forget(&Target::Peer(peer));
+            // The connection may be gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+    }
+
+    /// Tells this machine's other nodes, and its drivers, by which keys this node is found.
+    fn list(&mut self) {
+        let (fingerprint, former) = (self.gate.key().fingerprint(), self.gate.former());
+        if let Some(listed) = &mut self.listed
+            && let Err(error) = listed.rekey(fingerprint, former.map(KeyName::fingerprint))
+        {
+            tracing::warn!(%error, "cannot tell this machine's other nodes of the new key");
         }
     }
 
@@ -416,6 +444,7 @@ impl Service {
         let from = match role {
             Role::Node => Caller::Node(node),
             Role::Driver => Caller::Driver(peer),
+            Role::Guest(invitation) => Caller::Guest { peer, invitation },
         };
         self.reading.spawn(async move {
             let mut stream = stream;
@@ -556,7 +585,7 @@ impl Service {
                 self.book.failed(&target, now);
                 for (address, error) in errors {
                     match refusal_of(error) {
-                        Some(refusal) => self.refuse(address.clone(), refusal),
+                        Some(refusal) => self.refuse(address.clone(), refusal, true),
                         None => tracing::debug!(%address, %error, "cannot connect"),
                     }
                 }
@@ -569,28 +598,22 @@ impl Service {
     }
 
     fn on_listen_error(&mut self, address: Multiaddr, error: &ListenError) {
-        match error {
-            ListenError::Transport(error) => {
-                let refusal = refusal_of(error).unwrap_or_else(|| Refusal::Broken(error.to_string()));
-                self.refuse(address, refusal);
-            }
-            error => tracing::debug!(%address, %error, "a connection was not taken"),
-        }
+        let refusal = match error {
+            ListenError::Transport(error) => refusal_of(error).unwrap_or(Refusal::NotFloe),
+            ListenError::Denied { cause } => cause.downcast_ref().cloned().unwrap_or(Refusal::NoRoom),
+            error => return tracing::debug!(%address, %error, "a connection was not taken"),
+        };
+        self.refuse(address, refusal, false);
     }
 
-    /// Warns once of each host and reason; the node hears of every one.
-    fn refuse(&mut self, address: Multiaddr, refusal: Refusal) {
-        if self.warned.len() >= MAX_WARNED {
-            self.warned.clear();
-        }
-        let host = address.iter().next().map(|host| host.to_string()).unwrap_or_default();
-        if self.warned.insert(format!("{host} {refusal}")) {
-            tracing::warn!(%address, "a peer is refused: {refusal}");
-        } else {
-            tracing::debug!(%address, "a peer is refused: {refusal}");
+    /// Counts it for the log. The node hears of everyone that refused it, of strangers as often as the log does.
+    fn refuse(&mut self, address: Multiaddr, refusal: Refusal, dialled: bool) {
+        let line = self.refusals.note(&address, &refusal, Instant::now());
+        if let Some(line) = &line {
+            tracing::warn!("{line}");
         }
         // Strangers must not crowd out what matters.
-        if self.outbox.len() < MAX_OUTBOX / 2 {
+        if (dialled || line.is_some()) && self.outbox.len() < MAX_OUTBOX / 2 {
             self.outbox.push_back(Event::Refused { address, refusal });
         }
     }

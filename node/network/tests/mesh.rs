@@ -15,8 +15,8 @@ use floe_network::{Caller, Config, Error, Event, Hint, Network, start};
 use floe_protocol::version::PROTOCOL_VERSION;
 use floe_protocol::{Era, Failure, Fence, JobId, Load, MeshId, NodeId, PeerMessage, Request, Response};
 use floe_transport::{
-    Body, CALL, CONTROL, Connection, Credentials, DialError, MeshKey, OpenError, Refusal, Role, Stream, call,
-    node_id, read_frame, send_body, write_frame,
+    Body, CALL, CONTROL, Connection, Credentials, DialError, Gate, MeshKey, OpenError, Refusal, Role, Stream,
+    call, node_id, read_frame, send_body, write_frame,
 };
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::Multiaddr;
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn config(key: &MeshKey) -> Config {
     Config {
         identity: Keypair::generate_ed25519(),
-        key: key.clone(),
+        gate: Gate::new(key.clone()),
         name: "test".into(),
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
         join: Vec::new(),
@@ -311,7 +311,8 @@ async fn two_meshes_keep_apart_and_both_sides_say_why() {
     let expected = Refusal::WrongKey { ours: theirs, theirs: ours };
     assert!(matches!(&error, DialError::Refused { refusal, .. } if *refusal == expected), "{error}");
 
-    let newer = Credentials { protocol: 99, ..Credentials::new(key, Role::Driver) };
+    let mut newer = Credentials::new(key, Role::Driver);
+    newer.protocol = 99;
     let error = Connection::dial(&Keypair::generate_ed25519(), newer, address, PATIENCE).await.unwrap_err();
     let text = error.to_string();
     let ours = format!("the other side {PROTOCOL_VERSION}");
@@ -480,4 +481,31 @@ async fn a_disconnected_node_is_connected_again() {
     one.wait(|event| matches!(event, Event::PeerDown { node } if node == id).then_some(())).await;
     one.wait(|event| matches!(event, Event::PeerUp { node, .. } if node == id).then_some(())).await;
     assert_eq!(node_id(&two.network.peer_id()), id);
+}
+
+/// Sockets that only stand open take nobody's place, wherever they come from.
+#[tokio::test]
+async fn idle_strangers_keep_neither_a_node_nor_a_driver_out() {
+    let key = MeshKey::generate();
+    let mut node = Node::start(config(&key)).await;
+    let socket = node.socket();
+    let mut idle = Vec::new();
+    let greetings: [&[u8]; 3] = [b"", b"\x13/multistream/1.0.0\n", b"\x13"];
+    for number in 0..400 {
+        let mut stream = TcpStream::connect(&socket).unwrap();
+        stream.write_all(greetings[number % greetings.len()]).unwrap();
+        idle.push(stream);
+    }
+    let mut other = Node::join(&key, &node).await;
+    other.wait_for_peers(&[node.id()]).await;
+    let address = node.network.addresses().remove(0);
+    let connection = driver(&key, address).await.unwrap();
+    let mut stream = connection.open(CALL).await.unwrap();
+    write_frame(&mut stream, &Request::Status).await.unwrap();
+    let (from, request, _) = node.next_call().await;
+    assert!(matches!(from, Caller::Driver(_)) && request == Request::Status);
+    // Whoever made way was hung up on.
+    idle[0].set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut rest = Vec::new();
+    assert!(idle[0].read_to_end(&mut rest).is_ok_and(|read| read < 64));
 }

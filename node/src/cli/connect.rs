@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use floe_client::{Error, Mesh, MeshKey, local};
+use floe_client::{Error, Mesh, MeshBuilder, MeshKey, local};
 
 use super::output;
 use crate::data_dir::read_key;
@@ -82,6 +82,15 @@ impl ConnectArgs {
         Ok(Some(local::key_file(&local::home()?)).filter(|path| path.exists()))
     }
 
+    /// With this key, and the file that it was read from, since the mesh may change it.
+    fn builder(&self, key: MeshKey) -> anyhow::Result<MeshBuilder> {
+        let builder = Mesh::builder().key(key);
+        Ok(match self.key_path()? {
+            Some(file) => builder.key_file(file),
+            None => builder,
+        })
+    }
+
     async fn find(&self) -> anyhow::Result<Option<Mesh>> {
         let addresses: Vec<&String> = self.addresses.iter().filter(|address| !address.is_empty()).collect();
         let key = self.key()?;
@@ -89,7 +98,8 @@ impl ConnectArgs {
             let Some(key) = key else {
                 bail!("there is no mesh key on this machine: name the mesh's key file with --key-file");
             };
-            return Ok(Some(Mesh::builder().key(key).addresses(addresses).connect().await?));
+            let mesh = self.builder(key)?.addresses(addresses);
+            return Ok(Some(mesh.connect().await?));
         }
         let home = local::home()?;
         let addresses = key.as_ref().map(|key| local::nodes(&home, key)).unwrap_or_default();
@@ -99,7 +109,7 @@ impl ConnectArgs {
             }
             return Ok(None);
         };
-        let builder = Mesh::builder().key(key).addresses(addresses).connect_timeout(LOCAL_PATIENCE);
+        let builder = self.builder(key)?.addresses(addresses).connect_timeout(LOCAL_PATIENCE);
         match builder.connect().await {
             Ok(mesh) => Ok(Some(mesh)),
             // Nodes that were killed leave their announcements behind.

@@ -1,7 +1,10 @@
 //! `floe invite`
 
-use anyhow::{Context, bail};
+use std::time::Duration;
+
+use anyhow::bail;
 use clap::Args;
+use floe_transport::InvitationSecret;
 use libp2p::Multiaddr;
 
 use super::connect::ConnectArgs;
@@ -11,19 +14,27 @@ use crate::ticket::{MAX_ADDRESSES, Ticket};
 
 /// Print a ticket with which another machine joins: `floe up TICKET`
 ///
-/// The ticket holds the mesh key and addresses of this mesh: give it only to those who may run code on it.
+/// The ticket holds addresses of this mesh and a secret that admits one node, or as many as --uses says. The mesh gives
+/// such a node its key; the ticket is worth nothing any more once it is used up or its time is over. Until then whoever
+/// has it can join and run code on the mesh's nodes.
 #[derive(Args, Debug)]
 pub(super) struct InviteArgs {
+    /// How many nodes it admits
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    uses: u32,
+    /// For how long, for example 10min, 1h or 7days
+    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    lasts: Duration,
     #[command(flatten)]
     connect: ConnectArgs,
 }
 
 pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
-    let status = args.connect.mesh().await?.status().await?;
+    let mesh = args.connect.mesh().await?;
+    let status = mesh.status().await?;
     if status.nodes.is_empty() {
         bail!("the node has not joined or founded its mesh yet: wait until `floe up` prints its ready line");
     }
-    let key = args.connect.key()?.context("there is no mesh key on this machine")?;
     let living = status.nodes.iter().filter(|node| node.alive);
     let mut addresses: Vec<Multiaddr> = living
         .flat_map(|node| &node.member.addresses)
@@ -37,6 +48,8 @@ pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
              stop a node and start it again with `floe up --lan`, then invite"
         );
     }
-    output::print(format_args!("{}\n", Ticket { key, addresses }))?;
+    let secret = InvitationSecret::generate()?;
+    mesh.invite(&secret, args.uses, args.lasts).await?;
+    output::print(format_args!("{}\n", Ticket { secret, addresses }))?;
     Ok(End::Done)
 }

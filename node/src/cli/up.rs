@@ -1,11 +1,12 @@
 //! `floe up`
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use floe_client::{MeshKey, local};
+use floe_client::local;
 use floe_protocol::version::FLOE_VERSION;
 use libp2p::Multiaddr;
 
@@ -13,7 +14,9 @@ use super::interrupt::Interrupt;
 use super::{End, anew, output};
 use crate::config::{self, Settings};
 use crate::data_dir::{self, DataDir};
+use crate::enter::enter;
 use crate::fault::Faults;
+use crate::keys::KeySource;
 use crate::node::Node;
 use crate::ticket::Ticket;
 
@@ -23,8 +26,8 @@ use crate::ticket::Ticket;
 /// ticket or an address leads it to others. It prints one line that starts with `ready`, and runs until Ctrl-C.
 #[derive(Args, Debug)]
 pub(super) struct UpArgs {
-    /// What `floe invite` printed on a node of the mesh to join, or `-` to read it from standard input, where no other
-    /// user of the machine sees it
+    /// What `floe invite` printed on a node of the mesh to join, or `-` to read it from standard input. It is needed once:
+    /// the node keeps the mesh key that it got for it
     #[arg(value_parser = ticket)]
     ticket: Option<Ticket>,
     /// Listen on every network interface, and find nodes on the local network by mDNS
@@ -84,11 +87,14 @@ fn ticket(text: &str) -> Result<Ticket, String> {
 pub(super) async fn run(args: UpArgs) -> anyhow::Result<End> {
     let mut interrupt = Interrupt::listen()?;
     let home = local::home()?;
-    let (data_dir, number) = match &args.data_dir {
+    let (mut data_dir, number) = match &args.data_dir {
         Some(path) => (DataDir::open(path)?, 0),
         None => DataDir::open_numbered(&config::nodes(&home))?,
     };
-    let key = key(&args, &data_dir)?;
+    let key = tokio::select! {
+        key = key(&args, &mut data_dir) => key?,
+        () = interrupt.wait() => return Ok(End::Interrupted),
+    };
     let while_stdin = args.while_stdin;
     let settings = settings(args, &home, number);
     output::note(format_args!(
@@ -142,26 +148,38 @@ async fn interrupted_or_abandoned(interrupt: &mut Interrupt, while_stdin: bool) 
     }
 }
 
-/// The mesh key: the ticket's, the one of the given file, the data directory's own, or the user's.
-fn key(args: &UpArgs, data_dir: &DataDir) -> anyhow::Result<MeshKey> {
-    let own = data_dir.key_file();
+/// The mesh key: what the ticket's invitation is worth, the one of the given file, the data directory's own, or the
+/// user's.
+async fn key(args: &UpArgs, data_dir: &mut DataDir) -> anyhow::Result<KeySource> {
+    let (own, users) = (data_dir.key_file(), local::key_file(&local::home()?));
+    let found = |key, file: &Path| {
+        // Drivers of this machine read the user's own.
+        let files = [file.to_owned(), users.clone()].into_iter().collect::<BTreeSet<_>>();
+        KeySource { key, files: files.into_iter().collect() }
+    };
     if let Some(ticket) = &args.ticket {
-        // The node must find its way back in when it is started again without the ticket.
-        data_dir::write_key(&own, &ticket.key)?;
+        let invitation = ticket.secret.id();
+        let key = match data_dir.key_by(invitation) {
+            Some(key) => key?,
+            None => {
+                let key = enter(data_dir.identity(), ticket).await?;
+                // The node must find its way back in when it is started again.
+                data_dir.keep_key(&key, invitation)?;
+                key
+            }
+        };
         // A machine without a key of its own has one now, so that drivers on it need no --key-file.
-        let users = local::key_file(&local::home()?);
         if !users.exists() {
-            data_dir::write_key(&users, &ticket.key)?;
+            data_dir::write_key(&users, &key)?;
         }
-        return Ok(ticket.key.clone());
+        return Ok(found(key, &own));
     }
-    if let Some(path) = &args.key_file {
-        return Ok(data_dir::read_key(path)?);
-    }
-    if own.exists() {
-        return Ok(data_dir::read_key(&own)?);
-    }
-    Ok(data_dir::read_or_make_key(&local::key_file(&local::home()?))?)
+    let file = match &args.key_file {
+        Some(file) => file.clone(),
+        None if own.exists() => own,
+        None => return Ok(found(data_dir::read_or_make_key(&users)?, &users)),
+    };
+    Ok(found(data_dir::read_key(&file)?, &file))
 }
 
 /// `number` tells the nodes of one machine apart, from 0.
