@@ -825,7 +825,7 @@ fn a_node_whose_disk_is_older_than_what_is_known_of_it_is_not_taken_in() {
     apply(&mut state, [genesis(), start(5)]);
     let refused = outcome(&apply(&mut state, [start(4)]));
     assert!(
-        matches!(&refused, Err(Failure::Refused { message }) if message.contains("older")),
+        matches!(&refused, Err(Failure::Superseded { message }) if message.contains("older")),
         "{refused:?}"
     );
     for again in [5, 6] {

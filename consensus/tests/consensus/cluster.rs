@@ -103,6 +103,10 @@ impl Cluster {
             self.writing.remove(&id);
             self.crashed.insert(id, self.disks[&id].clone());
             self.network.retain(|(_, to, _)| *to != id);
+            // What it had taken in and not written is lost, and nobody hears so but by its connections.
+            if self.says_what_is_lost {
+                self.running.values_mut().for_each(|peer| peer.report_unreachable(NodeId(id)));
+            }
         }
     }
 
