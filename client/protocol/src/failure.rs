@@ -224,6 +224,7 @@ impl Failure {
             self,
             Self::Query { .. }
                 | Self::Exception { .. }
+                | Self::Crashed { .. }
                 | Self::Limit { .. }
                 | Self::Version { .. }
                 | Self::Foreign { .. }

@@ -1086,21 +1086,32 @@ impl World {
         None
     }
 
-    /// Whether something that came with a job was stored only on machines that are gone for good.
+    /// Whether something that came with a job is only on machines that are gone for good: it was stored nowhere else, or
+    /// another part of the mesh ended the job and dropped its copy.
     fn waits_for_the_gone(&self, id: JobId) -> bool {
-        let gone = |node: &NodeId| self.machines.get(node).is_none_or(|machine| machine.gone);
+        let gone = |node: NodeId| self.machines.get(&node).is_none_or(|machine| machine.gone);
+        let job = self.leader().and_then(|leader| leader.state().job(id));
+        let ended_elsewhere = job.is_some_and(|job| !job.other_ends.is_empty());
         let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
-        frames.into_iter().any(|(_, placed)| placed.nodes.iter().all(gone))
+        frames.into_iter().any(|(task, placed)| {
+            placed.nodes.iter().all(|node| gone(*node))
+                || (ended_elsewhere && self.holders_of(*task).into_iter().all(gone))
+        })
+    }
+
+    /// The machines that have a partition, whether they run or not.
+    fn holders_of(&self, task: TaskId) -> Vec<NodeId> {
+        let holds = |machine: &&Machine| {
+            machine.node.as_ref().map_or(&machine.held, |node| &node.held).contains_key(&task)
+        };
+        self.machines.values().filter(holds).map(|machine| machine.id).collect()
     }
 
     /// Where the frames that came with a job were, and where they are.
     fn frames_of(&self, id: JobId) -> String {
         let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
         let frames = frames.map(|(task, placed)| {
-            let holds = |machine: &&Machine| {
-                machine.node.as_ref().map_or(&machine.held, |node| &node.held).contains_key(task)
-            };
-            let holders: Vec<_> = self.machines.values().filter(holds).map(|machine| machine.id.0).collect();
+            let holders: Vec<_> = self.holders_of(*task).iter().map(|node| node.0).collect();
             let were: Vec<_> = placed.nodes.iter().map(|node| node.0).collect();
             format!("{task} came to {were:?} and is on {holders:?}")
         });
