@@ -93,7 +93,7 @@ pub enum Action {
     },
     /// Have this written and synced, in one piece, and then call [`Participant::persisted`]. Until then there is no
     /// further one, and all else goes on.
-    Write(Persist),
+    Write(Box<Persist>),
 }
 
 /// What a leader asks of a node's worker and store.
@@ -344,7 +344,7 @@ impl Participant {
             if let Some(output) = self.replica.take_output()? {
                 self.carry_out(output);
             } else if let Some(persist) = self.replica.take_write() {
-                return Ok(Some(Action::Write(persist)));
+                return Ok(Some(Action::Write(Box::new(persist))));
             } else if self.leaving_for.is_some() {
                 return Ok(None);
             } else {

@@ -42,8 +42,8 @@ impl LogWriter {
 
     /// Begins a write. The one before it must be done.
     pub fn write(&self, persist: Persist) -> Result<(), LogError> {
-        let sent = self.writes.as_ref().map(|writes| writes.try_send(persist));
-        if matches!(sent, Some(Ok(()))) { Ok(()) } else { Err(ended()) }
+        let Some(writes) = &self.writes else { return Err(ended()) };
+        writes.try_send(persist).map_err(|_| ended())
     }
 
     /// Waits for the write under way.

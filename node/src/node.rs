@@ -559,7 +559,7 @@ impl Loop {
                     self.changed.send_modify(|count| *count += 1);
                     self.job_changes.tell_all();
                 }
-                Action::Write(persist) => self.log.write(persist)?,
+                Action::Write(persist) => self.log.write(*persist)?,
             }
         }
         Ok(())

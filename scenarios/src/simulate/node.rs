@@ -94,7 +94,7 @@ pub(super) enum Out {
     Answer(usize, Proposed),
     Note(Note),
     /// Writes this to its disk.
-    Write(Persist),
+    Write(Box<Persist>),
     /// Makes sure of a connection.
     Dial(NodeId),
     /// Breaks a connection that only seems to stand.

@@ -473,7 +473,7 @@ impl World {
                     self.keeps_word(&node, &wire)?;
                     self.send(id, to, wire);
                 }
-                Out::Write(persist) => self.begin_write(id, life, persist),
+                Out::Write(persist) => self.begin_write(id, life, *persist),
                 Out::Run(assignment) => self.start_task(&node, life, &assignment),
                 Out::Answer(number, proposed) => self.answered(&node, number, &proposed),
                 Out::Dial(peer) => self.network.dial(id, peer),
