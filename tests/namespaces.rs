@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use floe_scenarios::harness::{DEADLINE, Floe, Network, Node, wait_until};
+use floe_scenarios::harness::{DEADLINE, Floe, Network, Node, Unavailable, wait_until};
 use serde_json::Value;
 
 use crate::FLOE;
@@ -15,10 +15,11 @@ use crate::FLOE;
 fn network(machines: usize) -> Option<Network> {
     match Network::new(machines) {
         Ok(network) => Some(network),
-        Err(reason) => {
+        Err(reason) if reason.is::<Unavailable>() => {
             eprintln!("skipped: {reason:#}");
             None
         }
+        Err(error) => panic!("{error:#}"),
     }
 }
 
