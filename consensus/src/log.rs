@@ -211,6 +211,8 @@ impl MemoryLog {
         }
         self.parts.snapshot = snapshot;
         self.outdated = outdated;
+        // What is applied is agreed on, whether that was worth a write or not.
+        self.parts.hard_state.commit = self.parts.hard_state.commit.max(index);
         let (dropped_index, dropped_term) = dropped;
         if dropped_index > self.parts.dropped_index && self.term_of(dropped_index) == Some(dropped_term) {
             self.parts.entries.drain(..(dropped_index - self.parts.dropped_index) as usize);

@@ -50,7 +50,7 @@ const WRITTEN_BYTES: usize = 4 << 20;
 /// How much of a blob is read at once.
 const READ_BYTES: usize = 256 << 10;
 
-/// How many bytes of blobs a node keeps. Beyond it those that were not used for longest go.
+/// How many bytes of blobs a node keeps. Beyond it those that were not used for longest go, if no job needs them.
 const MAX_KEPT_BYTES: u64 = 16 << 30;
 
 /// Blobs that were used within this time stay whatever the disk holds: a host may be about to open them.
@@ -142,9 +142,9 @@ impl Blobs {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Whether it is here.
-    pub fn has(&self, id: BlobId) -> bool {
-        self.0.index().blobs.contains_key(&id)
+    /// Whether it is here. Then it stays for a while: whoever asks is about to name it.
+    pub async fn has(&self, id: BlobId) -> bool {
+        self.0.sound(id).await.is_some()
     }
 
     /// Keeps a copy that somebody sends on a stream, or refuses it with [`Failure::Busy`] before it comes.
@@ -189,11 +189,16 @@ impl Blobs {
         blocking(move || inner.keep(blob, file)).await?
     }
 
-    /// Removes objects that nobody needs, as it seems, until the disk has room: not those that are needed by jobs, and
-    /// none that was used a moment ago.
+    /// Whether there are more than a node keeps.
+    pub fn are_many(&self) -> bool {
+        self.0.index().bytes > MAX_KEPT_BYTES
+    }
+
+    /// Removes objects that nobody needs, as it seems, until there are not too many and the disk has room: not those that
+    /// are needed by jobs, and none that was used a moment ago.
     pub fn free_unused(&self, needed: &BTreeSet<BlobId>) {
-        while self.0.disk.look().short {
-            let Some(id) = self.0.index().evict_one(|id| needed.contains(&id)) else { return };
+        while self.are_many() || self.0.disk.look().short {
+            let Some(id) = self.0.index().evict_one(needed) else { return };
             self.0.remove(id);
         }
     }
@@ -374,7 +379,7 @@ impl Inner {
         NamedTempFile::with_prefix_in(".part-", &self.dir).map_err(|error| no_room(&error))
     }
 
-    /// Moves a whole file to its place, and makes room for it.
+    /// Moves a whole file to its place.
     fn keep(&self, blob: Blob, file: NamedTempFile) -> Result<(), Failure> {
         let path = self.path(blob.id);
         private::restrict(file.path(), 0o400).map_err(|error| no_room(&error))?;
@@ -385,9 +390,6 @@ impl Inner {
         if index.blobs.insert(blob.id, kept).is_none() {
             index.bytes += blob.bytes;
         }
-        let evicted = index.evict();
-        drop(index);
-        evicted.into_iter().for_each(|id| self.remove(id));
         Ok(())
     }
 
@@ -480,23 +482,10 @@ impl Index {
         }
     }
 
-    /// Takes out what has to go for the rest to be within [`MAX_KEPT_BYTES`].
-    fn evict(&mut self) -> Vec<BlobId> {
-        let mut evicted = Vec::new();
-        while self.bytes > MAX_KEPT_BYTES
-            && let Some(id) = self.evict_one(|_| false)
-        {
-            evicted.push(id);
-        }
-        evicted
-    }
-
-    /// Takes out the one that was not used for longest, of those that are not in use and that nobody `needs`.
-    fn evict_one(&mut self, needs: impl Fn(BlobId) -> bool) -> Option<BlobId> {
-        let idle = self
-            .blobs
-            .iter()
-            .filter(|(id, kept)| kept.used.is_none_or(|used| used.elapsed() > IN_USE) && !needs(**id));
+    /// Takes out the one that was not used for longest, of those that are not in use and that nobody needs.
+    fn evict_one(&mut self, needed: &BTreeSet<BlobId>) -> Option<BlobId> {
+        let in_use = |kept: &Kept| kept.used.is_some_and(|used| used.elapsed() <= IN_USE);
+        let idle = self.blobs.iter().filter(|(id, kept)| !in_use(kept) && !needed.contains(id));
         let id = idle.min_by_key(|(_, kept)| kept.used).map(|(id, _)| *id)?;
         self.forget(id);
         Some(id)
@@ -584,21 +573,21 @@ mod tests {
     fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         let mut index = Index::default();
         let mut add = |id, used: Option<Instant>| {
-            index.blobs.insert(BlobId(id), Kept { bytes: MAX_KEPT_BYTES / 2, used, stamp: None });
-            index.bytes += MAX_KEPT_BYTES / 2;
+            index.blobs.insert(BlobId(id), Kept { bytes: 100, used, stamp: None });
+            index.bytes += 100;
         };
         let long_ago = Instant::now().checked_sub(IN_USE * 2);
         add(1, Some(Instant::now()));
         add(2, long_ago);
         add(3, None);
         add(4, Some(Instant::now()));
-        assert_eq!(index.evict(), [BlobId(3), BlobId(2)]);
-        assert_eq!(index.bytes, MAX_KEPT_BYTES);
-        index.bytes += 1;
-        assert!(index.evict().is_empty(), "all that is left is in use");
-        index.blobs.insert(BlobId(5), Kept { bytes: 1, used: None, stamp: None });
-        assert_eq!(index.evict_one(|id| id == BlobId(5)), None, "a job needs it");
-        assert_eq!(index.evict_one(|_| false), Some(BlobId(5)));
+        add(5, None);
+        let needed = BTreeSet::from([BlobId(5)]);
+        assert_eq!(index.evict_one(&needed), Some(BlobId(3)));
+        assert_eq!(index.evict_one(&needed), Some(BlobId(2)));
+        assert_eq!(index.evict_one(&needed), None, "all that is left is in use, or a job needs it");
+        assert_eq!(index.evict_one(&BTreeSet::new()), Some(BlobId(5)));
+        assert_eq!(index.bytes, 200);
     }
 
     #[test]

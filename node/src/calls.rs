@@ -170,7 +170,7 @@ impl Calls {
     /// Calls of one frame each way.
     async fn short(&self, request: Request) -> Result<Response, Failure> {
         match request {
-            Request::HasBlob { id } => Ok(Response::Has(self.blobs.has(id))),
+            Request::HasBlob { id } => Ok(Response::Has(self.blobs.has(id).await)),
             Request::Status => Ok(Response::Status(self.mailbox.ask(Ask::Status).await?)),
             Request::Mesh => Ok(Response::Mesh(self.mailbox.ask(Ask::Mesh).await?)),
             Request::Job { id } => Ok(Response::Job(job_status::current(&self.mailbox, id).await?)),

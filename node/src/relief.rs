@@ -1,4 +1,4 @@
-//! What a node does that is short of disk: it frees what it may, off the loop, until there is room.
+//! What a node does that is short of disk, or has too many objects: it frees what it may, off the loop, until there is room.
 //!
 //! ```text
 //!   short ──> files of partitions that are in memory too ──> objects that no job needs ──> old logs
@@ -54,14 +54,19 @@ impl Relief {
         if self.under_way.swap(true, Ordering::Relaxed) {
             return;
         }
-        let graphs = if short { graphs() } else { Vec::new() };
+        let many = self.blobs.are_many();
+        let graphs = if short || many { graphs() } else { Vec::new() };
         let (disk, reserve) = (self.disk.clone(), self.reserve.clone());
         let (store, blobs, logs) = (self.store.clone(), self.blobs.clone(), self.logs.clone());
         let under_way = Arc::clone(&self.under_way);
         tokio::task::spawn_blocking(move || {
             if short {
                 store.free_spare_files();
+            }
+            if short || many {
                 blobs.free_unused(&needed(&graphs));
+            }
+            if short {
                 logs.free_old();
             } else if let Err(error) = reserve.make(&disk) {
                 tracing::debug!(%error, "nothing can be set aside for a full disk");
