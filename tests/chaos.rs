@@ -88,7 +88,7 @@ async fn a_job_outlives_the_users_monkey() {
     // It has crashed indeed: every node runs under the process id that it had, and one has started again.
     let after = mesh.status().await.unwrap();
     let starts = |status: &floe_protocol::message::Status| -> u64 {
-        status.nodes.iter().map(|node| node.member.incarnation).sum()
+        status.nodes.iter().map(|node| node.member.incarnation.number).sum()
     };
     assert!(starts(&after) > starts(&before), "{told}");
     for node in cluster.nodes_mut() {

@@ -112,9 +112,7 @@ async fn a_copied_data_directory_and_a_backup_start_as_new_nodes_and_a_foreign_l
             .chain(["--data-dir".to_owned(), data, "--key-file".to_owned(), key])
             .collect::<Vec<String>>()
     };
-    let copy = home.join("copy");
-    copy_files(&cluster.data_dir(2), &copy);
-    let (floe, args_of_copy) = (cluster.floe().clone(), args(&copy));
+    let floe = cluster.floe().clone();
     let foreign = home.join("foreign");
     copy_files(&cluster.data_dir(2), &foreign);
     fs::copy(cluster.data_dir(1).join("log.redb"), foreign.join("log.redb")).unwrap();
@@ -122,39 +120,46 @@ async fn a_copied_data_directory_and_a_backup_start_as_new_nodes_and_a_foreign_l
     let refused = refused.failure().unwrap();
     assert!(refused.contains("log.redb is that of node") && refused.contains("data directory"), "{refused}");
 
-    // The copy counts one start more, so the original gives way to it, and goes on as a new node.
-    let former = cluster.node(2).peer().to_owned();
-    let mut twin = Node::spawn(floe, &home.join("twin"), args_of_copy).unwrap();
-    wait_until("the original is a new node beside its copy", DEADLINE, async || {
+    // A copy gives way to the node that runs, be that the leader, and goes on as a new one.
+    let leader = cluster.leader().await.unwrap();
+    let mut twins = Vec::new();
+    for original in [leader, (leader + 1) % 3] {
+        let copy = home.join(format!("copy-{original}"));
+        copy_files(&cluster.data_dir(original), &copy);
+        let twin = home.join(format!("twin-{original}"));
+        twins.push(Node::spawn(floe.clone(), &twin, args(&copy)).unwrap());
+    }
+    for twin in &mut twins {
+        twin.ready().await.unwrap();
+        assert!(twin.log().contains("this data directory is a copy"), "{}", twin.log());
+    }
+    wait_until("the copies are new nodes beside the originals", DEADLINE, async || {
         let status = cluster.status(0).await.ok()?;
-        let alive: Vec<_> = status.nodes.iter().filter(|node| node.alive).collect();
-        let names = alive.iter().filter(|node| node.member.name == "node-2").count();
-        let copies = alive.iter().filter(|node| node.member.peer == former).count();
-        (alive.len() == 4 && names == 1 && copies == 1).then_some(())
+        (status.nodes.iter().filter(|node| node.alive).count() == 5).then_some(())
     })
     .await
     .unwrap();
-    assert!(cluster.node(2).log().contains("is a copy of this one"), "{}", cluster.node(2).log());
-    assert!(cluster.data_dir(2).join("former").join("log.redb").exists());
-    twin.ready().await.unwrap();
-    let one = cluster.run(0, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
-    assert_eq!(one.success().unwrap(), "one\n1\n");
-
-    // So does one whose directory is put back as it was before its last starts.
-    let backup = home.join("backup");
-    copy_files(&cluster.data_dir(1), &backup);
-    let former = cluster.node(1).peer().to_owned();
-    for _ in 0..2 {
-        cluster.node(1).restart().await.unwrap();
-    }
-    cluster.node(1).kill().await.unwrap();
-    copy_files(&backup, &cluster.data_dir(1));
-    cluster.node(1).restart().await.unwrap();
     let status = cluster.status(0).await.unwrap();
-    let node =
-        |alive| status.nodes.iter().find(move |node| node.member.name == "node-1" && node.alive == alive);
-    assert!(node(true).is_some_and(|node| node.member.peer != former), "{status:?}");
-    let one = cluster.run(0, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
+    for original in 0..3 {
+        let peer = cluster.node(original).peer();
+        let node = status.nodes.iter().find(|node| node.member.peer == peer).expect("it is still there");
+        assert_eq!((node.alive, node.member.incarnation.number), (true, 1), "{status:?}");
+    }
+    drop(twins);
+
+    // So does one whose directory is put back as it was before its last start, though it counts as many.
+    let stopped = (cluster.leader().await.unwrap() + 1) % 3;
+    cluster.node(stopped).kill().await.unwrap();
+    let backup = home.join("backup");
+    copy_files(&cluster.data_dir(stopped), &backup);
+    cluster.node(stopped).restart().await.unwrap();
+    let former = cluster.node(stopped).peer().to_owned();
+    cluster.node(stopped).kill().await.unwrap();
+    copy_files(&backup, &cluster.data_dir(stopped));
+    cluster.node(stopped).restart().await.unwrap();
+    assert_ne!(cluster.node(stopped).peer(), former);
+    assert!(cluster.data_dir(stopped).join("former").join("log.redb").exists());
+    let one = cluster.run(stopped, &["sql", "SELECT 1 AS one", "--format", "csv"]).await.unwrap();
     assert_eq!(one.success().unwrap(), "one\n1\n");
 }
 

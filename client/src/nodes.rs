@@ -105,7 +105,7 @@ mod tests {
                 slots: 1,
                 memory_bytes: 1,
                 version: String::new(),
-                incarnation: 1,
+                incarnation: floe_protocol::Incarnation::default(),
             },
             role: NodeRole::Voter,
             alive: *alive,

@@ -39,11 +39,13 @@ use crate::scheduler::{Effect, Input, Scheduler};
 use crate::state_machine::StateMachine;
 
 mod doorkeeper;
+mod doubles;
 mod healing;
 
 pub use healing::HandedOver;
 
 use doorkeeper::Doorkeeper;
+use doubles::Doubles;
 use healing::Healing;
 
 /// How often a leader looks at its voters.
@@ -164,6 +166,7 @@ pub struct Participant {
     heard_ms: BTreeMap<NodeId, u64>,
     /// When a node last spoke as one of this era. A leader that left for another one does not.
     spoke_ms: BTreeMap<NodeId, u64>,
+    doubles: Doubles,
     healing: Healing,
     doorkeeper: Doorkeeper,
     /// The id of the next proposal of this node's own.
@@ -194,6 +197,7 @@ impl Participant {
             connected: BTreeSet::new(),
             heard_ms: BTreeMap::new(),
             spoke_ms: BTreeMap::new(),
+            doubles: Doubles::default(),
             healing: Healing::default(),
             doorkeeper: Doorkeeper::default(),
             next_request: first_request,
@@ -457,9 +461,7 @@ impl Participant {
     fn handle(&mut self, from: NodeId, message: PeerMessage) {
         match message {
             PeerMessage::Raft { era, incarnation, message } => {
-                let known = self.state().members().get(&from);
-                let is_older = known.is_some_and(|member| member.incarnation > incarnation);
-                if !is_older && self.is_of(from, era) {
+                if self.is_itself(from, &incarnation) && self.is_of(from, era) {
                     let now_ms = self.now_ms();
                     self.spoke_ms.insert(from, now_ms);
                     // What it refuses counts as lost.
@@ -551,7 +553,7 @@ impl Participant {
         let mut messages: Vec<_> = messages.iter().collect();
         messages.sort_by_key(|(to, _)| *to);
         for (to, message) in messages {
-            let incarnation = self.member.incarnation;
+            let incarnation = self.member.incarnation.clone();
             let message = PeerMessage::Raft { era, incarnation, message: message.clone() };
             self.actions.push_back(Action::Send(*to, message));
         }
@@ -619,6 +621,7 @@ impl Participant {
             Event::MemberJoined { member } => {
                 let member = member.clone();
                 let node = member.id;
+                self.doubles.joined(node);
                 self.dial(member);
                 if self.is_connected(node) {
                     self.node_up(node);
@@ -737,6 +740,7 @@ impl Participant {
         let known = |node: &NodeId| connected.contains(node) || members.contains_key(node);
         self.heard_ms.retain(|node, _| known(node));
         self.spoke_ms.retain(|node, _| known(node));
+        self.doubles.retain(|node| members.contains_key(node));
     }
 
     /// The one of a pair of voters that is left when the other falls silent goes on.

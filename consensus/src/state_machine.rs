@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use floe_protocol::frame::{self, FrameError};
 use floe_protocol::job::{MAX_TIMELINE, TaskRun};
+use floe_protocol::node::MAX_MARKS;
 use floe_protocol::{
     Claim, Era, Failure, Freed, JobId, JobPhase, JobStatus, Member, NodeId, RequestId, StageGraph, StageId,
     StageProgress, WallTime, WhyFreed, Work,
@@ -444,14 +445,17 @@ impl StateMachine {
         if self.members.len() >= MAX_MEMBERS && !self.members.contains_key(&member.id) {
             return Err(refused(format!("the mesh has {MAX_MEMBERS} members, which is its limit")));
         }
+        if member.incarnation.marks.len() > MAX_MARKS {
+            return Err(refused(format!("a node knows the marks of up to {MAX_MARKS} of its starts")));
+        }
         if let Some(known) = self.members.get(&member.id)
-            && known.incarnation > member.incarnation
+            && !member.incarnation.follows(&known.incarnation)
         {
             // What it promised since is forgotten: it must not promise anything again under this name.
             let message = format!(
-                "the data directory of node {} is older than what the mesh knows of it (start {}, of {}): a copy or a \
-                 backup was put in its place",
-                member.name, member.incarnation, known.incarnation
+                "the data directory of node {} is older than what the mesh knows of it (it has missed start {}): a copy \
+                 or a backup was put in its place",
+                member.name, known.incarnation.number
             );
             return Err(Failure::Superseded { message });
         }

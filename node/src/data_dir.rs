@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
-use floe_protocol::InvitationId;
+use floe_protocol::{Incarnation, InvitationId};
 use floe_transport::MeshKey;
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ struct NodeFile {
     format: u32,
     secret: String,
     incarnation: u64,
+    /// The marks of its last starts, the latest first.
+    #[serde(default)]
+    marks: Vec<u32>,
     port: u16,
     /// Whether a log was ever opened beside it.
     has_log: bool,
@@ -133,7 +136,10 @@ impl DataDir {
         if node.has_log && !log.exists() {
             return Err(Error::Damaged { path: log, why: "it is missing".to_owned() });
         }
-        node.incarnation += 1;
+        let mut mark = [0; 4];
+        getrandom::fill(&mut mark).map_err(|error| io_error("draw the mark of a start of", path)(error.into()))?;
+        let former = Incarnation { number: node.incarnation, marks: node.marks };
+        Incarnation { number: node.incarnation, marks: node.marks } = former.next(u32::from_be_bytes(mark));
         let dir = Self { path: path.to_owned(), node, identity, _lock: lock };
         dir.write_node()?;
         Ok(dir)
@@ -187,9 +193,9 @@ impl DataDir {
         &self.identity
     }
 
-    /// How many times a node was started on it, this time included.
-    pub fn incarnation(&self) -> u64 {
-        self.node.incarnation
+    /// Which start of its node this is.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation { number: self.node.incarnation, marks: self.node.marks.clone() }
     }
 
     /// The TCP port it listened on last time, 0 if it never did.
@@ -290,7 +296,7 @@ fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
         .map_err(|error| Error::Damaged { path: log.with_file_name("node.json"), why: error.to_string() })?;
     let secret = HEXLOWER.encode(secret.secret().as_ref());
     Ok((
-        NodeFile { format: FORMAT, secret, incarnation: 0, port: 0, has_log: false, invitation: None },
+        NodeFile { format: FORMAT, secret, incarnation: 0, marks: Vec::new(), port: 0, has_log: false, invitation: None },
         identity,
     ))
 }
@@ -367,13 +373,15 @@ mod tests {
         let path = temp.path().join("node");
         let mut first = DataDir::open(&path).unwrap();
         let peer = first.identity().public();
-        assert_eq!(first.incarnation(), 1);
+        assert_eq!(first.incarnation().number, 1);
+        let first_start = first.incarnation();
         first.remember_port(4810).unwrap();
         assert!(matches!(DataDir::open(&path), Err(Error::Locked(_))));
         drop(first);
         let second = DataDir::open(&path).unwrap();
         assert_eq!(second.identity().public(), peer);
-        assert_eq!((second.incarnation(), second.port()), (2, 4810));
+        assert_eq!((second.incarnation().number, second.port()), (2, 4810));
+        assert!(second.incarnation().follows(&first_start) && !first_start.follows(&second.incarnation()));
     }
 
     #[test]

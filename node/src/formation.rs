@@ -112,7 +112,11 @@ pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failu
         if status.nodes.iter().any(|info| info.member == member) {
             continue;
         }
-        let twin = |other: &Member| other.id == member.id && other.incarnation >= member.incarnation;
+        let twin = |other: &Member| {
+            other.id == member.id
+                && other.incarnation != member.incarnation
+                && other.incarnation.number >= member.incarnation.number
+        };
         if let Some(info) = status.nodes.iter().find(|info| twin(&info.member)) {
             let message = format!(
                 "another process, at {}, runs as this node: its data directory is a copy of this one",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use floe_protocol::frame::MAX_FRAME_BYTES;
-use floe_protocol::{Era, Failure, NodeId, PeerMessage, Request, Response};
+use floe_protocol::{Era, Failure, Incarnation, NodeId, PeerMessage, Request, Response};
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::{Body, send_body};
 use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
@@ -57,7 +57,7 @@ async fn deliver(mailbox: &Mailbox, to: NodeId, message: &PeerMessage) -> Result
     let PeerMessage::Raft { era, incarnation, message } = message else {
         return Err(Failure::internal("only messages of raft-rs are large"));
     };
-    let request = Request::Raft { era: *era, incarnation: *incarnation, bytes: message.len() as u64 };
+    let request = Request::Raft { era: *era, incarnation: incarnation.clone(), bytes: message.len() as u64 };
     let mut stream = mailbox.network().open(to).await.map_err(Failure::internal)?;
     write_frame(&mut stream, &request).await.map_err(Failure::internal)?;
     // A peer that takes nothing for long ends it.
@@ -79,7 +79,7 @@ impl LargeMessages {
         mailbox: &Mailbox,
         from: NodeId,
         stream: &mut S,
-        (era, incarnation): (Era, u64),
+        (era, incarnation): (Era, Incarnation),
         bytes: u64,
     ) -> Result<(), Failure>
     where

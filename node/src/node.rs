@@ -771,7 +771,11 @@ impl Loop {
                 let _ = reply.send(self.participant.view());
             }
             Ask::Propose(entry, reply) => self.propose(entry, reply),
-            Ask::Join(member, reply) => match Mailbox::entry(Command::Join { member }) {
+            Ask::Join(member, reply) => match self
+                .participant
+                .admit(&member)
+                .and_then(|()| Mailbox::entry(Command::Join { member }))
+            {
                 Ok(entry) => self.propose(entry, reply),
                 Err(failure) => {
                     let _ = reply.send(Proposed::Applied(Err(failure)));

@@ -29,6 +29,6 @@ pub use ids::{
 };
 pub use job::{Freed, JobKind, JobPhase, JobSpec, JobStatus, Query, StageProgress, WhyFreed};
 pub use message::{PeerMessage, Request, Response};
-pub use node::{Load, Member, NodeInfo, NodeRole};
+pub use node::{Incarnation, Load, Member, NodeInfo, NodeRole};
 pub use secret::Secret;
 pub use time::WallTime;

@@ -11,7 +11,7 @@ use crate::ids::{
     AttemptId, BlobId, Claim, Era, Fence, InvitationId, JobId, KeyName, NodeId, RequestId, StageId, TaskId,
 };
 use crate::job::{JobStatus, TaskRun};
-use crate::node::{Load, Member, NodeInfo};
+use crate::node::{Incarnation, Load, Member, NodeInfo};
 use crate::secret::Secret;
 
 /// One-way messages between nodes, on one ordered control stream a direction. Any of them may be lost.
@@ -21,9 +21,9 @@ pub enum PeerMessage {
     Raft {
         /// The sender's era: messages of another one are dropped.
         era: Era,
-        /// Which start of the sender's this is: of an earlier one than is known, its disk went back, and what it says
-        /// counts for nothing.
-        incarnation: u64,
+        /// Which start of the sender's this is: if it does not follow from the one that is known, its disk went back, and
+        /// what it says counts for nothing.
+        incarnation: Incarnation,
         /// The protobuf bytes.
         message: Bytes,
     },
@@ -438,7 +438,7 @@ pub enum Request {
         /// As of [`PeerMessage::Raft`].
         era: Era,
         /// Likewise.
-        incarnation: u64,
+        incarnation: Incarnation,
         /// How long the message is.
         bytes: u64,
     },

@@ -4,6 +4,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
 
+/// Starts that an [`Incarnation`] knows the marks of. A node that has missed more of another's takes its word.
+pub const MAX_MARKS: usize = 16;
+
+/// Which start of a node this is, of all from its data directory.
+///
+/// A directory that was copied, or put back from a backup, counts on from where it was then. So each start also draws a
+/// mark by chance, and knows those of the starts before it: who knows of another start with the same number knows that
+/// this directory has missed that one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// Counts the starts, from 1.
+    pub number: u64,
+    /// The mark of this start, and those of up to [`MAX_MARKS`] - 1 before it, the latest first.
+    pub marks: Vec<u32>,
+}
+
+impl Incarnation {
+    /// The start after this one.
+    pub fn next(&self, mark: u32) -> Self {
+        let former = self.marks.iter().copied().take(MAX_MARKS - 1);
+        Self { number: self.number.saturating_add(1), marks: std::iter::once(mark).chain(former).collect() }
+    }
+
+    /// Whether this is the start that is known, or one after it on the same directory.
+    pub fn follows(&self, known: &Self) -> bool {
+        if self == known {
+            return true;
+        }
+        let Some(ago) = self.number.checked_sub(known.number) else { return false };
+        match usize::try_from(ago).ok().and_then(|ago| self.marks.get(ago)) {
+            Some(mark) => known.marks.first() == Some(mark),
+            None => ago >= MAX_MARKS as u64,
+        }
+    }
+}
+
 /// What the mesh knows of a member for good: an entry of the replicated state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -21,8 +57,8 @@ pub struct Member {
     pub memory_bytes: u64,
     /// The version of its `floe`.
     pub version: String,
-    /// Counts its starts from one data directory.
-    pub incarnation: u64,
+    /// Which start of it this is.
+    pub incarnation: Incarnation,
 }
 
 /// What a node has to do at the moment.

@@ -10,7 +10,7 @@ use floe_client::{JobId, JobPhase, JobStatus, Mesh, MeshKey, NodeId, NodeInfo, N
 use floe_protocol::arrow_file::stream_of;
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::message::Made;
-use floe_protocol::{Load, Member, OutputMeta, Placed, Request, Response, StageId, WallTime};
+use floe_protocol::{Incarnation, Load, Member, OutputMeta, Placed, Request, Response, StageId, WallTime};
 use floe_transport::admission::Roster;
 use floe_transport::substreams::{self, Offer};
 use floe_transport::{
@@ -113,7 +113,7 @@ fn status(others: &[&Fake]) -> Response {
                 slots: 1,
                 memory_bytes: 1,
                 version: String::new(),
-                incarnation: 1,
+                incarnation: Incarnation::default(),
             },
             role: NodeRole::Voter,
             alive: true,

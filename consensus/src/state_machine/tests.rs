@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use floe_protocol::{
-    Exchange, InvitationId, KeyName, MeshId, Placed, Read, Secret, Stage, StageInput, Summary, TaskId,
+    Exchange, Incarnation, InvitationId, KeyName, MeshId, Placed, Read, Secret, Stage, StageInput, Summary, TaskId,
     TaskSpec,
 };
 use proptest::prelude::*;
@@ -16,6 +16,11 @@ fn at(unix_ms: u64) -> WallTime {
     WallTime::from_unix_ms(unix_ms)
 }
 
+/// The so many-th start from one directory.
+fn start(number: u64) -> Incarnation {
+    (1..=number).fold(Incarnation::default(), |before, number| before.next(number as u32))
+}
+
 fn member(id: u64) -> Member {
     Member {
         id: NodeId(id),
@@ -25,7 +30,7 @@ fn member(id: u64) -> Member {
         slots: 2,
         memory_bytes: 1 << 30,
         version: "0.1.0".to_owned(),
-        incarnation: 1,
+        incarnation: start(1),
     }
 }
 
@@ -820,18 +825,24 @@ fn no_era_follows_the_last_one() {
 
 #[test]
 fn a_node_whose_disk_is_older_than_what_is_known_of_it_is_not_taken_in() {
-    let start = |incarnation| Command::Join { member: Member { incarnation, ..member(2) } };
+    let join = |incarnation| Command::Join { member: Member { incarnation, ..member(2) } };
     let mut state = StateMachine::default();
-    apply(&mut state, [genesis(), start(5)]);
-    let refused = outcome(&apply(&mut state, [start(4)]));
-    assert!(
-        matches!(&refused, Err(Failure::Superseded { message }) if message.contains("older")),
-        "{refused:?}"
-    );
-    for again in [5, 6] {
-        assert_eq!(outcome(&apply(&mut state, [start(again)])), Ok(()));
+    apply(&mut state, [genesis(), join(start(5))]);
+    // Put back as it was before the last start, and started once, or twice.
+    for backup in [start(4), start(4).next(77), start(4).next(77).next(78)] {
+        let refused = outcome(&apply(&mut state, [join(backup)]));
+        assert!(
+            matches!(&refused, Err(Failure::Superseded { message }) if message.contains("missed start 5")),
+            "{refused:?}"
+        );
+    }
+    // It may have been started without the mesh hearing of it.
+    for again in [start(5), start(6), start(9), start(40)] {
+        assert_eq!(outcome(&apply(&mut state, [join(again.clone())])), Ok(()));
         assert_eq!(state.members()[&NodeId(2)].incarnation, again);
     }
+    let many = Incarnation { number: 41, marks: vec![0; MAX_MARKS + 1] };
+    assert!(outcome(&apply(&mut state, [join(many)])).is_err());
 }
 
 #[test]
@@ -978,7 +989,7 @@ fn a_forgotten_node_is_no_member_and_never_again_one_in_any_era() {
     apply(&mut state, [Command::Genesis { mesh, member: member(1) }, Command::Join { member: member(2) }]);
     let events = apply(&mut state, [Command::Forget { node: NodeId(2) }]);
     assert!(events.contains(&Event::DoorChanged) && events.contains(&Event::MemberLeft { node: NodeId(2) }));
-    let back = Member { incarnation: 7, ..member(2) };
+    let back = Member { incarnation: start(7), ..member(2) };
     let refused = outcome(&apply(&mut state, [Command::Join { member: back.clone() }])).unwrap_err();
     assert!(refused.to_string().contains("floe forget"), "{refused}");
     assert!(!state.members().contains_key(&NodeId(2)));

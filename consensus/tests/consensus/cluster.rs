@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use floe_consensus::replica::Config;
 use floe_consensus::{Command, Entry, Event, MemoryLog, Output, Persist, ProposeError, Replica, Written};
-use floe_protocol::{Era, JobId, Member, MeshId, NodeId, RequestId, WallTime};
+use floe_protocol::{Era, Incarnation, JobId, Member, MeshId, NodeId, RequestId, WallTime};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry as RaftEntry, EntryType, Message, MessageType};
 
@@ -48,7 +48,7 @@ pub(crate) fn member(id: u64) -> Member {
         slots: 2,
         memory_bytes: 1 << 30,
         version: "0.1.0".to_owned(),
-        incarnation: 1,
+        incarnation: Incarnation::default(),
     }
 }
 

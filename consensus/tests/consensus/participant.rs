@@ -11,7 +11,7 @@ use floe_consensus::state_machine::{Job, Rotation};
 use floe_consensus::{Action, Command, Entry, Reading, StateMachine};
 use floe_protocol::message::MeshView;
 use floe_protocol::{
-    Claim, Era, Fence, InvitationId, JobPhase, KeyName, MeshId, NodeId, PeerMessage, RequestId, Secret,
+    Claim, Era, Fence, Incarnation, InvitationId, JobPhase, KeyName, MeshId, NodeId, PeerMessage, RequestId, Secret,
     StageId, TaskId, WallTime, frame,
 };
 use goldenscript::Context;
@@ -365,7 +365,7 @@ fn nonsense() -> impl Strategy<Value = PeerMessage> {
         }),
         1 => (era(), bytes()).prop_map(|(era, bytes)| PeerMessage::Raft {
             era,
-            incarnation: 1,
+            incarnation: Incarnation::default(),
             message: bytes.into(),
         }),
         1 => fence().prop_map(|fence| PeerMessage::Lease { fence }),

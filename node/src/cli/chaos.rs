@@ -274,7 +274,7 @@ impl Monkey {
     ) -> anyhow::Result<()> {
         let known = status.nodes.iter().find(|node| node.member.id == victim.id);
         let (kind, ms, incarnation) = match fault {
-            Fault::Crash { down_ms } => ("crash", down_ms, known.map(|node| node.member.incarnation)),
+            Fault::Crash { down_ms } => ("crash", down_ms, known.map(|node| node.member.incarnation.number)),
             Fault::Pause { pause_ms } => ("pause", pause_ms, None),
         };
         let addresses = known.map_or(&victim.addresses, |node| &node.member.addresses);
@@ -323,7 +323,7 @@ impl Monkey {
         let is_back = |node: NodeId, hit: &Hit| {
             let listed = status.nodes.iter().find(|info| info.member.id == node);
             let started =
-                |info: &NodeInfo| hit.incarnation.is_none_or(|before| info.member.incarnation > before);
+                |info: &NodeInfo| hit.incarnation.is_none_or(|before| info.member.incarnation.number > before);
             now >= hit.over && listed.is_some_and(|info| info.alive && started(info))
         };
         let back: Vec<_> = self
@@ -396,7 +396,7 @@ mod tests {
             slots: 1,
             memory_bytes: 0,
             version: String::new(),
-            incarnation: 1,
+            incarnation: floe_protocol::Incarnation::default(),
         };
         NodeInfo { member, role: NodeRole::Voter, alive, load: Load::default() }
     }

@@ -195,9 +195,9 @@ impl Node {
         config.election_ticks = election_ticks..election_ticks + 1;
         (config.checkpoint_entries, config.kept_entries) = (checkpoint_entries, kept_entries);
         let replica = Replica::open(config, log)?;
-        let first_call = member.incarnation << 32;
+        let first_call = member.incarnation.number << 32;
         // Ids that nobody else chooses: the participant's, and those of what is asked here.
-        let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation) << 40;
+        let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation.number) << 40;
         Ok(Self {
             participant: Participant::new(member, replica, RequestId(request), reading),
             out: Vec::new(),
@@ -488,6 +488,11 @@ impl Node {
     }
 
     fn propose(&mut self, entry: Entry, asker: Asker) {
+        if let Command::Join { member } = &entry.command
+            && let Err(failure) = self.participant.admit(member)
+        {
+            return self.answer(asker, Proposed::Applied(Err(failure), None));
+        }
         match self.participant.propose(&entry) {
             Ok(()) => self.pending.entry(entry.request).or_default().push(asker),
             Err(ProposeError::NotLeader { leader }) => self.answer(asker, Proposed::NotLeader(leader)),

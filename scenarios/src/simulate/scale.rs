@@ -11,7 +11,7 @@ use floe_consensus::{Command, Effect, Entry, Event, Input, Now, Scheduler, State
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
-    Era, Exchange, Fence, Freed, JobId, Load, Member, MeshId, NodeId, PeerMessage, Placed, Read, RequestId,
+    Era, Exchange, Fence, Freed, Incarnation, JobId, Load, Member, MeshId, NodeId, PeerMessage, Placed, Read, RequestId,
     Stage, StageGraph, StageId, StageInput, Summary, TaskSpec, WallTime, WhyFreed, Work,
 };
 
@@ -277,6 +277,6 @@ fn member(id: u64) -> Member {
         slots: SLOTS,
         memory_bytes: 64 << 30,
         version: "0.1.0".to_owned(),
-        incarnation: 1,
+        incarnation: Incarnation::default(),
     }
 }

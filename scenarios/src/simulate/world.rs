@@ -18,8 +18,9 @@ use std::ops::RangeInclusive;
 use floe_consensus::scheduler::SESSION_PATIENCE_MS;
 use floe_consensus::{Command, Persist};
 use floe_protocol::message::{Assignment, MeshView};
+use floe_protocol::node::MAX_MARKS;
 use floe_protocol::{
-    AttemptId, Era, Failure, JobId, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId,
+    AttemptId, Era, Failure, Incarnation, JobId, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId,
 };
 use protobuf::Message as _;
 use raft::Storage as _;
@@ -405,7 +406,7 @@ impl World {
             slots,
             memory_bytes: 1 << 30,
             version: "0.1.0".to_owned(),
-            incarnation: life,
+            incarnation: Incarnation { number: life, marks: (1..=life as u32).rev().take(MAX_MARKS).collect() },
         };
         let start = Start {
             member,
