@@ -15,6 +15,7 @@ use crate::logs::LogStream;
 use crate::mesh::Mesh;
 use crate::partitions::PartitionStream;
 use crate::patience::Patience;
+use crate::places::Standing;
 use crate::result::ResultStream;
 use crate::watch::Watch;
 
@@ -268,6 +269,11 @@ impl Job {
     /// The mesh that runs it.
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
+    }
+
+    /// A place for a stream that stays open while the job runs.
+    pub(crate) async fn standing(&self, patience: &mut Patience) -> Result<Standing> {
+        self.mesh.link().places().standing(self, patience).await
     }
 
     pub(crate) fn patience(&self) -> Patience {

@@ -57,6 +57,7 @@ pub mod native;
 mod nodes;
 mod partitions;
 mod patience;
+mod places;
 mod query;
 mod result;
 mod schema;

@@ -34,6 +34,7 @@ use crate::holders::Holders;
 use crate::local;
 use crate::nodes::Nodes;
 use crate::patience::Patience;
+use crate::places::Places;
 
 /// How long one node may take to be connected to. On a network where that takes longer no query is of use.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
@@ -72,6 +73,7 @@ pub(crate) struct Link {
     timeout: Duration,
     nodes: std::sync::Mutex<Nodes>,
     holders: std::sync::Mutex<Holders>,
+    places: Places,
     /// Held while dialling, so that many calls at once dial once.
     current: tokio::sync::Mutex<Option<Connection>>,
 }
@@ -114,6 +116,7 @@ impl Link {
             timeout,
             nodes: std::sync::Mutex::new(Nodes::new(addresses)),
             holders: std::sync::Mutex::default(),
+            places: Places::default(),
             current: tokio::sync::Mutex::new(None),
         });
         let (response, exchange) =
@@ -124,6 +127,11 @@ impl Link {
         }
         tokio::spawn(refresh(Arc::downgrade(&link)));
         Ok(link)
+    }
+
+    /// What limits this driver's streams.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// The patience of one call.
@@ -143,7 +151,9 @@ impl Link {
         let mut request = Cow::Borrowed(request);
         loop {
             let connection = self.connection(patience).await?;
+            let place = self.places.question().await;
             let asked = ask_once(&connection, &request, bodies).await;
+            drop(place);
             if let Some(again) = again(&request) {
                 request = Cow::Owned(again);
             }

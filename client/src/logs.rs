@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::link::{Exchange, is_excuse};
 use crate::patience::Patience;
+use crate::places::Standing;
 
 /// What a job's functions printed, made by [`Job::logs`]: of each attempt in order, of several mixed. It goes on
 /// through another node when the one it comes from is lost, without saying anything twice.
@@ -25,7 +26,7 @@ impl LogStream {
     pub(crate) fn new(job: Job, task: Option<(StageId, u32)>, follow: bool) -> Self {
         let patience = job.patience();
         let place = Place::default();
-        let source = Source { job, task, follow, patience, exchange: None, place };
+        let source = Source { job, task, follow, patience, stands: None, exchange: None, place };
         let chunks = futures::stream::try_unfold(source, |mut source| async move {
             let chunk = source.next().await?;
             Ok::<_, Error>(chunk.map(|chunk| (chunk, source)))
@@ -54,6 +55,8 @@ struct Source {
     task: Option<(StageId, u32)>,
     follow: bool,
     patience: Patience,
+    /// Its stream's place, if it follows.
+    stands: Standing,
     exchange: Option<Exchange>,
     place: Place,
 }
@@ -82,6 +85,9 @@ impl Source {
                     }
                 }
                 None => {
+                    if self.follow && self.stands.is_none() {
+                        self.stands = self.job.standing(&mut self.patience).await?;
+                    }
                     self.place.begin_anew();
                     let (job, task, follow) = (self.job.id(), self.task, self.follow);
                     let request = Request::Logs { job, task, follow };

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::link::{Exchange, Lost, ask_once, is_excuse};
 use crate::patience::Patience;
+use crate::places::Standing;
 
 /// The one column of a partition that is no frame but one object, in its one row, as bytes that only the function
 /// and its driver understand.
@@ -36,7 +37,8 @@ pub struct PartitionStream(BoxStream<'static, Result<Bytes>>);
 
 impl PartitionStream {
     pub(crate) fn new(job: Job) -> Self {
-        let placements = Placements { patience: job.patience(), job: job.clone(), next: 0, exchange: None };
+        let placements =
+            Placements { patience: job.patience(), job: job.clone(), next: 0, place: None, exchange: None };
         let placements = futures::stream::try_unfold(placements, |mut placements| async move {
             Ok(placements.next().await?.map(|placement| (placement, placements)))
         });
@@ -68,6 +70,8 @@ struct Placements {
     job: Job,
     /// The partition that comes next.
     next: u32,
+    /// Its stream's place.
+    place: Standing,
     exchange: Option<Exchange>,
     patience: Patience,
 }
@@ -101,6 +105,9 @@ impl Placements {
                     }
                 }
                 None => {
+                    if self.place.is_none() {
+                        self.place = self.job.standing(&mut self.patience).await?;
+                    }
                     let request = Request::Partitions { id: self.job.id(), from_partition: self.next };
                     match self.job.ask_within(&request, &mut self.patience).await {
                         Err(Error::Failure(failure @ Failure::SubmissionLost { .. })) => {

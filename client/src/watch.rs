@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::link::Exchange;
 use crate::patience::Patience;
+use crate::places::Standing;
 
 /// The statuses of one job, made by [`Job::watch`]: the present one, then one at every change, the last one
 /// terminal.
@@ -22,7 +23,7 @@ pub struct Watch {
 impl Watch {
     pub(crate) fn new(job: Job) -> Self {
         let patience = job.patience();
-        let source = Source { job, patience, exchange: None, ended: false };
+        let source = Source { job, patience, place: None, exchange: None, ended: false };
         let statuses = futures::stream::unfold(source, |mut source| async move {
             let status = source.next().await?;
             Some((status, source))
@@ -50,6 +51,8 @@ struct Source {
     job: Job,
     /// How long it goes on without any node's answer.
     patience: Patience,
+    /// Its stream's.
+    place: Standing,
     exchange: Option<Exchange>,
     ended: bool,
 }
@@ -72,6 +75,9 @@ impl Source {
                     None => continue,
                 },
                 None => {
+                    if self.place.is_none() {
+                        self.place = self.job.standing(&mut self.patience).await?;
+                    }
                     let request = Request::Watch { id: self.job.id() };
                     self.job.ask_within(&request, &mut self.patience).await?
                 }

@@ -153,7 +153,7 @@ impl Blobs {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut body = Body::new(stream);
-        match sized(blob).and_then(|()| self.0.disk.promise(blob.bytes)) {
+        match sized(blob).and_then(|()| self.0.disk.promise_object(blob.bytes)) {
             Ok(promise) => self.take(blob, promise, &mut body).await,
             Err(failure) => {
                 body.refuse(&failure).await;
@@ -189,15 +189,15 @@ impl Blobs {
         blocking(move || inner.keep(blob, file)).await?
     }
 
-    /// Whether there are more than a node keeps.
+    /// Whether there are more than a node keeps, or no more have room.
     pub fn are_many(&self) -> bool {
-        self.0.index().bytes > MAX_KEPT_BYTES
+        self.0.index().bytes > MAX_KEPT_BYTES || !self.0.disk.has_room_for_object(0)
     }
 
-    /// Removes objects that nobody needs, as it seems, until there are not too many and the disk has room: not those that
-    /// are needed by jobs, and none that was used a moment ago.
+    /// Removes objects that nobody needs, as it seems, until there is room for others: not those that are needed by jobs,
+    /// and none that was used a moment ago.
     pub fn free_unused(&self, needed: &BTreeSet<BlobId>) {
-        while self.are_many() || self.0.disk.look().short {
+        while self.are_many() {
             let Some(id) = self.0.index().evict_one(needed) else { return };
             self.0.remove(id);
         }

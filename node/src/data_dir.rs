@@ -137,7 +137,8 @@ impl DataDir {
             return Err(Error::Damaged { path: log, why: "it is missing".to_owned() });
         }
         let mut mark = [0; 4];
-        getrandom::fill(&mut mark).map_err(|error| io_error("draw the mark of a start of", path)(error.into()))?;
+        getrandom::fill(&mut mark)
+            .map_err(|error| io_error("draw the mark of a start of", path)(error.into()))?;
         let former = Incarnation { number: node.incarnation, marks: node.marks };
         Incarnation { number: node.incarnation, marks: node.marks } = former.next(u32::from_be_bytes(mark));
         let dir = Self { path: path.to_owned(), node, identity, _lock: lock };
@@ -296,7 +297,15 @@ fn new_node(log: &Path) -> Result<(NodeFile, Keypair), Error> {
         .map_err(|error| Error::Damaged { path: log.with_file_name("node.json"), why: error.to_string() })?;
     let secret = HEXLOWER.encode(secret.secret().as_ref());
     Ok((
-        NodeFile { format: FORMAT, secret, incarnation: 0, marks: Vec::new(), port: 0, has_log: false, invitation: None },
+        NodeFile {
+            format: FORMAT,
+            secret,
+            incarnation: 0,
+            marks: Vec::new(),
+            port: 0,
+            has_log: false,
+            invitation: None,
+        },
         identity,
     ))
 }

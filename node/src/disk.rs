@@ -1,10 +1,11 @@
 //! The disk of a data directory: what may be written there, and whether it is short of room.
 //!
 //! ```text
-//!        0        floor      2 floors    3 floors                      all of it
-//!   free ├──────────┼───────────┼───────────┼──────────────────────────────┤
+//!        0        floor      2 floors    3 floors    4 floors          all of it
+//!   free ├──────────┼───────────┼───────────┼───────────┼──────────────────┤
 //!        │ the log  │ what runs │           │ also what is convenient only │
-//!        │   alone  │ may finish│<─ short ──┤ whoever was short is not any more
+//!        │   alone  │ may finish│           │           │ also drivers' objects
+//!        │          │           │<─ short ──┤ whoever was short is not any more
 //! ```
 //!
 //! Objects, partitions and what functions print share what is free above the floor, and ask before they write. A node
@@ -36,6 +37,9 @@ const SHORT_FLOORS: u64 = 2;
 
 /// It is short no more with so many, so that it does not change its mind with every file.
 const AMPLE_FLOORS: u64 = 3;
+
+/// Drivers' objects leave so many, so that they alone never make a node short: nobody is known to need them.
+const OBJECT_FLOORS: u64 = 4;
 
 /// How large the reserve is: enough for the files that a node writes when it starts, and for some hundred small entries
 /// of the log.
@@ -139,6 +143,27 @@ impl Disk {
     /// To be asked right before so many bytes are written; the error is that of a full disk.
     pub fn take(&self, bytes: u64) -> io::Result<()> {
         self.refuse_unless(self.0.unpromised_bytes(), bytes)
+    }
+
+    /// Whether so many bytes of a driver's object may be taken on.
+    pub fn has_room_for_object(&self, bytes: u64) -> bool {
+        let kept = self.0.floor_bytes.saturating_mul(OBJECT_FLOORS);
+        self.0.unpromised_bytes() >= kept.saturating_add(bytes)
+    }
+
+    /// Takes on a driver's object of this size, or refuses it before anything of it has come.
+    pub fn promise_object(&self, bytes: u64) -> Result<Promise, Failure> {
+        if self.has_room_for_object(bytes) {
+            return self.promise(bytes);
+        }
+        let message = format!(
+            "the disk of this node has {} free, of which {} are kept for jobs: an object of {} has no room. Free some of \
+             it, or release results that are not needed any more; objects that were not used for long go by themselves",
+            amount(self.0.free_bytes()),
+            amount(self.0.floor_bytes.saturating_mul(OBJECT_FLOORS)),
+            amount(bytes),
+        );
+        Err(Failure::Busy { message, retry_ms: RETRY_MS })
     }
 
     /// Takes on something of this size, or refuses it before anything of it has come.
@@ -348,6 +373,7 @@ mod tests {
             "{refused}"
         );
         disk.take(40 * MIB).unwrap_err();
+        assert!(disk.has_room_for_object(0) && disk.promise_object(u64::MAX).is_err());
         assert!(disk.promise(u64::MAX).is_err() && disk.promise(u64::MAX - 60 * MIB).is_err());
         let second = disk.promise(39 * MIB).unwrap();
         first.take(60 * MIB).unwrap();

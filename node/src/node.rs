@@ -21,7 +21,7 @@ use floe_consensus::replica::{self, TICK_MS};
 use floe_consensus::state_machine::Job;
 use floe_consensus::{Command, Entry, Event as Applied, LogError, ProposeError, Replica, Written};
 use floe_network::{Event as NetworkEvent, Hint, Network};
-use floe_protocol::job::{MAX_TIMELINE, TaskRun};
+use floe_protocol::job::{MAX_LISTED_JOBS, MAX_TIMELINE, TaskRun};
 use floe_protocol::message::{Inventory, Made, Report, Status};
 use floe_protocol::version::FLOE_VERSION;
 use floe_protocol::{
@@ -74,9 +74,6 @@ const MAX_PENDING: usize = 4096;
 
 /// How many reads may wait for the leader's word on this node; more are told to try again.
 const MAX_READS: usize = 1024;
-
-/// How many jobs `floe jobs` is told of at most, the newest.
-const MAX_LISTED_JOBS: usize = 1000;
 
 /// How many refusals are remembered for whoever asks why nobody takes this node in.
 const MAX_REFUSALS: usize = 16;
@@ -771,16 +768,15 @@ impl Loop {
                 let _ = reply.send(self.participant.view());
             }
             Ask::Propose(entry, reply) => self.propose(entry, reply),
-            Ask::Join(member, reply) => match self
-                .participant
-                .admit(&member)
-                .and_then(|()| Mailbox::entry(Command::Join { member }))
-            {
-                Ok(entry) => self.propose(entry, reply),
-                Err(failure) => {
-                    let _ = reply.send(Proposed::Applied(Err(failure)));
+            Ask::Join(member, reply) => {
+                match self.participant.admit(&member).and_then(|()| Mailbox::entry(Command::Join { member }))
+                {
+                    Ok(entry) => self.propose(entry, reply),
+                    Err(failure) => {
+                        let _ = reply.send(Proposed::Applied(Err(failure)));
+                    }
                 }
-            },
+            }
             Ask::Job(id, reply) => {
                 let mut job = self.participant.state().job_status(id);
                 if let Ok(job) = &mut job {

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use floe_protocol::function::{Argument, FunctionWork};
 use floe_protocol::{BlobId, StageGraph, Work, frame};
@@ -16,6 +17,9 @@ use crate::blobs::Blobs;
 use crate::disk::{Disk, Reserve, Room};
 use crate::store::Store;
 use crate::worker::task_logs::TaskLogs;
+
+/// How often it is said at most that the disk is nearly full.
+const SAID_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Looks after a node's disk.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct Relief {
     blobs: Blobs,
     logs: TaskLogs,
     was_short: bool,
+    /// When it was last said: a disk may be on the edge for long.
+    said: Option<Instant>,
     under_way: Arc<AtomicBool>,
 }
 
@@ -33,7 +39,7 @@ impl Relief {
     /// Relief for the disk that all of these lie on.
     pub fn new(reserve: Reserve, store: Store, blobs: Blobs, logs: TaskLogs) -> Self {
         let disk = store.disk().clone();
-        Self { disk, reserve, store, blobs, logs, was_short: false, under_way: Arc::default() }
+        Self { disk, reserve, store, blobs, logs, was_short: false, said: None, under_way: Arc::default() }
     }
 
     /// To be called now and then, with what runs. It does not wait for the disk.
@@ -42,13 +48,14 @@ impl Relief {
         if short != self.was_short {
             self.was_short = short;
             let free_mib = free_bytes >> 20;
-            if short {
+            if !short {
+                tracing::info!(free_mib, "the disk has room again: this node takes work");
+            } else if self.said.is_none_or(|said| said.elapsed() >= SAID_INTERVAL) {
+                self.said = Some(Instant::now());
                 tracing::warn!(
                     free_mib,
                     "the disk is nearly full: this node takes no work until it has room"
                 );
-            } else {
-                tracing::info!(free_mib, "the disk has room again: this node takes work");
             }
         }
         if self.under_way.swap(true, Ordering::Relaxed) {

@@ -185,6 +185,9 @@ impl JobStatus {
 /// How many ends of a job that contradict the one it has are remembered.
 pub const MAX_OTHER_ENDS: usize = 3;
 
+/// How many jobs a list of jobs has at most, the newest ones.
+pub const MAX_LISTED_JOBS: usize = 1_000;
+
 /// How many task runs a job's status lists at most; the first ones are kept.
 pub const MAX_TIMELINE: usize = 4096;
 

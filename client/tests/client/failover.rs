@@ -1,6 +1,7 @@
 //! Going on through another node, and saying why when there is none.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -90,6 +91,53 @@ async fn a_watch_goes_on_through_another_node_and_ends_with_the_job() {
     drop(first);
     let rest: Vec<_> = watch.map(|status| status.unwrap().phase).collect().await;
     assert_eq!(rest, [JobPhase::Running, JobPhase::Succeeded]);
+}
+
+/// A node ends a connection with more than 1,024 streams, and with it all that others of this driver wait for.
+#[tokio::test]
+async fn however_many_jobs_a_driver_waits_for_its_connection_stays_and_others_calls_go_on() {
+    const WATCHES: usize = 1_500;
+    let key = MeshKey::generate();
+    let (end, ended) = tokio::sync::watch::channel(false);
+    let open = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (count, highest) = (open.clone(), most.clone());
+    let node = Fake::start(&key, &[], move |request, mut stream| {
+        let (open, most, mut ended) = (count.clone(), highest.clone(), ended.clone());
+        async move {
+            most.fetch_max(open.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            match request {
+                Request::Watch { .. } => {
+                    say(&mut stream, &job(JobPhase::Running)).await;
+                    // It fails if the test has failed.
+                    let _ = ended.wait_for(|ended| *ended).await;
+                    say(&mut stream, &job(JobPhase::Succeeded)).await;
+                }
+                Request::Job { .. } => say(&mut stream, &job(JobPhase::Running)).await,
+                _ => say(&mut stream, &Response::Jobs(vec![])).await,
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+    .await;
+    let mesh = connect(&key, &[&node]).await;
+    let mut waits: tokio::task::JoinSet<_> = (0..WATCHES)
+        .map(|_| {
+            let job = mesh.job(JOB);
+            async move { job.wait().await.unwrap().phase }
+        })
+        .collect();
+    let watches = || node.asked().iter().filter(|asked| matches!(asked, Request::Watch { .. })).count();
+    while watches() < 500 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(mesh.jobs().await.unwrap(), []);
+    end.send(true).unwrap();
+    while let Some(phase) = waits.join_next().await {
+        assert_eq!(phase.unwrap(), JobPhase::Succeeded);
+    }
+    assert_eq!(watches(), WATCHES, "none was asked for again");
+    assert!(most.load(Ordering::Relaxed) < 1_024, "{most:?} streams were open");
 }
 
 /// Reads a result of two partitions whose sender is lost after the first batch of the second one. The node that

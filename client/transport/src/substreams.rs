@@ -151,6 +151,7 @@ impl Behaviour {
             asked,
             accepted: PollSender::new(self.accepted.clone()),
             waiting: VecDeque::new(),
+            reset: 0,
         })
     }
 }
@@ -227,6 +228,8 @@ pub struct Handler {
     asked: mpsc::Receiver<Ask>,
     accepted: PollSender<Inbound>,
     waiting: VecDeque<Inbound>,
+    /// How many were not taken on, since as many waited.
+    reset: u64,
 }
 
 impl ConnectionHandler for Handler {
@@ -282,7 +285,12 @@ impl ConnectionHandler for Handler {
                     let (peer, role) = (self.peer, self.role);
                     self.waiting.push_back(Inbound { peer, role, protocol, stream });
                 } else {
-                    tracing::warn!(peer = %self.peer, %protocol, "too many streams wait: one is reset");
+                    self.reset += 1;
+                    // The peer chooses how many there are: each further line stands for twice as many.
+                    if self.reset.is_power_of_two() {
+                        let (peer, reset) = (self.peer, self.reset);
+                        tracing::warn!(%peer, reset, "streams are reset, since too many wait already");
+                    }
                 }
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {

@@ -72,7 +72,8 @@ impl Participant {
             return Ok(());
         }
         let now_ms = self.now_ms();
-        let newer = self.doubles.newer.entry(member.id).or_insert_with(|| (member.incarnation.clone(), now_ms));
+        let newer =
+            self.doubles.newer.entry(member.id).or_insert_with(|| (member.incarnation.clone(), now_ms));
         if newer.0 != member.incarnation {
             *newer = (member.incarnation.clone(), now_ms);
         }
@@ -83,6 +84,8 @@ impl Participant {
             );
             return Err(Failure::Superseded { message });
         }
-        Err(Failure::Unavailable { message: format!("the former process of node {name} may still run: try again") })
+        Err(Failure::Unavailable {
+            message: format!("the former process of node {name} may still run: try again"),
+        })
     }
 }

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use floe_protocol::{
-    Exchange, Incarnation, InvitationId, KeyName, MeshId, Placed, Read, Secret, Stage, StageInput, Summary, TaskId,
-    TaskSpec,
+    Exchange, Incarnation, InvitationId, KeyName, MeshId, Placed, Read, Secret, Stage, StageInput, Summary,
+    TaskId, TaskSpec,
 };
 use proptest::prelude::*;
 

@@ -11,8 +11,8 @@ use floe_consensus::state_machine::{Job, Rotation};
 use floe_consensus::{Action, Command, Entry, Reading, StateMachine};
 use floe_protocol::message::MeshView;
 use floe_protocol::{
-    Claim, Era, Fence, Incarnation, InvitationId, JobPhase, KeyName, MeshId, NodeId, PeerMessage, RequestId, Secret,
-    StageId, TaskId, WallTime, frame,
+    Claim, Era, Fence, Incarnation, InvitationId, JobPhase, KeyName, MeshId, NodeId, PeerMessage, RequestId,
+    Secret, StageId, TaskId, WallTime, frame,
 };
 use goldenscript::Context;
 use proptest::prelude::*;

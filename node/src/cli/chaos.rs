@@ -322,8 +322,9 @@ impl Monkey {
         let now = Instant::now();
         let is_back = |node: NodeId, hit: &Hit| {
             let listed = status.nodes.iter().find(|info| info.member.id == node);
-            let started =
-                |info: &NodeInfo| hit.incarnation.is_none_or(|before| info.member.incarnation.number > before);
+            let started = |info: &NodeInfo| {
+                hit.incarnation.is_none_or(|before| info.member.incarnation.number > before)
+            };
             now >= hit.over && listed.is_some_and(|info| info.alive && started(info))
         };
         let back: Vec<_> = self

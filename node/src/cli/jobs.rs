@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use floe_client::json;
+use floe_protocol::job::MAX_LISTED_JOBS;
 use floe_protocol::{JobPhase, JobStatus, WallTime};
 use serde_json::Value;
 
@@ -34,6 +35,11 @@ pub(super) async fn run(args: JobsArgs) -> anyhow::Result<End> {
             let jobs: Vec<_> = jobs.iter().map(json::job).collect();
             output::print(format_args!("{:#}\n", Value::from(jobs)))?;
         }
+    }
+    if jobs.len() >= MAX_LISTED_JOBS {
+        output::note(format_args!(
+            "these are the newest {MAX_LISTED_JOBS} jobs: programs still find older ones by their ids"
+        ));
     }
     Ok(End::Done)
 }

@@ -11,8 +11,8 @@ use floe_consensus::{Command, Effect, Entry, Event, Input, Now, Scheduler, State
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Inventory, Report};
 use floe_protocol::{
-    Era, Exchange, Fence, Freed, Incarnation, JobId, Load, Member, MeshId, NodeId, PeerMessage, Placed, Read, RequestId,
-    Stage, StageGraph, StageId, StageInput, Summary, TaskSpec, WallTime, WhyFreed, Work,
+    Era, Exchange, Fence, Freed, Incarnation, JobId, Load, Member, MeshId, NodeId, PeerMessage, Placed, Read,
+    RequestId, Stage, StageGraph, StageId, StageInput, Summary, TaskSpec, WallTime, WhyFreed, Work,
 };
 
 use super::jobs::made;

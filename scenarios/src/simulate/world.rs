@@ -406,7 +406,10 @@ impl World {
             slots,
             memory_bytes: 1 << 30,
             version: "0.1.0".to_owned(),
-            incarnation: Incarnation { number: life, marks: (1..=life as u32).rev().take(MAX_MARKS).collect() },
+            incarnation: Incarnation {
+                number: life,
+                marks: (1..=life as u32).rev().take(MAX_MARKS).collect(),
+            },
         };
         let start = Start {
             member,
