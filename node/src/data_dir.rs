@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   lock          held while a node runs on the directory
-//!   node.json     format version, secret key, incarnation, last port
+//!   node.json     format version, secret key, which start it is, last port
 //!   mesh.key      the mesh key, when the node joined by an invitation
 //!   log.redb      the replicated log
 //!   former/       identity and log of a node that this directory must not go on as

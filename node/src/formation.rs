@@ -33,6 +33,9 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node that was told whom to join waits for any of them: a machine that is just starting too.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long others may call this node their leader that does not lead: as long as its former process is not missed.
+const NAMED_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long one look waits for a peer's view.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -43,6 +46,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Result<(), Failure> {
     let mut started = Instant::now();
     let (mut hinted, mut had_mesh) = (false, false);
+    let mut named_since = None;
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
         // A node that has just left its mesh for another looks around anew.
@@ -63,8 +67,18 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
                 }
             }
             // The mesh is known; its leader learns this start's addresses and capacity.
-            if announce(mailbox, member, &own).await? && listed(mailbox, member).await? {
-                return Ok(());
+            match announce(mailbox, member, &own).await? {
+                Announced::Agreed if listed(mailbox, member).await? => return Ok(()),
+                Announced::Agreed | Announced::NotYet => named_since = None,
+                Announced::IsLeader => {
+                    if named_since.get_or_insert_with(Instant::now).elapsed() > NAMED_PATIENCE {
+                        let message = format!(
+                            "another process runs as node {} and leads the mesh: this data directory is a copy",
+                            member.name
+                        );
+                        return Err(Failure::Superseded { message });
+                    }
+                }
             }
             sleep(look_interval(&own)).await;
             continue;
@@ -187,11 +201,19 @@ async fn needed(mailbox: &Mailbox) -> Result<bool, Failure> {
     }
 }
 
-/// Tells the leader of this node's mesh where it is now; true once that is agreed. It may be refused for good: the mesh
-/// knows of a later start of this node.
+/// What came of telling the mesh where this node is.
+enum Announced {
+    Agreed,
+    NotYet,
+    /// The others say that this node leads them, which it does not.
+    IsLeader,
+}
+
+/// Tells the leader of this node's mesh where it is now. It may be refused for good: the mesh knows of another start of
+/// this node.
 ///
 /// A node that had left hears nothing of its mesh any more, so it asks its peers who leads.
-async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<bool, Failure> {
+async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<Announced, Failure> {
     // A leader that is gone for good is not forgotten by those to whom nobody says so.
     let leader = own.leader.filter(|leader| own.peers.contains(leader));
     let views = match leader {
@@ -210,14 +232,15 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<
             }
         }
         None if own.leader.is_some() => mailbox.join(member.clone()).await,
-        None => return Ok(false),
+        None if told.is_some() => return Ok(Announced::IsLeader),
+        None => return Ok(Announced::NotYet),
     };
     match outcome {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(Announced::Agreed),
         Err(failure) if is_final(&failure) => Err(failure),
         Err(failure) => {
             tracing::debug!(%failure, "not announced to the mesh yet");
-            Ok(false)
+            Ok(Announced::NotYet)
         }
     }
 }

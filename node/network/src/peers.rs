@@ -1,6 +1,6 @@
 //! Who is connected, shared between the swarm's loop and the handle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use floe_protocol::NodeId;
@@ -12,6 +12,10 @@ use crate::control::Outgoing;
 
 /// How many nodes that are gone are remembered for [`crate::Network::peers`].
 const MAX_GONE: usize = 256;
+
+/// Control streams of one node that are read at a time. It has one; but a copy of its data directory may speak under its
+/// name, and must not be what is heard in its place.
+const MAX_READERS: usize = 2;
 
 /// A node as this one sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +39,8 @@ struct Peer {
     addresses: Vec<Multiaddr>,
     /// While it is connected.
     outgoing: Option<Outgoing>,
-    /// Reads its control stream; a newer one replaces it.
-    reader: Option<AbortOnDropHandle<()>>,
+    /// Read its control streams, the newest last.
+    readers: VecDeque<AbortOnDropHandle<()>>,
 }
 
 impl Peers {
@@ -55,7 +59,7 @@ impl Peers {
         let Some(entry) = peers.get_mut(&node_id(&peer)) else {
             return false;
         };
-        entry.reader = None;
+        entry.readers.clear();
         let was_up = entry.outgoing.take().is_some();
         let mut gone = peers.iter().filter(|(_, peer)| peer.outgoing.is_none()).map(|(node, _)| *node);
         if let (Some(first), true) = (gone.next(), gone.count() >= MAX_GONE) {
@@ -70,7 +74,13 @@ impl Peers {
     }
 
     pub(crate) fn read_by(&self, peer: PeerId, reader: AbortOnDropHandle<()>) {
-        self.lock().entry(node_id(&peer)).or_insert_with(|| Peer::new(peer)).reader = Some(reader);
+        let mut peers = self.lock();
+        let readers = &mut peers.entry(node_id(&peer)).or_insert_with(|| Peer::new(peer)).readers;
+        readers.retain(|reader| !reader.is_finished());
+        if readers.len() >= MAX_READERS {
+            readers.pop_front();
+        }
+        readers.push_back(reader);
     }
 
     pub(crate) fn reached_at(&self, peer: PeerId, addresses: Vec<Multiaddr>) {
@@ -110,6 +120,6 @@ impl Peers {
 
 impl Peer {
     fn new(peer: PeerId) -> Self {
-        Self { peer, addresses: Vec::new(), outgoing: None, reader: None }
+        Self { peer, addresses: Vec::new(), outgoing: None, readers: VecDeque::new() }
     }
 }
