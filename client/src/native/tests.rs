@@ -258,20 +258,25 @@ fn a_blob_is_asked_for_once_and_other_orders_wait_meanwhile() {
     let mut node = Node::default();
     let connection = node.connection();
     let (here, gone) = (BlobId(7), BlobId(8));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
     let answer = |id: BlobId, key, text: &str| {
         [("type", "blob".into()), ("blob", id.to_string().into()), (key, Value::from(text))]
     };
     node.define(1, "value double");
-    node.order(&answer(here, "path", "/blobs/7"), &[]);
+    node.order(&answer(here, "path", path), &[]);
     node.order(&answer(gone, "missing", "no node has it"), &[]);
+    node.order(&answer(here, "path", "/blobs/7"), &[]);
     node.task(1, "bytes", &[&number(1)]);
 
     let blob = |id| connection.blob(Blob { id, bytes: 3 }).unwrap();
-    assert_eq!(blob(here).unwrap().to_str(), Some("/blobs/7"));
-    assert_eq!(blob(here).unwrap().to_str(), Some("/blobs/7"), "the second time it is known");
+    assert_eq!(blob(here).unwrap().to_str(), Some(path));
+    assert_eq!(blob(here).unwrap().to_str(), Some(path), "the second time it is known");
     assert_eq!(blob(gone).unwrap_err(), "no node has it");
+    std::fs::write(path, "changed").unwrap();
+    assert_eq!(blob(here).unwrap().to_str(), Some("/blobs/7"), "a function has written to it");
     let asked: Vec<_> = node.heard().iter().map(|said| said.text("blob").to_owned()).collect();
-    assert_eq!(asked, [here.to_string(), gone.to_string()]);
+    assert_eq!(asked, [here.to_string(), gone.to_string(), here.to_string()]);
     assert!(matches!(
         connection.next().unwrap().unwrap().order,
         super::wire::Order::Define { function: 1, .. }

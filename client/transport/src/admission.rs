@@ -589,10 +589,11 @@ mod tests {
     async fn versions_that_do_not_fit_are_named_on_both_sides() {
         let node = Credentials::new(MeshKey::generate(), Role::Node);
         let mut newer = node.clone();
-        newer.protocol = 9;
+        newer.protocol += 1;
+        let [ours, theirs] = [node.protocol, newer.protocol];
         let [near, far] = meet(node.clone(), newer).await;
-        assert_eq!(near, Err(Refusal::Protocol { ours: node.protocol, theirs: 9 }));
-        assert_eq!(far, Err(Refusal::Protocol { ours: 9, theirs: node.protocol }));
+        assert_eq!(near, Err(Refusal::Protocol { ours, theirs }));
+        assert_eq!(far, Err(Refusal::Protocol { ours: theirs, theirs: ours }));
 
         let mut other = node.clone();
         other.polars = "9.9.9".into();

@@ -13,7 +13,7 @@ use floe_transport::registry::{self, Listed};
 use floe_transport::substreams::{self, Inbound, Offer};
 use floe_transport::{
     CALL, CONTROL, CallError, Credentials, Gate, Opener, Refusal, Role, keepalive, node_id, read_frame,
-    refusal_of, transport,
+    refusal_of, swarm_config, transport,
 };
 use futures::{FutureExt, StreamExt};
 use libp2p::core::ConnectedPoint;
@@ -154,7 +154,7 @@ impl Service {
             gossip: gossip::behaviour(&config.identity).map_err(Error::Gossip)?,
             mdns: mdns.into(),
         };
-        let swarm = Swarm::new(transport, behaviour, me, libp2p::swarm::Config::with_tokio_executor());
+        let swarm = Swarm::new(transport, behaviour, me, swarm_config());
         let mut book = AddressBook::new(me);
         let now = Instant::now();
         for address in &config.join {
