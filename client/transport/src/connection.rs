@@ -19,7 +19,7 @@ use crate::admission::{Refusal, Roster, refusal_of};
 use crate::call::{self, CallError};
 use crate::gate::Credentials;
 use crate::substreams::{self, OpenError, Opener};
-use crate::transport::{IdentityError, swarm_config, transport};
+use crate::transport::{IdentityError, transport};
 use crate::{CALL, keepalive, node_id};
 
 /// Why no connection came about. Each names the address.
@@ -97,7 +97,8 @@ impl Connection {
         let (substreams, _inbound) = substreams::Behaviour::new(roster, Vec::new());
         let opener = substreams.opener();
         let behaviour = Behaviour { substreams, ping: keepalive::behaviour() };
-        let mut swarm = Swarm::new(transport, behaviour, identity.public().to_peer_id(), swarm_config());
+        let config = libp2p::swarm::Config::with_tokio_executor();
+        let mut swarm = Swarm::new(transport, behaviour, identity.public().to_peer_id(), config);
 
         let started = tokio::time::Instant::now();
         let nobody = || DialError::NobodyAnswers { address: address.clone(), waited: started.elapsed() };

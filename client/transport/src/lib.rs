@@ -52,7 +52,7 @@ pub use key::{InvitationSecret, MeshKey};
 pub use libp2p::Stream;
 pub use stream::{Body, BodyError, send_body};
 pub use substreams::{OpenError, Opener};
-pub use transport::{swarm_config, transport};
+pub use transport::transport;
 
 /// Calls: one [`floe_protocol::Request`], perhaps a body, then responses, perhaps a body. Open to every role.
 pub const CALL: StreamProtocol = StreamProtocol::new("/floe/call/1");

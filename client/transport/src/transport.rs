@@ -7,7 +7,7 @@ use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
-use libp2p::{PeerId, Transport, noise, swarm, tcp};
+use libp2p::{PeerId, Transport, noise, tcp};
 
 use crate::admission::{Admission, Roster};
 use crate::gate::Credentials;
@@ -21,14 +21,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 #[error("this identity key cannot be used: {0}")]
 pub struct IdentityError(#[from] noise::Error);
-
-/// How a swarm on this transport works.
-///
-/// Whoever opens a stream names its protocol and goes on at once, rather than wait for the other side to agree: of a call
-/// that is answered in a millisecond that was a third. One that it does not speak shows when its answer is awaited.
-pub fn swarm_config() -> swarm::Config {
-    swarm::Config::with_tokio_executor().with_substream_upgrade_protocol_override(Version::V1Lazy)
-}
 
 /// A transport that only admitted peers pass. Their roles go into `roster`.
 pub fn transport(
