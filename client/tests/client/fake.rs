@@ -14,7 +14,7 @@ use floe_protocol::{Incarnation, Load, Member, OutputMeta, Placed, Request, Resp
 use floe_transport::admission::Roster;
 use floe_transport::substreams::{self, Offer};
 use floe_transport::{
-    CALL, Credentials, Role, Stream, node_id, read_frame, send_body, swarm_config, transport, write_frame,
+    CALL, Credentials, Role, Stream, node_id, read_frame, send_body, transport, write_frame,
 };
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
@@ -54,8 +54,9 @@ impl Fake {
         let transport = transport(&identity, credentials, roster.clone()).unwrap();
         let offers = vec![Offer { protocol: CALL, to_drivers: true }];
         let (behaviour, mut inbound) = substreams::Behaviour::new(roster, offers);
+        let config = libp2p::swarm::Config::with_tokio_executor();
         let peer = identity.public().to_peer_id();
-        let mut swarm = Swarm::new(transport, behaviour, peer, swarm_config());
+        let mut swarm = Swarm::new(transport, behaviour, peer, config);
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
         let address = loop {
             if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {

@@ -13,7 +13,7 @@ use floe_transport::registry::{self, Listed};
 use floe_transport::substreams::{self, Inbound, Offer};
 use floe_transport::{
     CALL, CONTROL, CallError, Credentials, Gate, Opener, Refusal, Role, keepalive, node_id, read_frame,
-    refusal_of, swarm_config, transport,
+    refusal_of, transport,
 };
 use futures::{FutureExt, StreamExt};
 use libp2p::core::ConnectedPoint;
