@@ -31,7 +31,7 @@ mod door;
 mod history;
 mod job;
 
-pub use door::{Door, FormerKey, Invitation, MAX_FORGOTTEN, Rotation};
+pub use door::{Door, FormerKey, FormerOf, Invitation, MAX_FORGOTTEN, MAX_ROTATIONS, Rotated, Rotation};
 pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
 pub(crate) use job::is_standing;
 pub use job::{Job, JobWork, StageOutputs};
@@ -79,7 +79,7 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 pub const MAX_ENDED_ERAS: usize = 64;
 
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 5;
+const SNAPSHOT_VERSION: u32 = 6;
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

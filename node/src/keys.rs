@@ -1,23 +1,27 @@
 //! This node's mesh key: which one counts by what the mesh has agreed on, and the files in which it lies.
 //!
 //! ```text
-//!   replicated state ──follow──> gate: the key, the former one, invitations, who is kept out
+//!   replicated state ──follow──> gate: the key, former ones, members, invitations, who is kept out
 //!                                  └─if the key is another──> this machine's nodes, then its files
 //! ```
 //!
-//! A file is written only where it holds a key that the present one follows on, so that nothing else is lost. What
-//! cannot be written is no harm to this node, whose log leads from the former key to the present one.
+//! A file is written only where it holds a key that the changes lead from to the present one, so that nothing else is
+//! lost. What cannot be written is no harm to this node, whose log leads from the former key to the present one.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use floe_consensus::StateMachine;
-use floe_consensus::state_machine::{FormerKey, Rotation};
+use floe_consensus::state_machine::{Door, FormerKey, MAX_ROTATIONS, Rotation};
 use floe_network::Network;
 use floe_protocol::{Failure, KeyName, Secret};
-use floe_transport::gate::Former;
+use floe_transport::gate::{Former, MAX_FORMER};
 use floe_transport::{Gate, MeshKey};
 
 use crate::data_dir;
+
+// A member that missed all of the changes comes with the key before the first.
+const _: () = assert!(MAX_ROTATIONS <= MAX_FORMER);
 
 /// A mesh key, and where it was read.
 #[derive(Clone, Debug)]
@@ -57,25 +61,23 @@ impl Keys {
     /// Follows what the mesh has agreed on.
     pub fn follow(&self, state: &StateMachine) -> Option<Changed> {
         let door = state.door();
-        let (key, former) = present(self.gate.key(), door.rotations().iter());
-        let before = door.rotations().iter().find(|rotation| rotation.to == key.name());
-        let before = before.and_then(|rotation| former_of(&key, rotation));
-        let only = match door.former() {
-            FormerKey::Anybody => Some(None),
-            FormerKey::Members => Some(Some(state.members().keys().copied().collect())),
-            FormerKey::Nobody => None,
-        };
-        let before = before.zip(only).map(|(key, only)| Former { key, only });
+        let own = self.gate.key();
+        let mut known = reached(&own, door);
+        let present = door.key().and_then(|name| known.remove(&name));
+        let former = if present.is_some() { former_keys(&known, door) } else { Vec::new() };
+        let key = present.unwrap_or_else(|| own.clone());
+        let members = state.members().keys().copied().collect();
         let invitations = door.invitations().iter();
         let invitations =
             invitations.map(|(id, invitation)| (*id, MeshKey::from_bytes(invitation.verifier.0))).collect();
         let forgotten = door.forgotten().clone();
         let present = key.clone();
         self.gate.change(|rules| {
-            (rules.key, rules.former) = (present, before);
+            (rules.key, rules.former, rules.members) = (present, former, members);
             (rules.invitations, rules.forgotten) = (invitations, forgotten);
         });
-        (!former.is_empty()).then(|| Changed { key, former, files: self.files.clone() })
+        let former = known.into_keys().collect();
+        (key != own).then(|| Changed { key, former, files: self.files.clone() })
     }
 }
 
@@ -119,17 +121,36 @@ impl Changed {
     }
 }
 
-/// The key that follows on this one by these changes, and what the keys before it were called.
-fn present<'a>(mut key: MeshKey, rotations: impl Iterator<Item = &'a Rotation>) -> (MeshKey, Vec<KeyName>) {
-    let mut former = Vec::new();
-    for rotation in rotations {
-        let next = key.successor(&rotation.salt.0);
-        if key.name() == rotation.from && next.name() == rotation.to {
-            former.push(rotation.from);
-            key = next;
+/// All keys that the mesh's changes lead to from this one, forth and back, and this one.
+fn reached(key: &MeshKey, door: &Door) -> BTreeMap<KeyName, MeshKey> {
+    let mut known = BTreeMap::from([(key.name(), key.clone())]);
+    // Each round but the last finds one of the few keys that there are.
+    loop {
+        let before = known.len();
+        for rotation in door.changes() {
+            let found = match (known.get(&rotation.from), known.get(&rotation.to)) {
+                (Some(key), None) => {
+                    Some(key.successor(&rotation.salt.0)).filter(|next| next.name() == rotation.to)
+                }
+                (None, Some(key)) => former_of(key, rotation),
+                _ => None,
+            };
+            known.extend(found.map(|key| (key.name(), key)));
+        }
+        if known.len() == before {
+            return known;
         }
     }
-    (key, former)
+}
+
+/// Those of these keys that count still.
+fn former_keys(known: &BTreeMap<KeyName, MeshKey>, door: &Door) -> Vec<Former> {
+    let former = door.former_keys().filter(|former| former.counts_for != FormerKey::Nobody);
+    let former = former.filter_map(|former| {
+        let drivers = former.counts_for == FormerKey::Drivers;
+        known.get(&former.key).map(|key| Former { key: key.clone(), drivers })
+    });
+    former.take(MAX_FORMER).collect()
 }
 
 /// The key before this one.
@@ -164,6 +185,12 @@ mod tests {
         state.apply(index, &Entry { request, command: Command::RotateKey(rotation.clone()) });
     }
 
+    fn retired(state: &mut StateMachine, to: KeyName) {
+        let index = state.applied() + 1;
+        let retire = Command::RetireKey { to, former: FormerKey::Nobody };
+        state.apply(index, &Entry { request: RequestId(index.into()), command: retire });
+    }
+
     #[test]
     fn a_node_follows_the_changes_it_missed_and_one_that_has_the_new_key_knows_the_former() {
         let first = MeshKey::generate();
@@ -174,18 +201,26 @@ mod tests {
         let mut state = StateMachine::default();
         rotated(&mut state, &one);
         rotated(&mut state, &two);
-        for (start, missed) in [(&first, 2), (&second, 1), (&third, 0)] {
+        for (start, news) in [(&first, true), (&second, true), (&third, false)] {
             let keys = Keys::new(KeySource { key: start.clone(), files: Vec::new() });
-            let changed = keys.follow(&state).map_or(0, |changed| changed.former.len());
-            assert_eq!((keys.gate().key(), changed), (third.clone(), missed));
-            assert_eq!(keys.gate().former(), Some(second.name()));
+            assert_eq!(keys.follow(&state).is_some(), news);
+            assert_eq!(keys.gate().key(), third);
+            assert_eq!(keys.gate().former(), [second.name(), first.name()], "the latest first");
             assert!(keys.follow(&state).is_none(), "it is no news any more");
         }
+        // Each has an age of its own.
+        let keys = Keys::new(KeySource { key: third.clone(), files: Vec::new() });
+        retired(&mut state, second.name());
+        keys.follow(&state);
+        assert_eq!(keys.gate().former(), [second.name()]);
+        retired(&mut state, third.name());
+        keys.follow(&state);
+        assert_eq!(keys.gate().former(), []);
         // Whoever never held any of them learns nothing.
         let stranger = MeshKey::generate();
         let keys = Keys::new(KeySource { key: stranger.clone(), files: Vec::new() });
         assert!(keys.follow(&state).is_none());
-        assert_eq!((keys.gate().key(), keys.gate().former()), (stranger, None));
+        assert_eq!((keys.gate().key(), keys.gate().former()), (stranger, vec![]));
         // Nor does what is agreed on tell the key.
         let text = |key: &MeshKey| key.to_bytes();
         for rotation in [&one, &two] {

@@ -29,7 +29,7 @@ use libp2p::core::upgrade::{
 };
 use libp2p::{PeerId, noise};
 
-use crate::gate::{Credentials, MAX_OFFERED, Offered};
+use crate::gate::{Credentials, MAX_OFFERED, Offered, offers};
 use crate::key::PROOF_BYTES;
 use crate::node_id;
 
@@ -316,7 +316,7 @@ fn broken(error: io::Error) -> Refusal {
 }
 
 /// What each end says first. The layout is fixed, so that nothing is read that was not asked for: the protocol comes
-/// first, and whoever changes the rest raises that.
+/// first, and whoever changes the rest raises that, which is where the two part then.
 struct Hello {
     protocol: u32,
     role: u8,
@@ -327,7 +327,8 @@ struct Hello {
 }
 
 const NONCE_BYTES: usize = 32;
-const HELLO_BYTES: usize = 4 + 1 + 3 * 2 + MAX_OFFERED * 8 + NONCE_BYTES;
+const PROTOCOL_BYTES: usize = 4;
+const HELLO_BYTES: usize = PROTOCOL_BYTES + 1 + 3 * 2 + MAX_OFFERED * 8 + NONCE_BYTES;
 
 const NODE: u8 = 0;
 const DRIVER: u8 = 1;
@@ -353,7 +354,7 @@ impl Hello {
 
     fn to_bytes(&self) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
-        let (protocol, rest) = bytes.split_at_mut(4);
+        let (protocol, rest) = bytes.split_at_mut(PROTOCOL_BYTES);
         let (role, rest) = rest.split_at_mut(1);
         let (polars, rest) = rest.split_at_mut(6);
         let (offered, nonce) = rest.split_at_mut(MAX_OFFERED * 8);
@@ -457,7 +458,7 @@ where
     let ours = Hello::new(credentials, credentials.offered())?;
     let our_hello = ours.to_bytes();
     write(stream, &our_hello).await?;
-    let their_hello = read(stream).await?;
+    let their_hello = read_hello(stream, credentials.protocol).await?;
     let theirs = Hello::from_bytes(&their_hello);
     ours.check(&theirs)?;
     let Role::Node = theirs.role()? else { return Err(Refusal::NotFloe) };
@@ -465,7 +466,7 @@ where
         Role::Guest(_) => Refusal::UnknownInvitation,
         Role::Node | Role::Driver => wrong_key(ours.offered[0], theirs.offered[0]),
     };
-    let secret = credentials.own(theirs.offered[0]).ok_or_else(unfit)?;
+    let secret = credentials.own(theirs.offered[0], node_id(&peers[1])).ok_or_else(unfit)?;
 
     let peers = peers.map(|peer| peer.to_bytes());
     let transcript = Transcript { peers, hellos: [our_hello, their_hello] };
@@ -489,13 +490,13 @@ async fn answer<S>(stream: &mut S, peers: [PeerId; 2], credentials: &Credentials
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let their_hello = read(stream).await?;
+    let their_hello = read_hello(stream, credentials.protocol).await?;
     let theirs = Hello::from_bytes(&their_hello);
     let role = theirs.role()?;
     let node = node_id(&peers[0]);
     let accepted = credentials.accepted(&theirs.offered, role, node);
     let named = accepted.as_ref().map_or_else(|| credentials.offered()[0], |(name, _)| *name);
-    let ours = Hello::new(credentials, [named, 0])?;
+    let ours = Hello::new(credentials, offers([named]))?;
     let our_hello = ours.to_bytes();
     write(stream, &our_hello).await?;
     ours.check(&theirs)?;
@@ -532,6 +533,17 @@ fn wrong_key(ours: u64, theirs: u64) -> Refusal {
 async fn write<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> Result<(), Refusal> {
     stream.write_all(message).await.map_err(broken)?;
     stream.flush().await.map_err(broken)
+}
+
+/// Reads a hello; of one in another protocol, which may be of another length, no more than that.
+async fn read_hello(stream: &mut (impl AsyncRead + Unpin), ours: u32) -> Result<[u8; HELLO_BYTES], Refusal> {
+    let mut hello = [0; HELLO_BYTES];
+    let (protocol, rest) = hello.split_at_mut(PROTOCOL_BYTES);
+    stream.read_exact(protocol).await.map_err(broken)?;
+    if protocol == ours.to_be_bytes() {
+        stream.read_exact(rest).await.map_err(broken)?;
+    }
+    Ok(hello)
 }
 
 /// Reads a message of this length.
@@ -589,10 +601,22 @@ mod tests {
     async fn versions_that_do_not_fit_are_named_on_both_sides() {
         let node = Credentials::new(MeshKey::generate(), Role::Node);
         let mut newer = node.clone();
-        newer.protocol = 9;
+        let next = node.protocol + 1;
+        newer.protocol = next;
         let [near, far] = meet(node.clone(), newer).await;
-        assert_eq!(near, Err(Refusal::Protocol { ours: node.protocol, theirs: 9 }));
-        assert_eq!(far, Err(Refusal::Protocol { ours: 9, theirs: node.protocol }));
+        assert_eq!(near, Err(Refusal::Protocol { ours: node.protocol, theirs: next }));
+        assert_eq!(far, Err(Refusal::Protocol { ours: next, theirs: node.protocol }));
+
+        // Hellos of another version may be longer or shorter.
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (mut near, mut far) = (near.compat(), far.compat());
+        let short = async {
+            write(&mut far, &next.to_be_bytes()).await.unwrap();
+            let _: [u8; HELLO_BYTES] = read(&mut far).await.unwrap();
+        };
+        let peers = [PeerId::random(), PeerId::random()];
+        let (outcome, ()) = futures::join!(prove(&mut near, Side::Listener, peers, &node), short);
+        assert_eq!(outcome, Err(Refusal::Protocol { ours: node.protocol, theirs: next }));
 
         let mut other = node.clone();
         other.polars = "9.9.9".into();
@@ -695,7 +719,7 @@ mod tests {
     #[test]
     fn a_hello_survives_its_bytes() {
         let credentials = Credentials::new(MeshKey::generate(), Role::Driver);
-        let hello = Hello::new(&credentials, [u64::MAX, 7]).unwrap();
+        let hello = Hello::new(&credentials, offers([u64::MAX, 7])).unwrap();
         let back = Hello::from_bytes(&hello.to_bytes());
         assert_eq!((back.protocol, back.role, back.polars), (hello.protocol, hello.role, hello.polars));
         assert_eq!((back.offered, back.nonce), (hello.offered, hello.nonce));

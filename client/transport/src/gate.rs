@@ -18,8 +18,10 @@ pub struct Gate(Arc<Mutex<Rules>>);
 pub struct Rules {
     /// The mesh key.
     pub key: MeshKey,
-    /// The key before, as long as it counts too.
-    pub former: Option<Former>,
+    /// Other keys that count too, the one just before the present one first.
+    pub former: Vec<Former>,
+    /// The nodes that are members: no other may come with a former key.
+    pub members: BTreeSet<NodeId>,
     /// What guests prove who were invited.
     pub invitations: BTreeMap<InvitationId, MeshKey>,
     /// Nodes that are not let in, whatever they hold.
@@ -28,21 +30,25 @@ pub struct Rules {
     pub nodes_only: bool,
 }
 
-/// A mesh key that was changed.
+/// A mesh key that was changed, with which members may still come.
 #[derive(Clone, Debug)]
 pub struct Former {
     /// The key.
     pub key: MeshKey,
-    /// The nodes that may still come with it; anybody if there are none named.
-    pub only: Option<BTreeSet<NodeId>>,
+    /// Whether drivers may too.
+    pub drivers: bool,
 }
+
+/// How many former keys count at most: each has a place in a hello.
+pub const MAX_FORMER: usize = 16;
 
 impl Gate {
     /// Lets in whoever holds this key.
     pub fn new(key: MeshKey) -> Self {
         Self(Arc::new(Mutex::new(Rules {
             key,
-            former: None,
+            former: Vec::new(),
+            members: BTreeSet::new(),
             invitations: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             nodes_only: false,
@@ -59,9 +65,9 @@ impl Gate {
         self.lock().key.clone()
     }
 
-    /// What the key before was called, as long as it counts too.
-    pub fn former(&self) -> Option<KeyName> {
-        self.lock().former.as_ref().map(|former| former.key.name())
+    /// What the former keys that count too are called, the one just before the present one first.
+    pub fn former(&self) -> Vec<KeyName> {
+        self.lock().former.iter().map(|former| former.key.name()).collect()
     }
 
     /// Whether a node is not let in, whatever it holds.
@@ -93,8 +99,8 @@ enum Holds {
     Invitation(InvitationId, MeshKey),
 }
 
-/// How many secrets an end may offer: the mesh key, and the one before.
-pub(crate) const MAX_OFFERED: usize = 2;
+/// How many secrets an end may offer: the mesh key, and those before.
+pub(crate) const MAX_OFFERED: usize = 1 + MAX_FORMER;
 
 /// What secrets are called in a hello. Zero is none.
 pub(crate) type Offered = [u64; MAX_OFFERED];
@@ -126,19 +132,22 @@ impl Credentials {
         match &self.holds {
             Holds::Keys(gate) => {
                 let rules = gate.lock();
-                [rules.key.name().0, rules.former.as_ref().map_or(0, |former| former.key.name().0)]
+                let former = rules.former.iter().map(|former| &former.key);
+                offers(std::iter::once(&rules.key).chain(former).map(|key| key.name().0))
             }
-            Holds::Invitation(id, _) => [id.0, 0],
+            Holds::Invitation(id, _) => offers([id.0]),
         }
     }
 
-    /// One of the secrets that this end has offered.
-    pub(crate) fn own(&self, name: u64) -> Option<MeshKey> {
+    /// One of the secrets that this end has offered, if it may meet this node by it: whoever has only a former key is no
+    /// more let in where it is dialled than where it dials.
+    pub(crate) fn own(&self, name: u64, node: NodeId) -> Option<MeshKey> {
         match &self.holds {
             Holds::Keys(gate) => {
                 let rules = gate.lock();
-                let former = rules.former.iter().map(|former| &former.key);
-                std::iter::once(&rules.key).chain(former).find(|key| key.name().0 == name).cloned()
+                let former = rules.former.iter().filter(|_| rules.members.contains(&node));
+                let keys = std::iter::once(&rules.key).chain(former.map(|former| &former.key));
+                keys.into_iter().find(|key| key.name().0 == name).cloned()
             }
             Holds::Invitation(id, verifier) => (id.0 == name).then(|| verifier.clone()),
         }
@@ -152,9 +161,10 @@ impl Credentials {
             let verifier = rules.invitations.get(&id).filter(|_| offered[0] == id.0)?;
             return Some((id.0, verifier.clone()));
         }
-        let may = |former: &&Former| match &former.only {
-            None => true,
-            Some(nodes) => role == Role::Node && nodes.contains(&node),
+        let may = |former: &&Former| match role {
+            Role::Node => rules.members.contains(&node),
+            Role::Driver => former.drivers,
+            Role::Guest(_) => false,
         };
         let former = rules.former.iter().filter(may).map(|former| &former.key);
         let keys: Vec<_> = std::iter::once(&rules.key).chain(former).map(|key| (key.name().0, key)).collect();
@@ -176,31 +186,57 @@ impl Credentials {
     }
 }
 
+/// These names, and zeros after them.
+pub(crate) fn offers(names: impl IntoIterator<Item = u64>) -> Offered {
+    let mut names = names.into_iter();
+    std::array::from_fn(|_| names.next().unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_former_key_counts_for_whom_it_may_and_the_next_one_goes_before() {
-        let (former, key, stranger) = (MeshKey::generate(), MeshKey::generate(), MeshKey::generate());
+    fn former_keys_count_for_members_one_for_drivers_and_for_no_other_node() {
+        let keys: [MeshKey; 4] = std::array::from_fn(|_| MeshKey::generate());
+        let [key, last, older, stranger] = &keys;
         let gate = Gate::new(key.clone());
         let here = Credentials::of(gate.clone(), Role::Node);
         let (member, other) = (NodeId(1), NodeId(2));
-        let takes = |offered: &Credentials, role, node| {
-            here.accepted(&offered.offered(), role, node).map(|(name, _)| KeyName(name))
+        let takes = |offered: &MeshKey, role, node| {
+            let offered = Credentials::new(offered.clone(), role).offered();
+            here.accepted(&offered, role, node).is_some()
         };
-        let old = Credentials::new(former.clone(), Role::Node);
-        assert_eq!(takes(&old, Role::Node, member), None);
-        gate.change(|rules| rules.former = Some(Former { key: former.clone(), only: None }));
-        assert_eq!(takes(&old, Role::Node, other), Some(former.name()));
-        assert_eq!(takes(&old, Role::Driver, other), Some(former.name()));
-        assert_eq!(takes(&here, Role::Node, other), Some(key.name()));
-        assert_eq!(takes(&Credentials::new(stranger, Role::Node), Role::Node, member), None);
-        let only = Some(BTreeSet::from([member]));
-        gate.change(|rules| rules.former = Some(Former { key: former.clone(), only }));
-        assert_eq!(takes(&old, Role::Node, member), Some(former.name()));
-        assert_eq!(takes(&old, Role::Node, other), None);
-        assert_eq!(takes(&old, Role::Driver, member), None, "a driver is no member");
+        assert!(!takes(last, Role::Node, member) && !takes(last, Role::Driver, other));
+        let former = |drivers| {
+            vec![Former { key: last.clone(), drivers }, Former { key: older.clone(), drivers: false }]
+        };
+        for drivers in [true, false] {
+            gate.change(|rules| {
+                (rules.former, rules.members) = (former(drivers), BTreeSet::from([member]));
+            });
+            for key in [last, older] {
+                assert!(takes(key, Role::Node, member));
+                assert!(
+                    !takes(key, Role::Node, other),
+                    "a node that is no member joins with the present key"
+                );
+                // Nor is one believed that is dialled and proves no more than that.
+                assert_eq!(here.own(key.name().0, member).as_ref(), Some(key));
+                assert_eq!(here.own(key.name().0, other), None);
+            }
+            assert_eq!(takes(last, Role::Driver, other), drivers);
+            assert_eq!(takes(last, Role::Driver, member), drivers, "a driver is no member");
+            assert!(!takes(older, Role::Driver, other));
+            assert!(takes(key, Role::Node, other) && takes(key, Role::Driver, other));
+            assert!(!takes(stranger, Role::Node, member));
+        }
+        assert_eq!(here.own(key.name().0, other).as_ref(), Some(key));
+        // The best first, and of what both know the best.
+        let offered = here.offered();
+        assert_eq!(offered[..4], [key.name().0, last.name().0, older.name().0, 0]);
+        let away = Credentials::new(older.clone(), Role::Node);
+        assert_eq!(away.accepted(&offered, Role::Node, other), Some((older.name().0, older.clone())));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!   Invite ──> open ──Enter, as often as it may──> used up ──┐ remembered while there is room, so that whoever
 //!                └────the leader's time is over──> expired ──┘ comes late hears why it is not let in
 //!
-//!   RotateKey ──> the former key counts for all ──> for members only ──> for nobody
+//!   RotateKey ──> the former key counts for members and drivers ──> for members only ──> for nobody
 //! ```
 //!
 //! No secret lies here as it is. Of an invitation there is what its secret gives, of a key what makes the next one of the
@@ -31,7 +31,7 @@ const MAX_LASTS_MS: u64 = 30 * 24 * 3_600_000;
 pub const MAX_FORGOTTEN: usize = 4_096;
 
 /// Changes of the key that a node may have missed and still find its way to the present one.
-const MAX_ROTATIONS: usize = 8;
+pub const MAX_ROTATIONS: usize = 8;
 
 /// A part of the replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +40,7 @@ pub struct Door {
     /// The same in the order in which they were made.
     made: VecDeque<InvitationId>,
     forgotten: BTreeSet<NodeId>,
-    rotations: VecDeque<Rotation>,
-    former: FormerKey,
+    rotations: VecDeque<Rotated>,
 }
 
 /// What the mesh knows of an invitation.
@@ -72,15 +71,34 @@ pub struct Rotation {
     pub sealed: Secret,
 }
 
-/// For whom the former key counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A change of the mesh key that was agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The change.
+    pub rotation: Rotation,
+    /// For whom the key before it counts.
+    pub former: FormerKey,
+}
+
+/// A key that is not the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormerOf {
+    /// What it is called.
+    pub key: KeyName,
+    /// What the change is called by which it counts, in [`crate::Command::RetireKey`]: by the key that it made.
+    pub change: KeyName,
+    /// For whom it counts.
+    pub counts_for: FormerKey,
+}
+
+/// For whom a former key counts. For no node that is not a member: that would be handed the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FormerKey {
-    /// Anybody.
-    Anybody,
+    /// Members, and drivers.
+    Drivers,
     /// Nodes that are members, and may have been away.
     Members,
     /// Nobody.
-    #[default]
     Nobody,
 }
 
@@ -103,13 +121,26 @@ impl Door {
     }
 
     /// The last changes of the key, the latest at the end.
-    pub fn rotations(&self) -> &VecDeque<Rotation> {
+    pub fn rotations(&self) -> &VecDeque<Rotated> {
         &self.rotations
     }
 
-    /// For whom the key before the present one counts.
-    pub fn former(&self) -> FormerKey {
-        self.former
+    /// What the present key is called, if it was ever changed.
+    pub fn key(&self) -> Option<KeyName> {
+        self.rotations.back().map(|last| last.rotation.to)
+    }
+
+    /// All changes that are remembered.
+    pub fn changes(&self) -> impl Iterator<Item = &Rotation> {
+        self.rotations.iter().map(|known| &known.rotation)
+    }
+
+    /// For whom other keys than the present one count, the one before it first.
+    pub fn former_keys(&self) -> impl Iterator<Item = FormerOf> {
+        self.rotations.iter().rev().map(|known| {
+            let Rotation { from, to, .. } = known.rotation;
+            FormerOf { key: from, change: to, counts_for: known.former }
+        })
     }
 
     /// Makes an invitation.
@@ -222,7 +253,7 @@ impl Door {
 
     /// The mesh has another key.
     pub(super) fn rotate(&mut self, rotation: &Rotation) -> Result<(), Failure> {
-        if self.rotations.back().is_some_and(|last| last.to != rotation.from) {
+        if self.rotations.back().is_some_and(|last| last.rotation.to != rotation.from) {
             return Err(refused(
                 "the mesh key was changed by somebody else meanwhile: look, and try again".to_owned(),
             ));
@@ -230,18 +261,17 @@ impl Door {
         if self.rotations.len() >= MAX_ROTATIONS {
             self.rotations.pop_front();
         }
-        self.rotations.push_back(rotation.clone());
-        self.former = FormerKey::Anybody;
+        // Drivers read the key file again; they may have missed one change.
+        self.rotations.iter_mut().for_each(|before| before.former = before.former.max(FormerKey::Members));
+        self.rotations.push_back(Rotated { rotation: rotation.clone(), former: FormerKey::Drivers });
         Ok(())
     }
 
     /// The key before this one counts for fewer. Whether that is news.
     pub(super) fn retire(&mut self, to: KeyName, former: FormerKey) -> bool {
-        let newer = self.rotations.back().is_some_and(|last| last.to == to) && former > self.former;
-        if newer {
-            self.former = former;
-        }
-        newer
+        let known = self.rotations.iter_mut().find(|known| known.rotation.to == to);
+        let newer = known.filter(|known| former > known.former);
+        newer.map(|known| known.former = former).is_some()
     }
 }
 
@@ -300,16 +330,21 @@ mod tests {
             salt: Secret([1; 32]),
             sealed: Secret([2; 32]),
         };
+        let stages = |door: &Door| door.rotations().iter().map(|known| known.former).collect::<Vec<_>>();
         door.rotate(&step(1, 2)).unwrap();
-        assert_eq!(door.former(), FormerKey::Anybody);
+        assert_eq!(stages(&door), [FormerKey::Drivers]);
         assert!(text(door.rotate(&step(1, 3))).contains("meanwhile"));
         assert!(door.retire(key(2), FormerKey::Members));
-        assert!(!door.retire(key(2), FormerKey::Anybody) && !door.retire(key(1), FormerKey::Nobody));
-        assert!(door.retire(key(2), FormerKey::Nobody));
-        for number in 2..40 {
+        assert!(!door.retire(key(2), FormerKey::Drivers) && !door.retire(key(1), FormerKey::Nobody));
+        door.rotate(&step(2, 3)).unwrap();
+        door.rotate(&step(3, 4)).unwrap();
+        assert_eq!(stages(&door), [FormerKey::Members, FormerKey::Members, FormerKey::Drivers]);
+        assert!(door.retire(key(3), FormerKey::Nobody));
+        assert_eq!(stages(&door), [FormerKey::Members, FormerKey::Nobody, FormerKey::Drivers]);
+        for number in 4..40 {
             door.rotate(&step(number, number + 1)).unwrap();
         }
-        assert_eq!((door.former(), door.rotations().len()), (FormerKey::Anybody, MAX_ROTATIONS));
+        assert_eq!(door.rotations().len(), MAX_ROTATIONS);
         let shown = format!("{door:?}");
         assert!(!shown.contains("[1, 1") && !shown.contains("[2, 2"), "{shown}");
     }

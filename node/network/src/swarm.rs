@@ -376,7 +376,8 @@ impl Service {
     fn list(&mut self) {
         let (fingerprint, former) = (self.gate.key().fingerprint(), self.gate.former());
         if let Some(listed) = &mut self.listed
-            && let Err(error) = listed.rekey(fingerprint, former.map(KeyName::fingerprint))
+            && let Err(error) =
+                listed.rekey(fingerprint, former.into_iter().map(KeyName::fingerprint).collect())
         {
             tracing::warn!(%error, "cannot tell this machine's other nodes of the new key");
         }
