@@ -31,7 +31,9 @@ mod door;
 mod history;
 mod job;
 
-pub use door::{Door, FormerKey, FormerOf, Invitation, MAX_FORGOTTEN, MAX_ROTATIONS, Rotated, Rotation};
+pub use door::{
+    Door, FormerKey, FormerOf, Invitation, KeyChanges, MAX_FORGOTTEN, MAX_ROTATIONS, Rotated, Rotation,
+};
 pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
 pub(crate) use job::is_standing;
 pub use job::{Job, JobWork, StageOutputs};
@@ -352,11 +354,14 @@ impl StateMachine {
                 self.release(jobs, *freed, events);
                 Ok(())
             }
-            Command::Adopt { claim, ended, jobs, tombstones, forgotten } => {
+            Command::Adopt { claim, ended, jobs, tombstones, forgotten, keys } => {
                 // Whoever was told that a node is kept out must find it so here too.
                 self.door.check_room(forgotten)?;
                 self.adopt(claim, ended, jobs, tombstones, events)?;
                 forgotten.iter().for_each(|node| self.shut_out(*node, events));
+                if self.door.adopt_keys(keys) {
+                    self.key_changed(events);
+                }
                 Ok(())
             }
             Command::Invite { id, verifier, uses, lasts_ms } => {
@@ -376,7 +381,7 @@ impl StateMachine {
             }
             Command::RotateKey(rotation) => {
                 self.door.rotate(rotation)?;
-                events.push(Event::DoorChanged);
+                self.key_changed(events);
                 Ok(())
             }
             Command::RetireKey { to, former } => {
@@ -398,6 +403,13 @@ impl StateMachine {
                 Ok(())
             }
         }
+    }
+
+    /// The mesh has another key, or knows of more that it had.
+    fn key_changed(&mut self, events: &mut Vec<Event>) {
+        // Whoever takes over from this era must know of it too.
+        self.jobs_changed = self.applied;
+        events.push(Event::DoorChanged);
     }
 
     /// A node is no longer a member, and must not come back.

@@ -84,7 +84,8 @@ impl Keys {
 impl Changed {
     /// Tells this machine's nodes and drivers.
     pub async fn tell(self, network: Network) {
-        tracing::warn!(key = self.key.fingerprint(), "the mesh key was changed (`floe key rotate`)");
+        let key = self.key.fingerprint();
+        tracing::warn!(key, "the mesh has another key than this node had (`floe key rotate`)");
         // First of all, so that whoever reads the new key finds a node by it.
         network.rekeyed().await;
         let written = tokio::task::spawn_blocking(move || self.write());
@@ -175,7 +176,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use floe_consensus::{Command, Entry};
-    use floe_protocol::RequestId;
+    use floe_protocol::{Claim, Era, Member, MeshId, NodeId, RequestId};
 
     use super::*;
 
@@ -229,6 +230,68 @@ mod tests {
                     .iter()
                     .all(|key| { rotation.salt.0 != text(key) && rotation.sealed.0 != text(key) })
             );
+        }
+    }
+
+    #[test]
+    fn whoever_changed_the_key_in_an_era_that_ended_goes_back_to_where_the_two_parted() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = MeshKey::generate();
+        let next = |key: &MeshKey, rotation: &Rotation| key.successor(&rotation.salt.0);
+        let common = rotation(&first).unwrap();
+        let parted = next(&first, &common);
+        let [ours, theirs] = [(); 2].map(|()| rotation(&parted).unwrap());
+        let strayed = next(&parted, &theirs);
+        let further = rotation(&strayed).unwrap();
+        let (present, lost) = (next(&parted, &ours), next(&strayed, &further));
+
+        // One of the era that ends, which has followed it as far as it went.
+        let file = dir.path().join("mesh.key");
+        data_dir::write_key(&file, &first).unwrap();
+        let keys = Keys::new(KeySource { key: first.clone(), files: vec![file.clone()] });
+        let mut loser = StateMachine::default();
+        [&common, &theirs, &further].into_iter().for_each(|rotation| rotated(&mut loser, rotation));
+        keys.follow(&loser).unwrap().write();
+        assert_eq!((keys.gate().key(), data_dir::read_key(&file).unwrap()), (lost.clone(), lost.clone()));
+
+        let mut winner = StateMachine::default();
+        let member = Member {
+            id: NodeId(1),
+            peer: "peer".to_owned(),
+            name: "n1".to_owned(),
+            addresses: vec![],
+            slots: 1,
+            memory_bytes: 1,
+            version: String::new(),
+            incarnation: 1,
+        };
+        winner.apply(
+            1,
+            &Entry { request: RequestId(1), command: Command::Genesis { mesh: MeshId(1), member } },
+        );
+        [&common, &ours].into_iter().for_each(|rotation| rotated(&mut winner, rotation));
+        assert!(keys.follow(&winner).is_none(), "it is not known yet how to get there");
+        let adopt = Command::Adopt {
+            claim: Claim { era: Era { mesh: MeshId(2), epoch: 1, founder: NodeId(2) }, work_ms: None },
+            ended: vec![],
+            jobs: vec![],
+            tombstones: vec![],
+            forgotten: vec![],
+            keys: loser.door().keys().clone(),
+        };
+        let index = winner.applied() + 1;
+        winner.apply(index, &Entry { request: RequestId(index.into()), command: adopt });
+        keys.follow(&winner).unwrap().write();
+        assert_eq!(
+            (keys.gate().key(), data_dir::read_key(&file).unwrap()),
+            (present.clone(), present.clone())
+        );
+        // Whoever was away then is let in with any of them, by all who have the present key.
+        let other = Keys::new(KeySource { key: present, files: Vec::new() });
+        other.follow(&winner);
+        for keys in [&keys, &other] {
+            let names = [&parted, &first, &lost, &strayed].map(MeshKey::name);
+            assert_eq!(keys.gate().former(), names);
         }
     }
 

@@ -40,7 +40,7 @@ pub struct Door {
     /// The same in the order in which they were made.
     made: VecDeque<InvitationId>,
     forgotten: BTreeSet<NodeId>,
-    rotations: VecDeque<Rotated>,
+    keys: KeyChanges,
 }
 
 /// What the mesh knows of an invitation.
@@ -71,12 +71,27 @@ pub struct Rotation {
     pub sealed: Secret,
 }
 
+/// Changes of the mesh key that were agreed on.
+///
+/// ```text
+///   k0 ──> k1 ──> k2       the line: the present key is at its end
+///     └──> k1'             strayed: of another era, which ended with this one
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyChanges {
+    /// Each follows on the one before it.
+    pub line: VecDeque<Rotated>,
+    /// Changes that were agreed on elsewhere, on a key of this mesh that had been changed here too: whoever made them
+    /// goes back by them to where the two parted.
+    pub strayed: VecDeque<Rotated>,
+}
+
 /// A change of the mesh key that was agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotated {
     /// The change.
     pub rotation: Rotation,
-    /// For whom the key before it counts.
+    /// For whom the key counts that does not any more since: the one before it, or if it strayed the one that it made.
     pub former: FormerKey,
 }
 
@@ -121,25 +136,28 @@ impl Door {
     }
 
     /// The last changes of the key, the latest at the end.
-    pub fn rotations(&self) -> &VecDeque<Rotated> {
-        &self.rotations
+    pub fn keys(&self) -> &KeyChanges {
+        &self.keys
     }
 
     /// What the present key is called, if it was ever changed.
     pub fn key(&self) -> Option<KeyName> {
-        self.rotations.back().map(|last| last.rotation.to)
+        self.keys.line.back().map(|last| last.rotation.to)
     }
 
     /// All changes that are remembered.
     pub fn changes(&self) -> impl Iterator<Item = &Rotation> {
-        self.rotations.iter().map(|known| &known.rotation)
+        self.keys.line.iter().chain(&self.keys.strayed).map(|known| &known.rotation)
     }
 
     /// For whom other keys than the present one count, the one before it first.
     pub fn former_keys(&self) -> impl Iterator<Item = FormerOf> {
-        self.rotations.iter().rev().map(|known| {
-            let Rotation { from, to, .. } = known.rotation;
-            FormerOf { key: from, change: to, counts_for: known.former }
+        let line = self.keys.line.iter().map(|known| (known.rotation.from, known));
+        let strayed = self.keys.strayed.iter().map(|known| (known.rotation.to, known));
+        line.rev().chain(strayed.rev()).map(|(key, known)| FormerOf {
+            key,
+            change: known.rotation.to,
+            counts_for: known.former,
         })
     }
 
@@ -253,23 +271,59 @@ impl Door {
 
     /// The mesh has another key.
     pub(super) fn rotate(&mut self, rotation: &Rotation) -> Result<(), Failure> {
-        if self.rotations.back().is_some_and(|last| last.rotation.to != rotation.from) {
+        if self.key().is_some_and(|key| key != rotation.from) {
             return Err(refused(
                 "the mesh key was changed by somebody else meanwhile: look, and try again".to_owned(),
             ));
         }
-        if self.rotations.len() >= MAX_ROTATIONS {
-            self.rotations.pop_front();
+        let KeyChanges { line, strayed } = &mut self.keys;
+        if line.len() >= MAX_ROTATIONS {
+            line.pop_front();
         }
+        strayed.retain(|known| known.rotation.to != rotation.to);
         // Drivers read the key file again; they may have missed one change.
-        self.rotations.iter_mut().for_each(|before| before.former = before.former.max(FormerKey::Members));
-        self.rotations.push_back(Rotated { rotation: rotation.clone(), former: FormerKey::Drivers });
+        line.iter_mut().for_each(|before| before.former = before.former.max(FormerKey::Members));
+        line.push_back(Rotated { rotation: rotation.clone(), former: FormerKey::Drivers });
         Ok(())
     }
 
-    /// The key before this one counts for fewer. Whether that is news.
+    /// Takes over another era's changes: those that follow on the present key count here too, since that one may have
+    /// been changed because somebody has it who should not. Where both have changed the key, this era's stand, and the
+    /// others are remembered for those who have to come back. Whether that is news.
+    pub(super) fn adopt_keys(&mut self, theirs: &KeyChanges) -> bool {
+        let mut news = false;
+        for Rotated { rotation, .. } in theirs.line.iter().take(MAX_ROTATIONS) {
+            if self.key().is_none_or(|key| key == rotation.from) {
+                news |= self.rotate(rotation).is_ok();
+            }
+        }
+        // What a key is after which they made another counts for no more here than it did there.
+        let made = theirs.line.iter().skip(1).map(|next| next.former).chain([FormerKey::Members]);
+        let line = theirs.line.iter().map(|known| &known.rotation).zip(made);
+        let strayed = theirs.strayed.iter().map(|known| (&known.rotation, known.former));
+        for (rotation, former) in line.take(MAX_ROTATIONS).chain(strayed.take(MAX_ROTATIONS)) {
+            if !self.knows_key(rotation.from) || self.knows_key(rotation.to) {
+                continue;
+            }
+            if self.keys.strayed.len() >= MAX_ROTATIONS {
+                self.keys.strayed.pop_front();
+            }
+            let former = former.max(FormerKey::Members);
+            self.keys.strayed.push_back(Rotated { rotation: rotation.clone(), former });
+            news = true;
+        }
+        news
+    }
+
+    /// Whether a remembered change is of this key, or made it.
+    fn knows_key(&self, key: KeyName) -> bool {
+        self.changes().any(|rotation| rotation.from == key || rotation.to == key)
+    }
+
+    /// A key that was changed counts for fewer. Whether that is news.
     pub(super) fn retire(&mut self, to: KeyName, former: FormerKey) -> bool {
-        let known = self.rotations.iter_mut().find(|known| known.rotation.to == to);
+        let KeyChanges { line, strayed } = &mut self.keys;
+        let known = line.iter_mut().chain(strayed).find(|known| known.rotation.to == to);
         let newer = known.filter(|known| former > known.former);
         newer.map(|known| known.former = former).is_some()
     }
@@ -320,17 +374,65 @@ mod tests {
         }
     }
 
+    fn step(from: u64, to: u64) -> Rotation {
+        let (from, to) = (KeyName(from), KeyName(to));
+        Rotation { from, to, salt: Secret([1; 32]), sealed: Secret([2; 32]) }
+    }
+
+    fn changed(steps: &[(u64, u64)]) -> Door {
+        let mut door = Door::default();
+        steps.iter().for_each(|(from, to)| door.rotate(&step(*from, *to)).unwrap());
+        door
+    }
+
+    fn names(changes: &VecDeque<Rotated>) -> Vec<(u64, u64)> {
+        changes.iter().map(|known| (known.rotation.from.0, known.rotation.to.0)).collect()
+    }
+
+    #[test]
+    fn changes_that_follow_on_the_present_key_are_taken_over_and_others_are_remembered() {
+        // Both knew of the first one, or of none; then one of them changed the key, or both did.
+        for before in [&[][..], &[(1, 2)]] {
+            let last = before.last().map_or(1, |(_, to)| *to);
+            let with = |more: &[(u64, u64)]| changed(&[before, more].concat());
+            let (mut winner, loser) = (changed(before), with(&[(last, 3), (3, 4)]));
+            assert!(winner.adopt_keys(&loser.keys));
+            assert_eq!(winner.keys, loser.keys, "drivers may come with the key before");
+            assert!(!winner.adopt_keys(&loser.keys), "it is said again until it is answered");
+
+            let (mut winner, mut loser) = (with(&[(last, 5)]), with(&[(last, 3), (3, 4)]));
+            assert!(loser.retire(KeyName(4), FormerKey::Nobody));
+            assert!(winner.adopt_keys(&loser.keys));
+            assert_eq!(names(&winner.keys.line), [before, &[(last, 5)]].concat());
+            assert_eq!(names(&winner.keys.strayed), [(last, 3), (3, 4)]);
+            let former: Vec<_> =
+                winner.former_keys().map(|former| (former.key.0, former.counts_for)).collect();
+            let strayed = [(4, FormerKey::Members), (3, FormerKey::Nobody)];
+            assert_eq!(former[0], (last, FormerKey::Drivers));
+            assert_eq!(former[former.len() - 2..], strayed, "none counts again that counted no more");
+            assert!(!winner.adopt_keys(&loser.keys));
+            assert!(winner.retire(KeyName(4), FormerKey::Nobody));
+            // A third one hears of both.
+            let mut third = changed(&[&[(last, 5)][..], &[(5, 6)]].concat());
+            assert!(third.adopt_keys(&winner.keys));
+            assert_eq!(names(&third.keys.line), [(last, 5), (5, 6)]);
+            assert_eq!(names(&third.keys.strayed), [(last, 3), (3, 4)]);
+        }
+        // Of another mesh's nothing is known.
+        let mut winner = changed(&[(1, 2)]);
+        assert!(!winner.adopt_keys(&changed(&[(8, 9)]).keys));
+        let many: Vec<_> = (100..140).map(|to| (1, to)).collect();
+        for (from, to) in many {
+            winner.adopt_keys(&changed(&[(from, to)]).keys);
+        }
+        assert_eq!((winner.keys.line.len(), winner.keys.strayed.len()), (1, MAX_ROTATIONS));
+    }
+
     #[test]
     fn the_former_key_counts_for_fewer_and_never_for_more() {
         let mut door = Door::default();
         let key = |number: u64| KeyName(number);
-        let step = |from, to| Rotation {
-            from: key(from),
-            to: key(to),
-            salt: Secret([1; 32]),
-            sealed: Secret([2; 32]),
-        };
-        let stages = |door: &Door| door.rotations().iter().map(|known| known.former).collect::<Vec<_>>();
+        let stages = |door: &Door| door.keys.line.iter().map(|known| known.former).collect::<Vec<_>>();
         door.rotate(&step(1, 2)).unwrap();
         assert_eq!(stages(&door), [FormerKey::Drivers]);
         assert!(text(door.rotate(&step(1, 3))).contains("meanwhile"));
@@ -344,7 +446,7 @@ mod tests {
         for number in 4..40 {
             door.rotate(&step(number, number + 1)).unwrap();
         }
-        assert_eq!(door.rotations().len(), MAX_ROTATIONS);
+        assert_eq!(door.keys.line.len(), MAX_ROTATIONS);
         let shown = format!("{door:?}");
         assert!(!shown.contains("[1, 1") && !shown.contains("[2, 2"), "{shown}");
     }

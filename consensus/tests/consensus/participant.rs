@@ -206,14 +206,15 @@ impl goldenscript::Runner for Runner {
                 let open = door.invitations().iter().filter(|(_, invitation)| invitation.is_open());
                 let open: Vec<_> = open.map(|(id, _)| id.0).collect();
                 let forgotten: Vec<_> = door.forgotten().iter().map(|node| node.0).collect();
-                let keys = door.rotations().iter();
-                let keys: Vec<_> = keys
-                    .map(|known| {
-                        let Rotated { rotation, former } = known;
-                        format!("{} ({former:?}) -> {}", rotation.from.0, rotation.to.0)
-                    })
-                    .collect();
-                let keys = keys.join(", ");
+                let line = door.keys().line.iter();
+                let line = line.map(|Rotated { rotation, former }| {
+                    format!("{} ({former:?}) -> {}", rotation.from.0, rotation.to.0)
+                });
+                let strayed = door.keys().strayed.iter();
+                let strayed = strayed.map(|Rotated { rotation, former }| {
+                    format!("strayed {} -> {} ({former:?})", rotation.from.0, rotation.to.0)
+                });
+                let keys = line.chain(strayed).collect::<Vec<_>>().join(", ");
                 writeln!(mesh.story, "open {open:?} forgotten {forgotten:?} keys [{keys}]")?;
             }
             ScriptCommand::Finish(ids) => ids.iter().for_each(|id| mesh.finish(*id)),
