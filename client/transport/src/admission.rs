@@ -109,8 +109,11 @@ pub enum Refusal {
         theirs: String,
     },
     /// Something else answers there, or called here.
-    #[error("the other side does not speak floe's protocol, or another version of it, or hung up at once")]
+    #[error("the other side does not speak floe's protocol, or another version of it")]
     NotFloe,
+    /// It went before it had said enough to tell what it is.
+    #[error("the other side hung up while it was greeted: it may have more visitors than it takes at once")]
+    HungUp,
     /// Too slow.
     #[error("the other side did not finish the admission within {} s", ADMISSION_TIMEOUT.as_secs())]
     Timeout,
@@ -139,6 +142,7 @@ impl Refusal {
             Self::Protocol { .. } => "another protocol version",
             Self::Polars { .. } => "another Polars version",
             Self::NotFloe => "no floe",
+            Self::HungUp => "hung up",
             Self::Timeout => "too slow",
             Self::MadeWay => "idle when others came",
             Self::Noise => "no encryption",
@@ -154,7 +158,7 @@ impl Refusal {
 pub fn refusal_of(error: &(dyn Error + 'static)) -> Option<Refusal> {
     find::<Refusal>(error).cloned().or_else(|| {
         find::<NegotiationError>(error).map(|error| match error {
-            // Whoever does not understand a greeting hangs up.
+            // Whoever does not understand a greeting hangs up; who hangs up before it has said anything is found above.
             NegotiationError::ProtocolError(ProtocolError::IoError(error))
                 if error.kind() != io::ErrorKind::UnexpectedEof =>
             {
@@ -217,6 +221,12 @@ impl Roster {
     }
 }
 
+/// What the upgrade is called. Not plain "/noise": anything but floe parts at the negotiation already.
+const NAME: &str = "/floe/noise/2";
+
+/// What either end says first, whichever it is: that it negotiates, and [`NAME`], each with its length before it.
+pub(crate) const GREETING: &[u8] = b"\x13/multistream/1.0.0\n\x0e/floe/noise/2\n";
+
 /// The connection upgrade: Noise, then admission.
 #[derive(Clone)]
 pub(crate) struct Admission {
@@ -262,8 +272,7 @@ impl UpgradeInfo for Admission {
     type InfoIter = std::iter::Once<&'static str>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        // Not plain "/noise": anything but floe parts at the negotiation already.
-        std::iter::once("/floe/noise/2")
+        std::iter::once(NAME)
     }
 }
 
