@@ -358,7 +358,12 @@ impl StateMachine {
                 // Whoever was told that a node is kept out must find it so here too.
                 self.door.check_room(forgotten)?;
                 self.adopt(claim, ended, jobs, tombstones, events)?;
-                forgotten.iter().for_each(|node| self.shut_out(*node, events));
+                for node in forgotten {
+                    // Two parts may each have been told to forget the other's nodes: not all of them can go.
+                    if !self.is_last(*node) {
+                        self.shut_out(*node, events);
+                    }
+                }
                 if self.door.adopt_keys(keys) {
                     self.key_changed(events);
                 }
@@ -376,6 +381,12 @@ impl StateMachine {
             }
             Command::Forget { node } => {
                 self.door.check_forgettable(*node)?;
+                if self.is_last(*node) {
+                    return Err(refused(format!(
+                        "node {node} is the only member that the mesh has, and without it nothing is left of the mesh: stop it \
+                         instead, or let another node join first"
+                    )));
+                }
                 self.shut_out(*node, events);
                 Ok(())
             }
@@ -410,6 +421,11 @@ impl StateMachine {
         // Whoever takes over from this era must know of it too.
         self.jobs_changed = self.applied;
         events.push(Event::DoorChanged);
+    }
+
+    /// Whether there is no member but this one.
+    fn is_last(&self, node: NodeId) -> bool {
+        self.members.len() == 1 && self.members.contains_key(&node)
     }
 
     /// A node is no longer a member, and must not come back.

@@ -1043,3 +1043,31 @@ fn a_forgotten_node_is_no_member_and_never_again_one_in_any_era() {
     assert!(!winner.members().contains_key(&NodeId(2)));
     assert_eq!(winner.door().forgotten(), state.door().forgotten());
 }
+
+#[test]
+fn the_last_member_is_not_forgotten() {
+    let mut state = StateMachine::default();
+    let mesh = MeshId(9);
+    apply(&mut state, [Command::Genesis { mesh, member: member(1) }, Command::Join { member: member(2) }]);
+    assert_eq!(outcome(&apply(&mut state, [Command::Forget { node: NodeId(2) }])), Ok(()));
+    let before = state.clone();
+    let events = apply(&mut state, [Command::Forget { node: NodeId(1) }]);
+    let refused = outcome(&events).unwrap_err();
+    assert!(refused.to_string().contains("only member"), "{refused}");
+    assert_eq!((state.members(), state.door()), (before.members(), before.door()));
+    // Nor where another part of the mesh was told to forget it.
+    let adopt = Command::Adopt {
+        claim: claim(LOSER),
+        ended: vec![],
+        jobs: vec![],
+        tombstones: vec![],
+        forgotten: vec![NodeId(1), NodeId(3)],
+        keys: KeyChanges::default(),
+    };
+    assert_eq!(outcome(&apply(&mut state, [adopt])), Ok(()));
+    assert!(state.members().contains_key(&NodeId(1)) && !state.door().forgotten().contains(&NodeId(1)));
+    assert!(state.door().forgotten().contains(&NodeId(3)));
+    // Once there is another, it can be.
+    let commands = [Command::Join { member: member(4) }, Command::Forget { node: NodeId(1) }];
+    assert_eq!(outcome(&apply(&mut state, commands)), Ok(()));
+}
