@@ -32,7 +32,8 @@ mod history;
 mod job;
 
 pub use door::{
-    Door, FormerKey, FormerOf, Invitation, KeyChanges, MAX_FORGOTTEN, MAX_ROTATIONS, Rotated, Rotation,
+    Door, FormerKey, FormerOf, Invitation, KeyChanges, MAX_FORGOTTEN, MAX_LASTS_MS, MAX_ROTATIONS, Rotated,
+    Rotation,
 };
 pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
 pub(crate) use job::is_standing;
@@ -374,9 +375,14 @@ impl StateMachine {
                 events.push(Event::DoorChanged);
                 Ok(())
             }
-            Command::Enter { invitation, node } => self.door.enter(*invitation, *node),
+            Command::Enter { invitation, node } => {
+                self.door.enter(*invitation, *node)?;
+                events.push(Event::DoorChanged);
+                Ok(())
+            }
             Command::ExpireInvitations { invitations } => {
                 self.door.expire(invitations);
+                events.push(Event::DoorChanged);
                 Ok(())
             }
             Command::Forget { node } => {

@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use floe_consensus::StateMachine;
-use floe_consensus::state_machine::{Door, FormerKey, MAX_ROTATIONS, Rotation};
+use floe_consensus::state_machine::{Door, FormerKey, Invitation, MAX_ROTATIONS, Rotation};
 use floe_network::Network;
 use floe_protocol::{Failure, KeyName, Secret};
-use floe_transport::gate::{Former, MAX_FORMER};
+use floe_transport::gate::{Former, Invited, MAX_FORMER, Over};
 use floe_transport::{Gate, MeshKey};
 
 use crate::data_dir;
@@ -68,8 +68,7 @@ impl Keys {
         let key = present.unwrap_or_else(|| own.clone());
         let members = state.members().keys().copied().collect();
         let invitations = door.invitations().iter();
-        let invitations =
-            invitations.map(|(id, invitation)| (*id, MeshKey::from_bytes(invitation.verifier.0))).collect();
+        let invitations = invitations.map(|(id, invitation)| (*id, invited(invitation))).collect();
         let forgotten = door.forgotten().clone();
         let present = key.clone();
         self.gate.change(|rules| {
@@ -118,8 +117,21 @@ impl Changed {
         if !self.former.contains(&data_dir::read_key(&file)?.name()) {
             return Ok(false);
         }
-        data_dir::write_key(&file, &self.key).map(|()| true)
+        if !data_dir::replace_key(&file, &self.key)? {
+            tracing::warn!(
+                "{} is open to this node's user only now: it was open to all, or its owner and group could not be kept",
+                file.display()
+            );
+        }
+        Ok(true)
     }
+}
+
+/// Whom an invitation lets in.
+fn invited(invitation: &Invitation) -> Invited {
+    let over = || Over { expired: invitation.expired, guests: invitation.guests.clone() };
+    let verifier = MeshKey::from_bytes(invitation.verifier.0);
+    Invited { verifier, over: (!invitation.is_open()).then(over) }
 }
 
 /// All keys that the mesh's changes lead to from this one, forth and back, and this one.
@@ -292,6 +304,30 @@ mod tests {
         for keys in [&keys, &other] {
             let names = [&parted, &first, &lost, &strayed].map(MeshKey::name);
             assert_eq!(keys.gate().former(), names);
+        }
+    }
+
+    #[test]
+    fn a_file_stays_as_open_as_it_was_to_its_group_and_to_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for (before, after) in
+            [(0o640, 0o640), (0o440, 0o440), (0o400, 0o400), (0o644, 0o600), (0o660, 0o600)]
+        {
+            let (first, file) = (MeshKey::generate(), dir.path().join(format!("{before:o}")));
+            data_dir::write_key(&file, &first).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(before)).unwrap();
+            // The group, where this process may give files to another.
+            let given = std::os::unix::fs::chown(&file, None, Some(12));
+            let group = |path: &Path| std::os::unix::fs::MetadataExt::gid(&path.metadata().unwrap());
+            let had = group(&file);
+            assert!(given.is_err() || had == 12);
+            let keys = Keys::new(KeySource { key: first.clone(), files: vec![file.clone()] });
+            let mut state = StateMachine::default();
+            rotated(&mut state, &rotation(&first).unwrap());
+            keys.follow(&state).unwrap().write();
+            assert_eq!(data_dir::read_key(&file).unwrap(), keys.gate().key());
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, after, "{before:o}");
+            assert_eq!(group(&file), had);
         }
     }
 

@@ -71,6 +71,17 @@ pub enum Refusal {
          (`floe invite`)"
     )]
     UnknownInvitation,
+    /// The invitation has admitted whom it may.
+    #[error(
+        "the invitation is used up: it has admitted as many nodes as it may; ask for a new one (`floe invite`)"
+    )]
+    UsedUp,
+    /// The invitation's time is over.
+    #[error("the invitation has expired: ask for a new one (`floe invite`)")]
+    Expired,
+    /// The other side comes by an invitation that is over.
+    #[error("the invitation by which the other side comes is used up, or has expired")]
+    IsOver,
     /// The mesh takes this node for one that must not come back.
     #[error(
         "the mesh has removed this node for good (`floe forget`): to join again as a new node, start with an empty \
@@ -137,6 +148,7 @@ impl Refusal {
         match self {
             Self::WrongKey { .. } => "wrong mesh key",
             Self::UnknownInvitation => "unknown invitation",
+            Self::UsedUp | Self::Expired | Self::IsOver => "an invitation that is over",
             Self::Forgotten | Self::IsForgotten => "removed from the mesh",
             Self::Busy | Self::NoRoom => "no room for more drivers",
             Self::Protocol { .. } => "another protocol version",
@@ -427,6 +439,8 @@ const WELCOME: u8 = 0;
 const WRONG_KEY: u8 = 1;
 const FORGOTTEN: u8 = 2;
 const BUSY: u8 = 3;
+const USED_UP: u8 = 4;
+const EXPIRED: u8 = 5;
 
 /// What both ends prove things of.
 struct Transcript {
@@ -490,6 +504,8 @@ where
         WELCOME => Ok(Role::Node),
         FORGOTTEN => Err(Refusal::Forgotten),
         BUSY => Err(Refusal::Busy),
+        USED_UP => Err(Refusal::UsedUp),
+        EXPIRED => Err(Refusal::Expired),
         code => Err(Refusal::Unknown(code)),
     }
 }
@@ -525,6 +541,8 @@ where
     }
     let (verdict, outcome) = if credentials.forgets(node) {
         (FORGOTTEN, Err(Refusal::IsForgotten))
+    } else if let Some(expired) = credentials.is_over(role, node) {
+        (if expired { EXPIRED } else { USED_UP }, Err(Refusal::IsOver))
     } else if !credentials.has_room(role) {
         (BUSY, Err(Refusal::NoRoom))
     } else {
@@ -567,7 +585,7 @@ mod tests {
     use super::*;
     use tokio_util::compat::TokioAsyncReadCompatExt;
 
-    use crate::gate::Gate;
+    use crate::gate::{Gate, Invited, Over};
     use crate::key::{InvitationSecret, MeshKey};
 
     async fn meet(dialer: Credentials, listener: Credentials) -> [Result<Role, Refusal>; 2] {
@@ -716,11 +734,24 @@ mod tests {
         let listener = Credentials::of(gate.clone(), Role::Node);
         let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
         assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
-        gate.change(|rules| rules.invitations.extend([(secret.id(), secret.verifier())]));
+        let invite = |verifier, over| {
+            let invited = Invited { verifier, over };
+            gate.change(|rules| rules.invitations.extend([(secret.id(), invited)]));
+        };
+        invite(secret.verifier(), None);
         let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
         assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Guest(secret.id()))));
+        // Once it is over whoever came by it may come again, for the answer, and nobody else; and hears so.
+        let peers = [PeerId::random(), PeerId::random()];
+        for (expired, refusal) in [(true, Refusal::Expired), (false, Refusal::UsedUp)] {
+            invite(secret.verifier(), Some(Over { expired, guests: [node_id(&peers[0])].into() }));
+            let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
+            assert_eq!((near, far), (Err(refusal), Err(Refusal::IsOver)));
+            let [near, far] = meet_as(peers, Credentials::guest(&secret), listener.clone()).await;
+            assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Guest(secret.id()))));
+        }
         // One that knows its id only, as everyone does who sees it pass.
-        gate.change(|rules| rules.invitations.extend([(secret.id(), MeshKey::generate())]));
+        invite(MeshKey::generate(), None);
         let [near, far] = meet(Credentials::guest(&secret), listener).await;
         assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
     }

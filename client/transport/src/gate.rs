@@ -22,12 +22,30 @@ pub struct Rules {
     pub former: Vec<Former>,
     /// The nodes that are members: no other may come with a former key.
     pub members: BTreeSet<NodeId>,
-    /// What guests prove who were invited.
-    pub invitations: BTreeMap<InvitationId, MeshKey>,
+    /// By what guests come who were invited.
+    pub invitations: BTreeMap<InvitationId, Invited>,
     /// Nodes that are not let in, whatever they hold.
     pub forgotten: BTreeSet<NodeId>,
     /// Whether there is no room for anybody but nodes.
     pub nodes_only: bool,
+}
+
+/// An invitation.
+#[derive(Clone, Debug)]
+pub struct Invited {
+    /// What its guests prove.
+    pub verifier: MeshKey,
+    /// Whether it is over.
+    pub over: Option<Over>,
+}
+
+/// How an invitation ended.
+#[derive(Clone, Debug)]
+pub struct Over {
+    /// Whether its time is over; else it is used up.
+    pub expired: bool,
+    /// Those who came by it before: the answer that they waited for may have been lost, so they may come again.
+    pub guests: BTreeSet<NodeId>,
 }
 
 /// A mesh key that was changed, with which members may still come.
@@ -68,6 +86,11 @@ impl Gate {
     /// What the former keys that count too are called, the one just before the present one first.
     pub fn former(&self) -> Vec<KeyName> {
         self.lock().former.iter().map(|former| former.key.name()).collect()
+    }
+
+    /// Whether this is a former key with which drivers may still come.
+    pub fn takes_of_drivers(&self, former: KeyName) -> bool {
+        self.lock().former.iter().any(|known| known.drivers && known.key.name() == former)
     }
 
     /// Whether a node is not let in, whatever it holds.
@@ -158,8 +181,8 @@ impl Credentials {
         let Holds::Keys(gate) = &self.holds else { return None };
         let rules = gate.lock();
         if let Role::Guest(id) = role {
-            let verifier = rules.invitations.get(&id).filter(|_| offered[0] == id.0)?;
-            return Some((id.0, verifier.clone()));
+            let invited = rules.invitations.get(&id).filter(|_| offered[0] == id.0)?;
+            return Some((id.0, invited.verifier.clone()));
         }
         let may = |former: &&Former| match role {
             Role::Node => rules.members.contains(&node),
@@ -175,6 +198,14 @@ impl Credentials {
     /// Whether a node is not let in, whatever it holds.
     pub(crate) fn forgets(&self, node: NodeId) -> bool {
         matches!(&self.holds, Holds::Keys(gate) if gate.is_forgotten(node))
+    }
+
+    /// Whether what this guest comes by is over for it: whether it has expired, if so.
+    pub(crate) fn is_over(&self, role: Role, node: NodeId) -> Option<bool> {
+        let (Holds::Keys(gate), Role::Guest(id)) = (&self.holds, role) else { return None };
+        let rules = gate.lock();
+        let over = rules.invitations.get(&id).and_then(|invited| invited.over.as_ref());
+        over.filter(|over| !over.guests.contains(&node)).map(|over| over.expired)
     }
 
     /// Whether there is room for one of this role.
@@ -247,7 +278,8 @@ mod tests {
         let here = Credentials::of(gate.clone(), Role::Node);
         let takes = |role| here.accepted(&guest.offered(), role, NodeId(1)).is_some();
         assert!(!takes(guest.role));
-        gate.change(|rules| rules.invitations.extend([(secret.id(), secret.verifier())]));
+        let invited = Invited { verifier: secret.verifier(), over: None };
+        gate.change(|rules| rules.invitations.extend([(secret.id(), invited)]));
         assert!(takes(guest.role));
         assert!(!takes(Role::Node) && !takes(Role::Driver), "it is no mesh key");
     }

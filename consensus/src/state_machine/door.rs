@@ -25,7 +25,7 @@ const MAX_INVITATIONS: usize = 256;
 const MAX_USES: u32 = 256;
 
 /// How long an invitation may last: a forgotten one is a door that stands open.
-const MAX_LASTS_MS: u64 = 30 * 24 * 3_600_000;
+pub const MAX_LASTS_MS: u64 = 30 * 24 * 3_600_000;
 
 /// Nodes that are kept out. None is let in again to make room for another.
 pub const MAX_FORGOTTEN: usize = 4_096;
@@ -175,9 +175,15 @@ impl Door {
         if uses == 0 || uses > MAX_USES {
             return Err(refused(format!("an invitation admits 1 to {MAX_USES} nodes, not {uses}")));
         }
-        if lasts_ms == 0 || lasts_ms > MAX_LASTS_MS {
+        if lasts_ms == 0 {
+            return Err(refused("an invitation that lasts no time at all admits nobody".to_owned()));
+        }
+        if lasts_ms > MAX_LASTS_MS {
             let days = MAX_LASTS_MS / 86_400_000;
-            return Err(refused(format!("an invitation lasts up to {days} days, and not no time at all")));
+            return Err(refused(format!(
+                "an invitation lasts up to {days} days, not {} s",
+                lasts_ms / 1_000
+            )));
         }
         let open = self.invitations.values().filter(|invitation| invitation.is_open()).count();
         if open >= MAX_OPEN_INVITATIONS {
