@@ -522,7 +522,13 @@ fn refused(failures: &BTreeMap<Multiaddr, DialError>) -> Option<Error> {
     let lasting = |error: &DialError| match error {
         DialError::Refused { refusal, .. } => !matches!(
             refusal,
-            Refusal::Timeout | Refusal::Broken(_) | Refusal::MadeWay | Refusal::Busy | Refusal::Noise
+            // Of many that come at once a node closes some; they may come again.
+            Refusal::Timeout
+                | Refusal::Broken(_)
+                | Refusal::HungUp
+                | Refusal::MadeWay
+                | Refusal::Busy
+                | Refusal::Noise
         ),
         DialError::BadAddress { .. } | DialError::WrongPeer { .. } | DialError::Identity(_) => true,
         DialError::NobodyAnswers { .. } => false,
@@ -543,5 +549,21 @@ fn reason(error: &DialError) -> String {
         DialError::BadAddress { .. } => "not an address of a node".to_owned(),
         DialError::WrongPeer { obtained, .. } => format!("another node answers there, {obtained}"),
         DialError::Identity(error) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_hangs_up_is_dialled_again_and_what_is_no_floe_is_not() {
+        let address: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let lasts = |refusal| {
+            let error = DialError::Refused { address: address.clone(), refusal };
+            refused(&BTreeMap::from([(address.clone(), error)])).is_some()
+        };
+        assert!(!lasts(Refusal::HungUp) && !lasts(Refusal::MadeWay));
+        assert!(lasts(Refusal::NotFloe));
     }
 }

@@ -9,7 +9,7 @@ use floe_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state_machine::{FormerKey, Job, Rotation, StageOutputs};
+use crate::state_machine::{FormerKey, Job, KeyChanges, Rotation, StageOutputs};
 
 /// One entry: a command and the id under which it applies once, however often it was proposed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +132,8 @@ pub enum Command {
         tombstones: Vec<(JobId, Freed)>,
         /// Nodes that it was told to forget.
         forgotten: Vec<NodeId>,
+        /// Its changes of the mesh key.
+        keys: KeyChanges,
     },
     /// This era has met another one that it is compared with by what both have done. What is said first stays.
     Claim {

@@ -32,7 +32,10 @@ mod door;
 mod history;
 mod job;
 
-pub use door::{Door, FormerKey, Invitation, MAX_FORGOTTEN, Rotation};
+pub use door::{
+    Door, FormerKey, FormerOf, Invitation, KeyChanges, MAX_FORGOTTEN, MAX_LASTS_MS, MAX_ROTATIONS, Rotated,
+    Rotation,
+};
 pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
 pub(crate) use job::is_standing;
 pub use job::{Job, JobWork, StageOutputs};
@@ -80,7 +83,7 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 pub const MAX_ENDED_ERAS: usize = 64;
 
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 5;
+const SNAPSHOT_VERSION: u32 = 6;
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -353,11 +356,19 @@ impl StateMachine {
                 self.release(jobs, *freed, events);
                 Ok(())
             }
-            Command::Adopt { claim, ended, jobs, tombstones, forgotten } => {
+            Command::Adopt { claim, ended, jobs, tombstones, forgotten, keys } => {
                 // Whoever was told that a node is kept out must find it so here too.
                 self.door.check_room(forgotten)?;
                 self.adopt(claim, ended, jobs, tombstones, events)?;
-                forgotten.iter().for_each(|node| self.shut_out(*node, events));
+                for node in forgotten {
+                    // Two parts may each have been told to forget the other's nodes: not all of them can go.
+                    if !self.is_last(*node) {
+                        self.shut_out(*node, events);
+                    }
+                }
+                if self.door.adopt_keys(keys) {
+                    self.key_changed(events);
+                }
                 Ok(())
             }
             Command::Invite { id, verifier, uses, lasts_ms } => {
@@ -365,19 +376,30 @@ impl StateMachine {
                 events.push(Event::DoorChanged);
                 Ok(())
             }
-            Command::Enter { invitation, node } => self.door.enter(*invitation, *node),
+            Command::Enter { invitation, node } => {
+                self.door.enter(*invitation, *node)?;
+                events.push(Event::DoorChanged);
+                Ok(())
+            }
             Command::ExpireInvitations { invitations } => {
                 self.door.expire(invitations);
+                events.push(Event::DoorChanged);
                 Ok(())
             }
             Command::Forget { node } => {
                 self.door.check_forgettable(*node)?;
+                if self.is_last(*node) {
+                    return Err(refused(format!(
+                        "node {node} is the only member that the mesh has, and without it nothing is left of the mesh: stop it \
+                         instead, or let another node join first"
+                    )));
+                }
                 self.shut_out(*node, events);
                 Ok(())
             }
             Command::RotateKey(rotation) => {
                 self.door.rotate(rotation)?;
-                events.push(Event::DoorChanged);
+                self.key_changed(events);
                 Ok(())
             }
             Command::RetireKey { to, former } => {
@@ -399,6 +421,18 @@ impl StateMachine {
                 Ok(())
             }
         }
+    }
+
+    /// The mesh has another key, or knows of more that it had.
+    fn key_changed(&mut self, events: &mut Vec<Event>) {
+        // Whoever takes over from this era must know of it too.
+        self.jobs_changed = self.applied;
+        events.push(Event::DoorChanged);
+    }
+
+    /// Whether there is no member but this one.
+    fn is_last(&self, node: NodeId) -> bool {
+        self.members.len() == 1 && self.members.contains_key(&node)
     }
 
     /// A node is no longer a member, and must not come back.

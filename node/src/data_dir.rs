@@ -260,7 +260,7 @@ impl DataDir {
         let path = self.path.join("node.json");
         let text = encode_node(&path, &self.node)?;
         // A node that cannot start would be a voter less.
-        let written = self.reserve().lend(|| try_write(&path, &text));
+        let written = self.reserve().lend(|| try_write(&path, &text, |_| Ok(())));
         written.map_err(io_error("write", &path))
     }
 }
@@ -342,6 +342,31 @@ pub fn write_key(path: &Path, key: &MeshKey) -> Result<(), Error> {
     write_private(path, format!("{key}\n").as_bytes())
 }
 
+/// The modes that a key file may have which somebody made for several: beyond its owner, its group may read it.
+const SHARED: u32 = 0o640;
+
+/// Writes a mesh key in place of another. Whose the file is and who may read it stays as it was, if that is not more than
+/// its group and if this process may give it away; else it is open to this process's user only. Whether it stayed.
+pub fn replace_key(path: &Path, key: &MeshKey) -> Result<bool, Error> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+
+    let replace = || {
+        let before = fs::metadata(path)?;
+        let mode = before.mode() & 0o777;
+        let mut stays = mode & !SHARED == 0;
+        try_write(path, format!("{key}\n").as_bytes(), |file| {
+            let now = file.metadata()?;
+            if (now.uid(), now.gid()) != (before.uid(), before.gid()) {
+                // The mode comes after: a group that is not the one it was open to must never see it.
+                stays &= fchown(file, Some(before.uid()), Some(before.gid())).is_ok();
+            }
+            if stays { file.set_permissions(fs::Permissions::from_mode(mode)) } else { Ok(()) }
+        })?;
+        Ok(stays)
+    };
+    replace().map_err(io_error("write", path))
+}
+
 /// A directory that is there already stays as open as its owner made it: what is in it has modes of its own.
 fn make_dir(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
@@ -354,15 +379,17 @@ fn make_dir(path: &Path) -> Result<(), Error> {
 
 /// Writes a file whole or not at all, readable by its owner only.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    try_write(path, bytes).map_err(io_error("write", path))
+    try_write(path, bytes, |_| Ok(())).map_err(io_error("write", path))
 }
 
-fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file aside, open to its owner only; then whoever may read it is decided, and then it takes its place.
+fn try_write(path: &Path, bytes: &[u8], open: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
     let write = || {
         let mut file = private::options().create(true).write(true).truncate(true).open(&temporary)?;
         private::restrict(&temporary, 0o600)?;
         file.write_all(bytes)?;
+        open(&file)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         // An older one must not be there again after a power cut.

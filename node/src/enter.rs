@@ -98,7 +98,11 @@ async fn ask(identity: &Keypair, ticket: &Ticket, address: &Multiaddr) -> Try {
             let reason = refusal.to_string();
             return match refusal {
                 Refusal::UnknownInvitation => Try::Unknown(reason),
-                Refusal::Protocol { .. } | Refusal::Polars { .. } | Refusal::Forgotten => Try::Never(reason),
+                Refusal::Protocol { .. }
+                | Refusal::Polars { .. }
+                | Refusal::Forgotten
+                | Refusal::UsedUp
+                | Refusal::Expired => Try::Never(reason),
                 _ => Try::Later(reason),
             };
         }

@@ -1,23 +1,27 @@
 //! This node's mesh key: which one counts by what the mesh has agreed on, and the files in which it lies.
 //!
 //! ```text
-//!   replicated state ──follow──> gate: the key, the former one, invitations, who is kept out
+//!   replicated state ──follow──> gate: the key, former ones, members, invitations, who is kept out
 //!                                  └─if the key is another──> this machine's nodes, then its files
 //! ```
 //!
-//! A file is written only where it holds a key that the present one follows on, so that nothing else is lost. What
-//! cannot be written is no harm to this node, whose log leads from the former key to the present one.
+//! A file is written only where it holds a key that the changes lead from to the present one, so that nothing else is
+//! lost. What cannot be written is no harm to this node, whose log leads from the former key to the present one.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use floe_consensus::StateMachine;
-use floe_consensus::state_machine::{FormerKey, Rotation};
+use floe_consensus::state_machine::{Door, FormerKey, Invitation, MAX_ROTATIONS, Rotation};
 use floe_network::Network;
 use floe_protocol::{Failure, KeyName, Secret};
-use floe_transport::gate::Former;
+use floe_transport::gate::{Former, Invited, MAX_FORMER, Over};
 use floe_transport::{Gate, MeshKey};
 
 use crate::data_dir;
+
+// A member that missed all of the changes comes with the key before the first.
+const _: () = assert!(MAX_ROTATIONS <= MAX_FORMER);
 
 /// A mesh key, and where it was read.
 #[derive(Clone, Debug)]
@@ -57,32 +61,30 @@ impl Keys {
     /// Follows what the mesh has agreed on.
     pub fn follow(&self, state: &StateMachine) -> Option<Changed> {
         let door = state.door();
-        let (key, former) = present(self.gate.key(), door.rotations().iter());
-        let before = door.rotations().iter().find(|rotation| rotation.to == key.name());
-        let before = before.and_then(|rotation| former_of(&key, rotation));
-        let only = match door.former() {
-            FormerKey::Anybody => Some(None),
-            FormerKey::Members => Some(Some(state.members().keys().copied().collect())),
-            FormerKey::Nobody => None,
-        };
-        let before = before.zip(only).map(|(key, only)| Former { key, only });
+        let own = self.gate.key();
+        let mut known = reached(&own, door);
+        let present = door.key().and_then(|name| known.remove(&name));
+        let former = if present.is_some() { former_keys(&known, door) } else { Vec::new() };
+        let key = present.unwrap_or_else(|| own.clone());
+        let members = state.members().keys().copied().collect();
         let invitations = door.invitations().iter();
-        let invitations =
-            invitations.map(|(id, invitation)| (*id, MeshKey::from_bytes(invitation.verifier.0))).collect();
+        let invitations = invitations.map(|(id, invitation)| (*id, invited(invitation))).collect();
         let forgotten = door.forgotten().clone();
         let present = key.clone();
         self.gate.change(|rules| {
-            (rules.key, rules.former) = (present, before);
+            (rules.key, rules.former, rules.members) = (present, former, members);
             (rules.invitations, rules.forgotten) = (invitations, forgotten);
         });
-        (!former.is_empty()).then(|| Changed { key, former, files: self.files.clone() })
+        let former = known.into_keys().collect();
+        (key != own).then(|| Changed { key, former, files: self.files.clone() })
     }
 }
 
 impl Changed {
     /// Tells this machine's nodes and drivers.
     pub async fn tell(self, network: Network) {
-        tracing::warn!(key = self.key.fingerprint(), "the mesh key was changed (`floe key rotate`)");
+        let key = self.key.fingerprint();
+        tracing::warn!(key, "the mesh has another key than this node had (`floe key rotate`)");
         // First of all, so that whoever reads the new key finds a node by it.
         network.rekeyed().await;
         let written = tokio::task::spawn_blocking(move || self.write());
@@ -115,21 +117,53 @@ impl Changed {
         if !self.former.contains(&data_dir::read_key(&file)?.name()) {
             return Ok(false);
         }
-        data_dir::write_key(&file, &self.key).map(|()| true)
+        if !data_dir::replace_key(&file, &self.key)? {
+            tracing::warn!(
+                "{} is open to this node's user only now: it was open to all, or its owner and group could not be kept",
+                file.display()
+            );
+        }
+        Ok(true)
     }
 }
 
-/// The key that follows on this one by these changes, and what the keys before it were called.
-fn present<'a>(mut key: MeshKey, rotations: impl Iterator<Item = &'a Rotation>) -> (MeshKey, Vec<KeyName>) {
-    let mut former = Vec::new();
-    for rotation in rotations {
-        let next = key.successor(&rotation.salt.0);
-        if key.name() == rotation.from && next.name() == rotation.to {
-            former.push(rotation.from);
-            key = next;
+/// Whom an invitation lets in.
+fn invited(invitation: &Invitation) -> Invited {
+    let over = || Over { expired: invitation.expired, guests: invitation.guests.clone() };
+    let verifier = MeshKey::from_bytes(invitation.verifier.0);
+    Invited { verifier, over: (!invitation.is_open()).then(over) }
+}
+
+/// All keys that the mesh's changes lead to from this one, forth and back, and this one.
+fn reached(key: &MeshKey, door: &Door) -> BTreeMap<KeyName, MeshKey> {
+    let mut known = BTreeMap::from([(key.name(), key.clone())]);
+    // Each round but the last finds one of the few keys that there are.
+    loop {
+        let before = known.len();
+        for rotation in door.changes() {
+            let found = match (known.get(&rotation.from), known.get(&rotation.to)) {
+                (Some(key), None) => {
+                    Some(key.successor(&rotation.salt.0)).filter(|next| next.name() == rotation.to)
+                }
+                (None, Some(key)) => former_of(key, rotation),
+                _ => None,
+            };
+            known.extend(found.map(|key| (key.name(), key)));
+        }
+        if known.len() == before {
+            return known;
         }
     }
-    (key, former)
+}
+
+/// Those of these keys that count still.
+fn former_keys(known: &BTreeMap<KeyName, MeshKey>, door: &Door) -> Vec<Former> {
+    let former = door.former_keys().filter(|former| former.counts_for != FormerKey::Nobody);
+    let former = former.filter_map(|former| {
+        let drivers = former.counts_for == FormerKey::Drivers;
+        known.get(&former.key).map(|key| Former { key: key.clone(), drivers })
+    });
+    former.take(MAX_FORMER).collect()
 }
 
 /// The key before this one.
@@ -154,7 +188,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use floe_consensus::{Command, Entry};
-    use floe_protocol::RequestId;
+    use floe_protocol::{Claim, Era, Member, MeshId, NodeId, RequestId};
 
     use super::*;
 
@@ -162,6 +196,12 @@ mod tests {
         let index = state.applied() + 1;
         let request = RequestId(index.into());
         state.apply(index, &Entry { request, command: Command::RotateKey(rotation.clone()) });
+    }
+
+    fn retired(state: &mut StateMachine, to: KeyName) {
+        let index = state.applied() + 1;
+        let retire = Command::RetireKey { to, former: FormerKey::Nobody };
+        state.apply(index, &Entry { request: RequestId(index.into()), command: retire });
     }
 
     #[test]
@@ -174,18 +214,26 @@ mod tests {
         let mut state = StateMachine::default();
         rotated(&mut state, &one);
         rotated(&mut state, &two);
-        for (start, missed) in [(&first, 2), (&second, 1), (&third, 0)] {
+        for (start, news) in [(&first, true), (&second, true), (&third, false)] {
             let keys = Keys::new(KeySource { key: start.clone(), files: Vec::new() });
-            let changed = keys.follow(&state).map_or(0, |changed| changed.former.len());
-            assert_eq!((keys.gate().key(), changed), (third.clone(), missed));
-            assert_eq!(keys.gate().former(), Some(second.name()));
+            assert_eq!(keys.follow(&state).is_some(), news);
+            assert_eq!(keys.gate().key(), third);
+            assert_eq!(keys.gate().former(), [second.name(), first.name()], "the latest first");
             assert!(keys.follow(&state).is_none(), "it is no news any more");
         }
+        // Each has an age of its own.
+        let keys = Keys::new(KeySource { key: third.clone(), files: Vec::new() });
+        retired(&mut state, second.name());
+        keys.follow(&state);
+        assert_eq!(keys.gate().former(), [second.name()]);
+        retired(&mut state, third.name());
+        keys.follow(&state);
+        assert_eq!(keys.gate().former(), []);
         // Whoever never held any of them learns nothing.
         let stranger = MeshKey::generate();
         let keys = Keys::new(KeySource { key: stranger.clone(), files: Vec::new() });
         assert!(keys.follow(&state).is_none());
-        assert_eq!((keys.gate().key(), keys.gate().former()), (stranger, None));
+        assert_eq!((keys.gate().key(), keys.gate().former()), (stranger, vec![]));
         // Nor does what is agreed on tell the key.
         let text = |key: &MeshKey| key.to_bytes();
         for rotation in [&one, &two] {
@@ -194,6 +242,92 @@ mod tests {
                     .iter()
                     .all(|key| { rotation.salt.0 != text(key) && rotation.sealed.0 != text(key) })
             );
+        }
+    }
+
+    #[test]
+    fn whoever_changed_the_key_in_an_era_that_ended_goes_back_to_where_the_two_parted() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = MeshKey::generate();
+        let next = |key: &MeshKey, rotation: &Rotation| key.successor(&rotation.salt.0);
+        let common = rotation(&first).unwrap();
+        let parted = next(&first, &common);
+        let [ours, theirs] = [(); 2].map(|()| rotation(&parted).unwrap());
+        let strayed = next(&parted, &theirs);
+        let further = rotation(&strayed).unwrap();
+        let (present, lost) = (next(&parted, &ours), next(&strayed, &further));
+
+        // One of the era that ends, which has followed it as far as it went.
+        let file = dir.path().join("mesh.key");
+        data_dir::write_key(&file, &first).unwrap();
+        let keys = Keys::new(KeySource { key: first.clone(), files: vec![file.clone()] });
+        let mut loser = StateMachine::default();
+        [&common, &theirs, &further].into_iter().for_each(|rotation| rotated(&mut loser, rotation));
+        keys.follow(&loser).unwrap().write();
+        assert_eq!((keys.gate().key(), data_dir::read_key(&file).unwrap()), (lost.clone(), lost.clone()));
+
+        let mut winner = StateMachine::default();
+        let member = Member {
+            id: NodeId(1),
+            peer: "peer".to_owned(),
+            name: "n1".to_owned(),
+            addresses: vec![],
+            slots: 1,
+            memory_bytes: 1,
+            version: String::new(),
+            incarnation: floe_protocol::Incarnation::default(),
+        };
+        winner.apply(
+            1,
+            &Entry { request: RequestId(1), command: Command::Genesis { mesh: MeshId(1), member } },
+        );
+        [&common, &ours].into_iter().for_each(|rotation| rotated(&mut winner, rotation));
+        assert!(keys.follow(&winner).is_none(), "it is not known yet how to get there");
+        let adopt = Command::Adopt {
+            claim: Claim { era: Era { mesh: MeshId(2), epoch: 1, founder: NodeId(2) }, work_ms: None },
+            ended: vec![],
+            jobs: vec![],
+            tombstones: vec![],
+            forgotten: vec![],
+            keys: loser.door().keys().clone(),
+        };
+        let index = winner.applied() + 1;
+        winner.apply(index, &Entry { request: RequestId(index.into()), command: adopt });
+        keys.follow(&winner).unwrap().write();
+        assert_eq!(
+            (keys.gate().key(), data_dir::read_key(&file).unwrap()),
+            (present.clone(), present.clone())
+        );
+        // Whoever was away then is let in with any of them, by all who have the present key.
+        let other = Keys::new(KeySource { key: present, files: Vec::new() });
+        other.follow(&winner);
+        for keys in [&keys, &other] {
+            let names = [&parted, &first, &lost, &strayed].map(MeshKey::name);
+            assert_eq!(keys.gate().former(), names);
+        }
+    }
+
+    #[test]
+    fn a_file_stays_as_open_as_it_was_to_its_group_and_to_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for (before, after) in
+            [(0o640, 0o640), (0o440, 0o440), (0o400, 0o400), (0o644, 0o600), (0o660, 0o600)]
+        {
+            let (first, file) = (MeshKey::generate(), dir.path().join(format!("{before:o}")));
+            data_dir::write_key(&file, &first).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(before)).unwrap();
+            // The group, where this process may give files to another.
+            let given = std::os::unix::fs::chown(&file, None, Some(12));
+            let group = |path: &Path| std::os::unix::fs::MetadataExt::gid(&path.metadata().unwrap());
+            let had = group(&file);
+            assert!(given.is_err() || had == 12);
+            let keys = Keys::new(KeySource { key: first.clone(), files: vec![file.clone()] });
+            let mut state = StateMachine::default();
+            rotated(&mut state, &rotation(&first).unwrap());
+            keys.follow(&state).unwrap().write();
+            assert_eq!(data_dir::read_key(&file).unwrap(), keys.gate().key());
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, after, "{before:o}");
+            assert_eq!(group(&file), had);
         }
     }
 

@@ -29,7 +29,7 @@ use libp2p::core::upgrade::{
 };
 use libp2p::{PeerId, noise};
 
-use crate::gate::{Credentials, MAX_OFFERED, Offered};
+use crate::gate::{Credentials, MAX_OFFERED, Offered, offers};
 use crate::key::PROOF_BYTES;
 use crate::node_id;
 
@@ -71,6 +71,17 @@ pub enum Refusal {
          (`floe invite`)"
     )]
     UnknownInvitation,
+    /// The invitation has admitted whom it may.
+    #[error(
+        "the invitation is used up: it has admitted as many nodes as it may; ask for a new one (`floe invite`)"
+    )]
+    UsedUp,
+    /// The invitation's time is over.
+    #[error("the invitation has expired: ask for a new one (`floe invite`)")]
+    Expired,
+    /// The other side comes by an invitation that is over.
+    #[error("the invitation by which the other side comes is used up, or has expired")]
+    IsOver,
     /// The mesh takes this node for one that must not come back.
     #[error(
         "the mesh has removed this node for good (`floe forget`): to join again as a new node, start with an empty \
@@ -109,8 +120,11 @@ pub enum Refusal {
         theirs: String,
     },
     /// Something else answers there, or called here.
-    #[error("the other side does not speak floe's protocol, or another version of it, or hung up at once")]
+    #[error("the other side does not speak floe's protocol, or another version of it")]
     NotFloe,
+    /// It went before it had said enough to tell what it is.
+    #[error("the other side hung up while it was greeted: it may have more visitors than it takes at once")]
+    HungUp,
     /// Too slow.
     #[error("the other side did not finish the admission within {} s", ADMISSION_TIMEOUT.as_secs())]
     Timeout,
@@ -134,11 +148,13 @@ impl Refusal {
         match self {
             Self::WrongKey { .. } => "wrong mesh key",
             Self::UnknownInvitation => "unknown invitation",
+            Self::UsedUp | Self::Expired | Self::IsOver => "an invitation that is over",
             Self::Forgotten | Self::IsForgotten => "removed from the mesh",
             Self::Busy | Self::NoRoom => "no room for more drivers",
             Self::Protocol { .. } => "another protocol version",
             Self::Polars { .. } => "another Polars version",
             Self::NotFloe => "no floe",
+            Self::HungUp => "hung up",
             Self::Timeout => "too slow",
             Self::MadeWay => "idle when others came",
             Self::Noise => "no encryption",
@@ -154,7 +170,7 @@ impl Refusal {
 pub fn refusal_of(error: &(dyn Error + 'static)) -> Option<Refusal> {
     find::<Refusal>(error).cloned().or_else(|| {
         find::<NegotiationError>(error).map(|error| match error {
-            // Whoever does not understand a greeting hangs up.
+            // Whoever does not understand a greeting hangs up; who hangs up before it has said anything is found above.
             NegotiationError::ProtocolError(ProtocolError::IoError(error))
                 if error.kind() != io::ErrorKind::UnexpectedEof =>
             {
@@ -217,6 +233,12 @@ impl Roster {
     }
 }
 
+/// What the upgrade is called. Not plain "/noise": anything but floe parts at the negotiation already.
+const NAME: &str = "/floe/noise/2";
+
+/// What either end says first, whichever it is: that it negotiates, and [`NAME`], each with its length before it.
+pub(crate) const GREETING: &[u8] = b"\x13/multistream/1.0.0\n\x0e/floe/noise/2\n";
+
 /// The connection upgrade: Noise, then admission.
 #[derive(Clone)]
 pub(crate) struct Admission {
@@ -262,8 +284,7 @@ impl UpgradeInfo for Admission {
     type InfoIter = std::iter::Once<&'static str>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        // Not plain "/noise": anything but floe parts at the negotiation already.
-        std::iter::once("/floe/noise/2")
+        std::iter::once(NAME)
     }
 }
 
@@ -316,7 +337,7 @@ fn broken(error: io::Error) -> Refusal {
 }
 
 /// What each end says first. The layout is fixed, so that nothing is read that was not asked for: the protocol comes
-/// first, and whoever changes the rest raises that.
+/// first, and whoever changes the rest raises that, which is where the two part then.
 struct Hello {
     protocol: u32,
     role: u8,
@@ -327,7 +348,8 @@ struct Hello {
 }
 
 const NONCE_BYTES: usize = 32;
-const HELLO_BYTES: usize = 4 + 1 + 3 * 2 + MAX_OFFERED * 8 + NONCE_BYTES;
+const PROTOCOL_BYTES: usize = 4;
+const HELLO_BYTES: usize = PROTOCOL_BYTES + 1 + 3 * 2 + MAX_OFFERED * 8 + NONCE_BYTES;
 
 const NODE: u8 = 0;
 const DRIVER: u8 = 1;
@@ -353,7 +375,7 @@ impl Hello {
 
     fn to_bytes(&self) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
-        let (protocol, rest) = bytes.split_at_mut(4);
+        let (protocol, rest) = bytes.split_at_mut(PROTOCOL_BYTES);
         let (role, rest) = rest.split_at_mut(1);
         let (polars, rest) = rest.split_at_mut(6);
         let (offered, nonce) = rest.split_at_mut(MAX_OFFERED * 8);
@@ -417,6 +439,8 @@ const WELCOME: u8 = 0;
 const WRONG_KEY: u8 = 1;
 const FORGOTTEN: u8 = 2;
 const BUSY: u8 = 3;
+const USED_UP: u8 = 4;
+const EXPIRED: u8 = 5;
 
 /// What both ends prove things of.
 struct Transcript {
@@ -457,7 +481,7 @@ where
     let ours = Hello::new(credentials, credentials.offered())?;
     let our_hello = ours.to_bytes();
     write(stream, &our_hello).await?;
-    let their_hello = read(stream).await?;
+    let their_hello = read_hello(stream, credentials.protocol).await?;
     let theirs = Hello::from_bytes(&their_hello);
     ours.check(&theirs)?;
     let Role::Node = theirs.role()? else { return Err(Refusal::NotFloe) };
@@ -465,7 +489,7 @@ where
         Role::Guest(_) => Refusal::UnknownInvitation,
         Role::Node | Role::Driver => wrong_key(ours.offered[0], theirs.offered[0]),
     };
-    let secret = credentials.own(theirs.offered[0]).ok_or_else(unfit)?;
+    let secret = credentials.own(theirs.offered[0], node_id(&peers[1])).ok_or_else(unfit)?;
 
     let peers = peers.map(|peer| peer.to_bytes());
     let transcript = Transcript { peers, hellos: [our_hello, their_hello] };
@@ -480,6 +504,8 @@ where
         WELCOME => Ok(Role::Node),
         FORGOTTEN => Err(Refusal::Forgotten),
         BUSY => Err(Refusal::Busy),
+        USED_UP => Err(Refusal::UsedUp),
+        EXPIRED => Err(Refusal::Expired),
         code => Err(Refusal::Unknown(code)),
     }
 }
@@ -489,13 +515,13 @@ async fn answer<S>(stream: &mut S, peers: [PeerId; 2], credentials: &Credentials
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let their_hello = read(stream).await?;
+    let their_hello = read_hello(stream, credentials.protocol).await?;
     let theirs = Hello::from_bytes(&their_hello);
     let role = theirs.role()?;
     let node = node_id(&peers[0]);
     let accepted = credentials.accepted(&theirs.offered, role, node);
     let named = accepted.as_ref().map_or_else(|| credentials.offered()[0], |(name, _)| *name);
-    let ours = Hello::new(credentials, [named, 0])?;
+    let ours = Hello::new(credentials, offers([named]))?;
     let our_hello = ours.to_bytes();
     write(stream, &our_hello).await?;
     ours.check(&theirs)?;
@@ -515,6 +541,8 @@ where
     }
     let (verdict, outcome) = if credentials.forgets(node) {
         (FORGOTTEN, Err(Refusal::IsForgotten))
+    } else if let Some(expired) = credentials.is_over(role, node) {
+        (if expired { EXPIRED } else { USED_UP }, Err(Refusal::IsOver))
     } else if !credentials.has_room(role) {
         (BUSY, Err(Refusal::NoRoom))
     } else {
@@ -534,6 +562,17 @@ async fn write<S: AsyncWrite + Unpin>(stream: &mut S, message: &[u8]) -> Result<
     stream.flush().await.map_err(broken)
 }
 
+/// Reads a hello; of one in another protocol, which may be of another length, no more than that.
+async fn read_hello(stream: &mut (impl AsyncRead + Unpin), ours: u32) -> Result<[u8; HELLO_BYTES], Refusal> {
+    let mut hello = [0; HELLO_BYTES];
+    let (protocol, rest) = hello.split_at_mut(PROTOCOL_BYTES);
+    stream.read_exact(protocol).await.map_err(broken)?;
+    if protocol == ours.to_be_bytes() {
+        stream.read_exact(rest).await.map_err(broken)?;
+    }
+    Ok(hello)
+}
+
 /// Reads a message of this length.
 async fn read<const BYTES: usize>(stream: &mut (impl AsyncRead + Unpin)) -> Result<[u8; BYTES], Refusal> {
     let mut message = [0; BYTES];
@@ -546,7 +585,7 @@ mod tests {
     use super::*;
     use tokio_util::compat::TokioAsyncReadCompatExt;
 
-    use crate::gate::Gate;
+    use crate::gate::{Gate, Invited, Over};
     use crate::key::{InvitationSecret, MeshKey};
 
     async fn meet(dialer: Credentials, listener: Credentials) -> [Result<Role, Refusal>; 2] {
@@ -589,11 +628,22 @@ mod tests {
     async fn versions_that_do_not_fit_are_named_on_both_sides() {
         let node = Credentials::new(MeshKey::generate(), Role::Node);
         let mut newer = node.clone();
-        newer.protocol += 1;
-        let [ours, theirs] = [node.protocol, newer.protocol];
+        let next = node.protocol + 1;
+        newer.protocol = next;
         let [near, far] = meet(node.clone(), newer).await;
-        assert_eq!(near, Err(Refusal::Protocol { ours, theirs }));
-        assert_eq!(far, Err(Refusal::Protocol { ours: theirs, theirs: ours }));
+        assert_eq!(near, Err(Refusal::Protocol { ours: node.protocol, theirs: next }));
+        assert_eq!(far, Err(Refusal::Protocol { ours: next, theirs: node.protocol }));
+
+        // Hellos of another version may be longer or shorter.
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (mut near, mut far) = (near.compat(), far.compat());
+        let short = async {
+            write(&mut far, &next.to_be_bytes()).await.unwrap();
+            let _: [u8; HELLO_BYTES] = read(&mut far).await.unwrap();
+        };
+        let peers = [PeerId::random(), PeerId::random()];
+        let (outcome, ()) = futures::join!(prove(&mut near, Side::Listener, peers, &node), short);
+        assert_eq!(outcome, Err(Refusal::Protocol { ours: node.protocol, theirs: next }));
 
         let mut other = node.clone();
         other.polars = "9.9.9".into();
@@ -684,11 +734,24 @@ mod tests {
         let listener = Credentials::of(gate.clone(), Role::Node);
         let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
         assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
-        gate.change(|rules| rules.invitations.extend([(secret.id(), secret.verifier())]));
+        let invite = |verifier, over| {
+            let invited = Invited { verifier, over };
+            gate.change(|rules| rules.invitations.extend([(secret.id(), invited)]));
+        };
+        invite(secret.verifier(), None);
         let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
         assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Guest(secret.id()))));
+        // Once it is over whoever came by it may come again, for the answer, and nobody else; and hears so.
+        let peers = [PeerId::random(), PeerId::random()];
+        for (expired, refusal) in [(true, Refusal::Expired), (false, Refusal::UsedUp)] {
+            invite(secret.verifier(), Some(Over { expired, guests: [node_id(&peers[0])].into() }));
+            let [near, far] = meet(Credentials::guest(&secret), listener.clone()).await;
+            assert_eq!((near, far), (Err(refusal), Err(Refusal::IsOver)));
+            let [near, far] = meet_as(peers, Credentials::guest(&secret), listener.clone()).await;
+            assert_eq!((near, far), (Ok(Role::Node), Ok(Role::Guest(secret.id()))));
+        }
         // One that knows its id only, as everyone does who sees it pass.
-        gate.change(|rules| rules.invitations.extend([(secret.id(), MeshKey::generate())]));
+        invite(MeshKey::generate(), None);
         let [near, far] = meet(Credentials::guest(&secret), listener).await;
         assert_eq!((near, far), (Err(Refusal::UnknownInvitation), Err(Refusal::UnknownInvitation)));
     }
@@ -696,7 +759,7 @@ mod tests {
     #[test]
     fn a_hello_survives_its_bytes() {
         let credentials = Credentials::new(MeshKey::generate(), Role::Driver);
-        let hello = Hello::new(&credentials, [u64::MAX, 7]).unwrap();
+        let hello = Hello::new(&credentials, offers([u64::MAX, 7])).unwrap();
         let back = Hello::from_bytes(&hello.to_bytes());
         assert_eq!((back.protocol, back.role, back.polars), (hello.protocol, hello.role, hello.polars));
         assert_eq!((back.offered, back.nonce), (hello.offered, hello.nonce));

@@ -18,31 +18,55 @@ pub struct Gate(Arc<Mutex<Rules>>);
 pub struct Rules {
     /// The mesh key.
     pub key: MeshKey,
-    /// The key before, as long as it counts too.
-    pub former: Option<Former>,
-    /// What guests prove who were invited.
-    pub invitations: BTreeMap<InvitationId, MeshKey>,
+    /// Other keys that count too, the one just before the present one first.
+    pub former: Vec<Former>,
+    /// The nodes that are members: no other may come with a former key.
+    pub members: BTreeSet<NodeId>,
+    /// By what guests come who were invited.
+    pub invitations: BTreeMap<InvitationId, Invited>,
     /// Nodes that are not let in, whatever they hold.
     pub forgotten: BTreeSet<NodeId>,
     /// Whether there is no room for anybody but nodes.
     pub nodes_only: bool,
 }
 
-/// A mesh key that was changed.
+/// An invitation.
+#[derive(Clone, Debug)]
+pub struct Invited {
+    /// What its guests prove.
+    pub verifier: MeshKey,
+    /// Whether it is over.
+    pub over: Option<Over>,
+}
+
+/// How an invitation ended.
+#[derive(Clone, Debug)]
+pub struct Over {
+    /// Whether its time is over; else it is used up.
+    pub expired: bool,
+    /// Those who came by it before: the answer that they waited for may have been lost, so they may come again.
+    pub guests: BTreeSet<NodeId>,
+}
+
+/// A mesh key that was changed, with which members may still come.
 #[derive(Clone, Debug)]
 pub struct Former {
     /// The key.
     pub key: MeshKey,
-    /// The nodes that may still come with it; anybody if there are none named.
-    pub only: Option<BTreeSet<NodeId>>,
+    /// Whether drivers may too.
+    pub drivers: bool,
 }
+
+/// How many former keys count at most: each has a place in a hello.
+pub const MAX_FORMER: usize = 16;
 
 impl Gate {
     /// Lets in whoever holds this key.
     pub fn new(key: MeshKey) -> Self {
         Self(Arc::new(Mutex::new(Rules {
             key,
-            former: None,
+            former: Vec::new(),
+            members: BTreeSet::new(),
             invitations: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             nodes_only: false,
@@ -59,9 +83,14 @@ impl Gate {
         self.lock().key.clone()
     }
 
-    /// What the key before was called, as long as it counts too.
-    pub fn former(&self) -> Option<KeyName> {
-        self.lock().former.as_ref().map(|former| former.key.name())
+    /// What the former keys that count too are called, the one just before the present one first.
+    pub fn former(&self) -> Vec<KeyName> {
+        self.lock().former.iter().map(|former| former.key.name()).collect()
+    }
+
+    /// Whether this is a former key with which drivers may still come.
+    pub fn takes_of_drivers(&self, former: KeyName) -> bool {
+        self.lock().former.iter().any(|known| known.drivers && known.key.name() == former)
     }
 
     /// Whether a node is not let in, whatever it holds.
@@ -93,8 +122,8 @@ enum Holds {
     Invitation(InvitationId, MeshKey),
 }
 
-/// How many secrets an end may offer: the mesh key, and the one before.
-pub(crate) const MAX_OFFERED: usize = 2;
+/// How many secrets an end may offer: the mesh key, and those before.
+pub(crate) const MAX_OFFERED: usize = 1 + MAX_FORMER;
 
 /// What secrets are called in a hello. Zero is none.
 pub(crate) type Offered = [u64; MAX_OFFERED];
@@ -126,19 +155,22 @@ impl Credentials {
         match &self.holds {
             Holds::Keys(gate) => {
                 let rules = gate.lock();
-                [rules.key.name().0, rules.former.as_ref().map_or(0, |former| former.key.name().0)]
+                let former = rules.former.iter().map(|former| &former.key);
+                offers(std::iter::once(&rules.key).chain(former).map(|key| key.name().0))
             }
-            Holds::Invitation(id, _) => [id.0, 0],
+            Holds::Invitation(id, _) => offers([id.0]),
         }
     }
 
-    /// One of the secrets that this end has offered.
-    pub(crate) fn own(&self, name: u64) -> Option<MeshKey> {
+    /// One of the secrets that this end has offered, if it may meet this node by it: whoever has only a former key is no
+    /// more let in where it is dialled than where it dials.
+    pub(crate) fn own(&self, name: u64, node: NodeId) -> Option<MeshKey> {
         match &self.holds {
             Holds::Keys(gate) => {
                 let rules = gate.lock();
-                let former = rules.former.iter().map(|former| &former.key);
-                std::iter::once(&rules.key).chain(former).find(|key| key.name().0 == name).cloned()
+                let former = rules.former.iter().filter(|_| rules.members.contains(&node));
+                let keys = std::iter::once(&rules.key).chain(former.map(|former| &former.key));
+                keys.into_iter().find(|key| key.name().0 == name).cloned()
             }
             Holds::Invitation(id, verifier) => (id.0 == name).then(|| verifier.clone()),
         }
@@ -149,12 +181,13 @@ impl Credentials {
         let Holds::Keys(gate) = &self.holds else { return None };
         let rules = gate.lock();
         if let Role::Guest(id) = role {
-            let verifier = rules.invitations.get(&id).filter(|_| offered[0] == id.0)?;
-            return Some((id.0, verifier.clone()));
+            let invited = rules.invitations.get(&id).filter(|_| offered[0] == id.0)?;
+            return Some((id.0, invited.verifier.clone()));
         }
-        let may = |former: &&Former| match &former.only {
-            None => true,
-            Some(nodes) => role == Role::Node && nodes.contains(&node),
+        let may = |former: &&Former| match role {
+            Role::Node => rules.members.contains(&node),
+            Role::Driver => former.drivers,
+            Role::Guest(_) => false,
         };
         let former = rules.former.iter().filter(may).map(|former| &former.key);
         let keys: Vec<_> = std::iter::once(&rules.key).chain(former).map(|key| (key.name().0, key)).collect();
@@ -167,6 +200,14 @@ impl Credentials {
         matches!(&self.holds, Holds::Keys(gate) if gate.is_forgotten(node))
     }
 
+    /// Whether what this guest comes by is over for it: whether it has expired, if so.
+    pub(crate) fn is_over(&self, role: Role, node: NodeId) -> Option<bool> {
+        let (Holds::Keys(gate), Role::Guest(id)) = (&self.holds, role) else { return None };
+        let rules = gate.lock();
+        let over = rules.invitations.get(&id).and_then(|invited| invited.over.as_ref());
+        over.filter(|over| !over.guests.contains(&node)).map(|over| over.expired)
+    }
+
     /// Whether there is room for one of this role.
     pub(crate) fn has_room(&self, role: Role) -> bool {
         match &self.holds {
@@ -176,31 +217,57 @@ impl Credentials {
     }
 }
 
+/// These names, and zeros after them.
+pub(crate) fn offers(names: impl IntoIterator<Item = u64>) -> Offered {
+    let mut names = names.into_iter();
+    std::array::from_fn(|_| names.next().unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_former_key_counts_for_whom_it_may_and_the_next_one_goes_before() {
-        let (former, key, stranger) = (MeshKey::generate(), MeshKey::generate(), MeshKey::generate());
+    fn former_keys_count_for_members_one_for_drivers_and_for_no_other_node() {
+        let keys: [MeshKey; 4] = std::array::from_fn(|_| MeshKey::generate());
+        let [key, last, older, stranger] = &keys;
         let gate = Gate::new(key.clone());
         let here = Credentials::of(gate.clone(), Role::Node);
         let (member, other) = (NodeId(1), NodeId(2));
-        let takes = |offered: &Credentials, role, node| {
-            here.accepted(&offered.offered(), role, node).map(|(name, _)| KeyName(name))
+        let takes = |offered: &MeshKey, role, node| {
+            let offered = Credentials::new(offered.clone(), role).offered();
+            here.accepted(&offered, role, node).is_some()
         };
-        let old = Credentials::new(former.clone(), Role::Node);
-        assert_eq!(takes(&old, Role::Node, member), None);
-        gate.change(|rules| rules.former = Some(Former { key: former.clone(), only: None }));
-        assert_eq!(takes(&old, Role::Node, other), Some(former.name()));
-        assert_eq!(takes(&old, Role::Driver, other), Some(former.name()));
-        assert_eq!(takes(&here, Role::Node, other), Some(key.name()));
-        assert_eq!(takes(&Credentials::new(stranger, Role::Node), Role::Node, member), None);
-        let only = Some(BTreeSet::from([member]));
-        gate.change(|rules| rules.former = Some(Former { key: former.clone(), only }));
-        assert_eq!(takes(&old, Role::Node, member), Some(former.name()));
-        assert_eq!(takes(&old, Role::Node, other), None);
-        assert_eq!(takes(&old, Role::Driver, member), None, "a driver is no member");
+        assert!(!takes(last, Role::Node, member) && !takes(last, Role::Driver, other));
+        let former = |drivers| {
+            vec![Former { key: last.clone(), drivers }, Former { key: older.clone(), drivers: false }]
+        };
+        for drivers in [true, false] {
+            gate.change(|rules| {
+                (rules.former, rules.members) = (former(drivers), BTreeSet::from([member]));
+            });
+            for key in [last, older] {
+                assert!(takes(key, Role::Node, member));
+                assert!(
+                    !takes(key, Role::Node, other),
+                    "a node that is no member joins with the present key"
+                );
+                // Nor is one believed that is dialled and proves no more than that.
+                assert_eq!(here.own(key.name().0, member).as_ref(), Some(key));
+                assert_eq!(here.own(key.name().0, other), None);
+            }
+            assert_eq!(takes(last, Role::Driver, other), drivers);
+            assert_eq!(takes(last, Role::Driver, member), drivers, "a driver is no member");
+            assert!(!takes(older, Role::Driver, other));
+            assert!(takes(key, Role::Node, other) && takes(key, Role::Driver, other));
+            assert!(!takes(stranger, Role::Node, member));
+        }
+        assert_eq!(here.own(key.name().0, other).as_ref(), Some(key));
+        // The best first, and of what both know the best.
+        let offered = here.offered();
+        assert_eq!(offered[..4], [key.name().0, last.name().0, older.name().0, 0]);
+        let away = Credentials::new(older.clone(), Role::Node);
+        assert_eq!(away.accepted(&offered, Role::Node, other), Some((older.name().0, older.clone())));
     }
 
     #[test]
@@ -211,7 +278,8 @@ mod tests {
         let here = Credentials::of(gate.clone(), Role::Node);
         let takes = |role| here.accepted(&guest.offered(), role, NodeId(1)).is_some();
         assert!(!takes(guest.role));
-        gate.change(|rules| rules.invitations.extend([(secret.id(), secret.verifier())]));
+        let invited = Invited { verifier: secret.verifier(), over: None };
+        gate.change(|rules| rules.invitations.extend([(secret.id(), invited)]));
         assert!(takes(guest.role));
         assert!(!takes(Role::Node) && !takes(Role::Driver), "it is no mesh key");
     }

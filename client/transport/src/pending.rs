@@ -1,4 +1,5 @@
-//! Connections that were taken and have not finished their admission: how many there may be, of one host and in all.
+//! Connections that have not finished their admission: how many may have been taken, of one host and in all; and the end
+//! of those that hang up while they are greeted, which says nothing about who is there.
 //!
 //! When there is no room, the one that has waited longest makes way: a member's admission takes milliseconds, so whoever
 //! makes way for many others is idle. Nobody is kept out by sockets that only stand open.
@@ -15,7 +16,7 @@ use futures::task::AtomicWaker;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::Multiaddr;
 
-use crate::admission::Refusal;
+use crate::admission::{GREETING, Refusal};
 use crate::host::{host_of, socket_of};
 
 /// How many connections may be in the middle of their admission: each costs up to a Noise frame of memory.
@@ -59,6 +60,31 @@ struct Way {
 pub(crate) struct Guarded<S> {
     socket: S,
     place: Option<Place>,
+    greeted: Greeted,
+}
+
+/// How much of the greeting the other side has said.
+#[derive(Debug)]
+enum Greeted {
+    /// So many bytes of it.
+    Partly(usize),
+    /// All of it, or something else.
+    Over,
+}
+
+impl Greeted {
+    /// It said this next, or with nothing hung up.
+    fn hear(&mut self, said: &[u8]) -> io::Result<()> {
+        let Self::Partly(heard) = *self else { return Ok(()) };
+        if said.is_empty() {
+            return Err(io::Error::other(Refusal::HungUp));
+        }
+        let left = &GREETING[heard..];
+        let compared = said.len().min(left.len());
+        let goes_on = said[..compared] == left[..compared] && compared < left.len();
+        *self = if goes_on { Self::Partly(heard + compared) } else { Self::Over };
+        Ok(())
+    }
 }
 
 /// A connection's place in the table, until this is dropped.
@@ -73,7 +99,7 @@ impl Pending {
     /// A socket that somebody else opened, from there.
     pub(crate) fn guard<S>(&self, socket: S, from: &Multiaddr) -> Guarded<S> {
         let place = socket_of(from).map(|place| self.enter(place));
-        Guarded { socket, place }
+        Guarded { socket, place, greeted: Greeted::Partly(0) }
     }
 
     /// Whoever came from there was admitted.
@@ -149,7 +175,7 @@ impl Drop for Place {
 impl<S> Guarded<S> {
     /// A socket that this side opened.
     pub(crate) fn own(socket: S) -> Self {
-        Self { socket, place: None }
+        Self { socket, place: None, greeted: Greeted::Partly(0) }
     }
 
     /// An error once it has to make way.
@@ -163,7 +189,11 @@ impl<S> Guarded<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.socket).poll_read(cx, buf)
+        let read = std::task::ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        if !buf.is_empty() {
+            self.greeted.hear(&buf[..read])?;
+        }
+        Poll::Ready(Ok(read))
     }
 }
 
@@ -242,6 +272,25 @@ mod tests {
             .collect();
         assert!(!made_way(&first));
         assert_eq!(crowd.iter().filter(|guarded| made_way(guarded)).count(), MAX_OF_HOST);
+    }
+
+    #[tokio::test]
+    async fn whoever_hangs_up_while_it_is_greeted_is_told_from_one_that_speaks_something_else() {
+        use futures::AsyncReadExt;
+        use tokio_util::compat::TokioAsyncReadCompatExt;
+
+        let half = &GREETING[..GREETING.len() - 1];
+        let said = [(&b""[..], true), (half, true), (GREETING, false), (b"HTTP/1.1 400 Bad Request", false)];
+        for (said, hung_up) in said {
+            let (near, mut far) = tokio::io::duplex(64);
+            tokio::io::AsyncWriteExt::write_all(&mut far, said).await.unwrap();
+            drop(far);
+            let mut heard = Vec::new();
+            let read = Guarded::own(near.compat()).read_to_end(&mut heard).await;
+            assert_eq!(heard, said);
+            let refusal = read.err().and_then(|error| crate::refusal_of(&error));
+            assert_eq!(refusal, hung_up.then_some(Refusal::HungUp), "{said:?}");
+        }
     }
 
     #[tokio::test]

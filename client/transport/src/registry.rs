@@ -30,9 +30,9 @@ pub struct Entry {
     pub addresses: Vec<Multiaddr>,
     /// Its mesh key's fingerprint.
     pub fingerprint: String,
-    /// That of the key before, while it counts too: whoever has not heard of the new one finds the node by it.
+    /// Those of keys before that count too: whoever has not heard of the new one finds the node by them.
     #[serde(default)]
-    pub former: Option<String>,
+    pub former: Vec<String>,
     /// Its process.
     pub pid: u32,
 }
@@ -47,7 +47,7 @@ pub struct Listed {
 impl Listed {
     /// Writes the entry of a node of this process.
     pub fn new(dir: &Path, peer: PeerId, addresses: Vec<Multiaddr>, fingerprint: String) -> io::Result<Self> {
-        let entry = Entry { peer, addresses, fingerprint, former: None, pid: std::process::id() };
+        let entry = Entry { peer, addresses, fingerprint, former: Vec::new(), pid: std::process::id() };
         let listed = Self { dir: dir.to_owned(), entry };
         listed.write()?;
         Ok(listed)
@@ -69,7 +69,7 @@ impl Listed {
     }
 
     /// Writes it again under another key, if it is another.
-    pub fn rekey(&mut self, fingerprint: String, former: Option<String>) -> io::Result<()> {
+    pub fn rekey(&mut self, fingerprint: String, former: Vec<String>) -> io::Result<()> {
         if (&self.entry.fingerprint, &self.entry.former) == (&fingerprint, &former) {
             return Ok(());
         }
@@ -98,8 +98,9 @@ impl Drop for Listed {
 
 /// The running nodes whose key has this fingerprint, in order of id.
 pub fn scan(dir: &Path, fingerprint: &str) -> Vec<Entry> {
-    let has =
-        |entry: &Entry| entry.fingerprint == fingerprint || entry.former.as_deref() == Some(fingerprint);
+    let has = |entry: &Entry| {
+        entry.fingerprint == fingerprint || entry.former.iter().any(|former| former == fingerprint)
+    };
     all(dir).into_iter().filter(has).collect()
 }
 
@@ -189,9 +190,9 @@ mod tests {
         fs::remove_file(listed.path()).unwrap();
         listed.renew().unwrap();
         assert_eq!(scan(dir.path(), "abc").len(), 1);
-        listed.rekey("new".into(), Some("abc".into())).unwrap();
+        listed.rekey("new".into(), vec!["abc".into(), "older".into()]).unwrap();
         assert_eq!((scan(dir.path(), "abc").len(), scan(dir.path(), "new").len()), (1, 1));
-        listed.rekey("new".into(), None).unwrap();
+        listed.rekey("new".into(), vec![]).unwrap();
         assert_eq!((scan(dir.path(), "abc").len(), scan(dir.path(), "new").len()), (0, 1));
         drop(listed);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -206,7 +207,7 @@ mod tests {
             peer: PeerId::random(),
             addresses: vec![address()],
             fingerprint: "abc".into(),
-            former: None,
+            former: Vec::new(),
             pid: child.id(),
         };
         let dead = dir.path().join("dead.json");

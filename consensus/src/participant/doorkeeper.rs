@@ -9,12 +9,12 @@ use floe_protocol::{InvitationId, KeyName};
 
 use super::Participant;
 use crate::command::Command;
-use crate::state_machine::FormerKey;
+use crate::state_machine::{FormerKey, FormerOf};
 
-/// How long anybody may come with the former key: drivers whose connections break while the nodes change it.
-const FORMER_FOR_ANYBODY_MS: u64 = 60_000;
+/// How long drivers may come with the former key whose connections break while the nodes change it.
+const FORMER_FOR_DRIVERS_MS: u64 = 60_000;
 
-/// How long members may that were away: a laptop that comes back from a holiday.
+/// How long members may that were away, with each of the keys that they missed: a laptop that comes back from a holiday.
 const FORMER_FOR_MEMBERS_MS: u64 = 14 * 24 * 3_600_000;
 
 /// How often a decision is proposed that does not come about.
@@ -24,7 +24,8 @@ const PROPOSE_RETRY_MS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub(super) struct Doorkeeper {
     invitations: BTreeMap<InvitationId, u64>,
-    former: Option<(KeyName, FormerKey, u64)>,
+    /// By what followed on the former key.
+    former: BTreeMap<KeyName, (FormerKey, u64)>,
     said_ms: Option<u64>,
 }
 
@@ -51,12 +52,13 @@ impl Participant {
         if !due.is_empty() {
             commands.push(Command::ExpireInvitations { invitations: due });
         }
-        if let Some(to) = door.rotations().back().map(|rotation| rotation.to) {
-            let former = door.former();
-            let known = keeper.former.filter(|(key, stage, _)| (*key, *stage) == (to, former));
-            let (_, _, since_ms) = *keeper.former.insert(known.unwrap_or((to, former, now_ms)));
-            let next = match former {
-                FormerKey::Anybody => Some((FormerKey::Members, FORMER_FOR_ANYBODY_MS)),
+        let before = std::mem::take(&mut keeper.former);
+        for FormerOf { change: to, counts_for: stage, .. } in door.former_keys() {
+            let known = before.get(&to).filter(|(known, _)| *known == stage);
+            let (_, since_ms) = known.copied().unwrap_or((stage, now_ms));
+            keeper.former.insert(to, (stage, since_ms));
+            let next = match stage {
+                FormerKey::Drivers => Some((FormerKey::Members, FORMER_FOR_DRIVERS_MS)),
                 FormerKey::Members => Some((FormerKey::Nobody, FORMER_FOR_MEMBERS_MS)),
                 FormerKey::Nobody => None,
             };

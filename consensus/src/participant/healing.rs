@@ -27,7 +27,7 @@ use super::{MAX_VIEW_MEMBERS, Participant};
 use crate::command::{Command, Entry};
 use crate::log::MAX_LEFT;
 use crate::membership::has_left;
-use crate::state_machine::{Job, MAX_ENDED_ERAS, MAX_FORGOTTEN, StateMachine};
+use crate::state_machine::{Job, KeyChanges, MAX_ENDED_ERAS, MAX_FORGOTTEN, MAX_ROTATIONS, StateMachine};
 
 /// How often a node of another era is told of this one.
 const TELL_MS: u64 = 1_000;
@@ -117,6 +117,8 @@ pub struct HandedOver {
     pub tombstones: Vec<(JobId, Freed)>,
     /// Nodes that must not come back.
     pub forgotten: Vec<NodeId>,
+    /// Its changes of the mesh key.
+    pub keys: KeyChanges,
 }
 
 impl Healing {
@@ -355,7 +357,8 @@ impl Participant {
                 // What is only known to have ended goes with the first of them.
                 let tombstones = if handing.answered { Vec::new() } else { state.tombstones().collect() };
                 let forgotten = state.door().forgotten().iter().copied().collect();
-                let handed = HandedOver { jobs: batch.unwrap_or_default(), tombstones, forgotten };
+                let keys = state.door().keys().clone();
+                let handed = HandedOver { jobs: batch.unwrap_or_default(), tombstones, forgotten, keys };
                 let Ok(jobs) = frame::encode(&handed) else { return };
                 let Some(claim) = state.claim() else { return };
                 let ended = state.ended_eras().collect();
@@ -397,11 +400,16 @@ impl Participant {
         if self.scheduler.is_none() || waits || self.healing.adopting.len() >= MAX_ADOPTING {
             return;
         }
-        let Ok(HandedOver { jobs, tombstones, mut forgotten }) = frame::decode(jobs) else { return };
+        let Ok(HandedOver { jobs, tombstones, mut forgotten, mut keys }) = frame::decode(jobs) else {
+            return;
+        };
         forgotten.truncate(MAX_FORGOTTEN);
+        keys.line.truncate(MAX_ROTATIONS);
+        keys.strayed.truncate(MAX_ROTATIONS);
         let request = self.next_request();
         let ids = jobs.iter().map(|(id, _)| *id).collect();
-        let entry = Entry { request, command: Command::Adopt { claim, ended, jobs, tombstones, forgotten } };
+        let entry =
+            Entry { request, command: Command::Adopt { claim, ended, jobs, tombstones, forgotten, keys } };
         if self.propose(&entry).is_ok() {
             self.healing.adopting.insert(request, Adopting { by: from, era, jobs_changed, jobs: ids });
         }

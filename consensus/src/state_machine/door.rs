@@ -4,7 +4,7 @@
 //!   Invite ──> open ──Enter, as often as it may──> used up ──┐ remembered while there is room, so that whoever
 //!                └────the leader's time is over──> expired ──┘ comes late hears why it is not let in
 //!
-//!   RotateKey ──> the former key counts for all ──> for members only ──> for nobody
+//!   RotateKey ──> the former key counts for members and drivers ──> for members only ──> for nobody
 //! ```
 //!
 //! No secret lies here as it is. Of an invitation there is what its secret gives, of a key what makes the next one of the
@@ -25,13 +25,13 @@ const MAX_INVITATIONS: usize = 256;
 const MAX_USES: u32 = 256;
 
 /// How long an invitation may last: a forgotten one is a door that stands open.
-const MAX_LASTS_MS: u64 = 30 * 24 * 3_600_000;
+pub const MAX_LASTS_MS: u64 = 30 * 24 * 3_600_000;
 
 /// Nodes that are kept out. None is let in again to make room for another.
 pub const MAX_FORGOTTEN: usize = 4_096;
 
 /// Changes of the key that a node may have missed and still find its way to the present one.
-const MAX_ROTATIONS: usize = 8;
+pub const MAX_ROTATIONS: usize = 8;
 
 /// A part of the replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +40,7 @@ pub struct Door {
     /// The same in the order in which they were made.
     made: VecDeque<InvitationId>,
     forgotten: BTreeSet<NodeId>,
-    rotations: VecDeque<Rotation>,
-    former: FormerKey,
+    keys: KeyChanges,
 }
 
 /// What the mesh knows of an invitation.
@@ -72,15 +71,49 @@ pub struct Rotation {
     pub sealed: Secret,
 }
 
-/// For whom the former key counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// Changes of the mesh key that were agreed on.
+///
+/// ```text
+///   k0 ──> k1 ──> k2       the line: the present key is at its end
+///     └──> k1'             strayed: of another era, which ended with this one
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyChanges {
+    /// Each follows on the one before it.
+    pub line: VecDeque<Rotated>,
+    /// Changes that were agreed on elsewhere, on a key of this mesh that had been changed here too: whoever made them
+    /// goes back by them to where the two parted.
+    pub strayed: VecDeque<Rotated>,
+}
+
+/// A change of the mesh key that was agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The change.
+    pub rotation: Rotation,
+    /// For whom the key counts that does not any more since: the one before it, or if it strayed the one that it made.
+    pub former: FormerKey,
+}
+
+/// A key that is not the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormerOf {
+    /// What it is called.
+    pub key: KeyName,
+    /// What the change is called by which it counts, in [`crate::Command::RetireKey`]: by the key that it made.
+    pub change: KeyName,
+    /// For whom it counts.
+    pub counts_for: FormerKey,
+}
+
+/// For whom a former key counts. For no node that is not a member: that would be handed the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FormerKey {
-    /// Anybody.
-    Anybody,
+    /// Members, and drivers.
+    Drivers,
     /// Nodes that are members, and may have been away.
     Members,
     /// Nobody.
-    #[default]
     Nobody,
 }
 
@@ -103,13 +136,29 @@ impl Door {
     }
 
     /// The last changes of the key, the latest at the end.
-    pub fn rotations(&self) -> &VecDeque<Rotation> {
-        &self.rotations
+    pub fn keys(&self) -> &KeyChanges {
+        &self.keys
     }
 
-    /// For whom the key before the present one counts.
-    pub fn former(&self) -> FormerKey {
-        self.former
+    /// What the present key is called, if it was ever changed.
+    pub fn key(&self) -> Option<KeyName> {
+        self.keys.line.back().map(|last| last.rotation.to)
+    }
+
+    /// All changes that are remembered.
+    pub fn changes(&self) -> impl Iterator<Item = &Rotation> {
+        self.keys.line.iter().chain(&self.keys.strayed).map(|known| &known.rotation)
+    }
+
+    /// For whom other keys than the present one count, the one before it first.
+    pub fn former_keys(&self) -> impl Iterator<Item = FormerOf> {
+        let line = self.keys.line.iter().map(|known| (known.rotation.from, known));
+        let strayed = self.keys.strayed.iter().map(|known| (known.rotation.to, known));
+        line.rev().chain(strayed.rev()).map(|(key, known)| FormerOf {
+            key,
+            change: known.rotation.to,
+            counts_for: known.former,
+        })
     }
 
     /// Makes an invitation.
@@ -126,9 +175,15 @@ impl Door {
         if uses == 0 || uses > MAX_USES {
             return Err(refused(format!("an invitation admits 1 to {MAX_USES} nodes, not {uses}")));
         }
-        if lasts_ms == 0 || lasts_ms > MAX_LASTS_MS {
+        if lasts_ms == 0 {
+            return Err(refused("an invitation that lasts no time at all admits nobody".to_owned()));
+        }
+        if lasts_ms > MAX_LASTS_MS {
             let days = MAX_LASTS_MS / 86_400_000;
-            return Err(refused(format!("an invitation lasts up to {days} days, and not no time at all")));
+            return Err(refused(format!(
+                "an invitation lasts up to {days} days, not {} s",
+                lasts_ms / 1_000
+            )));
         }
         let open = self.invitations.values().filter(|invitation| invitation.is_open()).count();
         if open >= MAX_OPEN_INVITATIONS {
@@ -222,26 +277,61 @@ impl Door {
 
     /// The mesh has another key.
     pub(super) fn rotate(&mut self, rotation: &Rotation) -> Result<(), Failure> {
-        if self.rotations.back().is_some_and(|last| last.to != rotation.from) {
+        if self.key().is_some_and(|key| key != rotation.from) {
             return Err(refused(
                 "the mesh key was changed by somebody else meanwhile: look, and try again".to_owned(),
             ));
         }
-        if self.rotations.len() >= MAX_ROTATIONS {
-            self.rotations.pop_front();
+        let KeyChanges { line, strayed } = &mut self.keys;
+        if line.len() >= MAX_ROTATIONS {
+            line.pop_front();
         }
-        self.rotations.push_back(rotation.clone());
-        self.former = FormerKey::Anybody;
+        strayed.retain(|known| known.rotation.to != rotation.to);
+        // Drivers read the key file again; they may have missed one change.
+        line.iter_mut().for_each(|before| before.former = before.former.max(FormerKey::Members));
+        line.push_back(Rotated { rotation: rotation.clone(), former: FormerKey::Drivers });
         Ok(())
     }
 
-    /// The key before this one counts for fewer. Whether that is news.
-    pub(super) fn retire(&mut self, to: KeyName, former: FormerKey) -> bool {
-        let newer = self.rotations.back().is_some_and(|last| last.to == to) && former > self.former;
-        if newer {
-            self.former = former;
+    /// Takes over another era's changes: those that follow on the present key count here too, since that one may have
+    /// been changed because somebody has it who should not. Where both have changed the key, this era's stand, and the
+    /// others are remembered for those who have to come back. Whether that is news.
+    pub(super) fn adopt_keys(&mut self, theirs: &KeyChanges) -> bool {
+        let mut news = false;
+        for Rotated { rotation, .. } in theirs.line.iter().take(MAX_ROTATIONS) {
+            if self.key().is_none_or(|key| key == rotation.from) {
+                news |= self.rotate(rotation).is_ok();
+            }
         }
-        newer
+        // What a key is after which they made another counts for no more here than it did there.
+        let made = theirs.line.iter().skip(1).map(|next| next.former).chain([FormerKey::Members]);
+        let line = theirs.line.iter().map(|known| &known.rotation).zip(made);
+        let strayed = theirs.strayed.iter().map(|known| (&known.rotation, known.former));
+        for (rotation, former) in line.take(MAX_ROTATIONS).chain(strayed.take(MAX_ROTATIONS)) {
+            if !self.knows_key(rotation.from) || self.knows_key(rotation.to) {
+                continue;
+            }
+            if self.keys.strayed.len() >= MAX_ROTATIONS {
+                self.keys.strayed.pop_front();
+            }
+            let former = former.max(FormerKey::Members);
+            self.keys.strayed.push_back(Rotated { rotation: rotation.clone(), former });
+            news = true;
+        }
+        news
+    }
+
+    /// Whether a remembered change is of this key, or made it.
+    fn knows_key(&self, key: KeyName) -> bool {
+        self.changes().any(|rotation| rotation.from == key || rotation.to == key)
+    }
+
+    /// A key that was changed counts for fewer. Whether that is news.
+    pub(super) fn retire(&mut self, to: KeyName, former: FormerKey) -> bool {
+        let KeyChanges { line, strayed } = &mut self.keys;
+        let known = line.iter_mut().chain(strayed).find(|known| known.rotation.to == to);
+        let newer = known.filter(|known| former > known.former);
+        newer.map(|known| known.former = former).is_some()
     }
 }
 
@@ -290,26 +380,79 @@ mod tests {
         }
     }
 
+    fn step(from: u64, to: u64) -> Rotation {
+        let (from, to) = (KeyName(from), KeyName(to));
+        Rotation { from, to, salt: Secret([1; 32]), sealed: Secret([2; 32]) }
+    }
+
+    fn changed(steps: &[(u64, u64)]) -> Door {
+        let mut door = Door::default();
+        steps.iter().for_each(|(from, to)| door.rotate(&step(*from, *to)).unwrap());
+        door
+    }
+
+    fn names(changes: &VecDeque<Rotated>) -> Vec<(u64, u64)> {
+        changes.iter().map(|known| (known.rotation.from.0, known.rotation.to.0)).collect()
+    }
+
+    #[test]
+    fn changes_that_follow_on_the_present_key_are_taken_over_and_others_are_remembered() {
+        // Both knew of the first one, or of none; then one of them changed the key, or both did.
+        for before in [&[][..], &[(1, 2)]] {
+            let last = before.last().map_or(1, |(_, to)| *to);
+            let with = |more: &[(u64, u64)]| changed(&[before, more].concat());
+            let (mut winner, loser) = (changed(before), with(&[(last, 3), (3, 4)]));
+            assert!(winner.adopt_keys(&loser.keys));
+            assert_eq!(winner.keys, loser.keys, "drivers may come with the key before");
+            assert!(!winner.adopt_keys(&loser.keys), "it is said again until it is answered");
+
+            let (mut winner, mut loser) = (with(&[(last, 5)]), with(&[(last, 3), (3, 4)]));
+            assert!(loser.retire(KeyName(4), FormerKey::Nobody));
+            assert!(winner.adopt_keys(&loser.keys));
+            assert_eq!(names(&winner.keys.line), [before, &[(last, 5)]].concat());
+            assert_eq!(names(&winner.keys.strayed), [(last, 3), (3, 4)]);
+            let former: Vec<_> =
+                winner.former_keys().map(|former| (former.key.0, former.counts_for)).collect();
+            let strayed = [(4, FormerKey::Members), (3, FormerKey::Nobody)];
+            assert_eq!(former[0], (last, FormerKey::Drivers));
+            assert_eq!(former[former.len() - 2..], strayed, "none counts again that counted no more");
+            assert!(!winner.adopt_keys(&loser.keys));
+            assert!(winner.retire(KeyName(4), FormerKey::Nobody));
+            // A third one hears of both.
+            let mut third = changed(&[&[(last, 5)][..], &[(5, 6)]].concat());
+            assert!(third.adopt_keys(&winner.keys));
+            assert_eq!(names(&third.keys.line), [(last, 5), (5, 6)]);
+            assert_eq!(names(&third.keys.strayed), [(last, 3), (3, 4)]);
+        }
+        // Of another mesh's nothing is known.
+        let mut winner = changed(&[(1, 2)]);
+        assert!(!winner.adopt_keys(&changed(&[(8, 9)]).keys));
+        let many: Vec<_> = (100..140).map(|to| (1, to)).collect();
+        for (from, to) in many {
+            winner.adopt_keys(&changed(&[(from, to)]).keys);
+        }
+        assert_eq!((winner.keys.line.len(), winner.keys.strayed.len()), (1, MAX_ROTATIONS));
+    }
+
     #[test]
     fn the_former_key_counts_for_fewer_and_never_for_more() {
         let mut door = Door::default();
         let key = |number: u64| KeyName(number);
-        let step = |from, to| Rotation {
-            from: key(from),
-            to: key(to),
-            salt: Secret([1; 32]),
-            sealed: Secret([2; 32]),
-        };
+        let stages = |door: &Door| door.keys.line.iter().map(|known| known.former).collect::<Vec<_>>();
         door.rotate(&step(1, 2)).unwrap();
-        assert_eq!(door.former(), FormerKey::Anybody);
+        assert_eq!(stages(&door), [FormerKey::Drivers]);
         assert!(text(door.rotate(&step(1, 3))).contains("meanwhile"));
         assert!(door.retire(key(2), FormerKey::Members));
-        assert!(!door.retire(key(2), FormerKey::Anybody) && !door.retire(key(1), FormerKey::Nobody));
-        assert!(door.retire(key(2), FormerKey::Nobody));
-        for number in 2..40 {
+        assert!(!door.retire(key(2), FormerKey::Drivers) && !door.retire(key(1), FormerKey::Nobody));
+        door.rotate(&step(2, 3)).unwrap();
+        door.rotate(&step(3, 4)).unwrap();
+        assert_eq!(stages(&door), [FormerKey::Members, FormerKey::Members, FormerKey::Drivers]);
+        assert!(door.retire(key(3), FormerKey::Nobody));
+        assert_eq!(stages(&door), [FormerKey::Members, FormerKey::Nobody, FormerKey::Drivers]);
+        for number in 4..40 {
             door.rotate(&step(number, number + 1)).unwrap();
         }
-        assert_eq!((door.former(), door.rotations().len()), (FormerKey::Anybody, MAX_ROTATIONS));
+        assert_eq!(door.keys.line.len(), MAX_ROTATIONS);
         let shown = format!("{door:?}");
         assert!(!shown.contains("[1, 1") && !shown.contains("[2, 2"), "{shown}");
     }

@@ -160,6 +160,7 @@ fn command() -> impl Strategy<Value = Command> {
                 jobs: jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect(),
                 tombstones: vec![],
                 forgotten: vec![],
+                keys: KeyChanges::default(),
             }),
         door(),
         // Rarely of the right state, so that most scripts go on.
@@ -223,7 +224,14 @@ fn other_job() -> impl Strategy<Value = Job> {
 
 fn adopt(jobs: impl IntoIterator<Item = (u64, Job)>) -> Command {
     let jobs = jobs.into_iter().map(|(id, job)| (JobId(id), job)).collect();
-    Command::Adopt { claim: claim(LOSER), ended: vec![], jobs, tombstones: vec![], forgotten: vec![] }
+    Command::Adopt {
+        claim: claim(LOSER),
+        ended: vec![],
+        jobs,
+        tombstones: vec![],
+        forgotten: vec![],
+        keys: KeyChanges::default(),
+    }
 }
 
 fn hand_over(state: &StateMachine) -> Command {
@@ -560,8 +568,14 @@ fn what_has_ended_in_another_era_is_known_to_have_ended() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Expired, at: at(3) };
     let tombstones = vec![(JobId(4), freed), (JobId(1), freed)];
-    let command =
-        Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones, forgotten: vec![] };
+    let command = Command::Adopt {
+        claim: claim(LOSER),
+        ended: vec![],
+        jobs: vec![],
+        tombstones,
+        forgotten: vec![],
+        keys: KeyChanges::default(),
+    };
     apply(&mut state, [genesis(), submit(1), command.clone()]);
     assert_eq!(state.find(JobId(4)), Err(Failure::Freed { job: JobId(4), freed }));
     assert!(state.job(JobId(1)).is_some_and(|job| job.phase.is_terminal()), "it has ended there");
@@ -725,6 +739,7 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
         jobs: vec![(JobId(1), job)],
         tombstones: vec![],
         forgotten: vec![],
+        keys: KeyChanges::default(),
     };
     let entry = Entry { request: RequestId(1), command };
     assert!(entry.encode().unwrap().len() <= crate::replica::MAX_ENTRY_BYTES);
@@ -737,7 +752,14 @@ fn eras_that_ended_are_remembered_within_limits() {
     let era = |n: usize| Era { mesh: MeshId(100 + n as u128), ..LOSER };
     let adopt = |mut eras: Vec<Era>| {
         let ended = eras.split_off(1);
-        Command::Adopt { claim: claim(eras[0]), ended, jobs: vec![], tombstones: vec![], forgotten: vec![] }
+        Command::Adopt {
+            claim: claim(eras[0]),
+            ended,
+            jobs: vec![],
+            tombstones: vec![],
+            forgotten: vec![],
+            keys: KeyChanges::default(),
+        }
     };
     // Its own, and one that would win, have not ended with one that loses.
     apply(&mut state, [adopt(vec![era(0), OWN, WINNER]), adopt(vec![era(0)])]);
@@ -859,7 +881,14 @@ fn an_era_of_the_same_epoch_ends_with_the_one_that_did_more() {
     let sibling = Era { founder: NodeId(9), ..OWN };
     let adopt = |work_ms| {
         let claim = Claim { era: sibling, work_ms: Some(work_ms) };
-        Command::Adopt { claim, ended: vec![], jobs: vec![], tombstones: vec![], forgotten: vec![] }
+        Command::Adopt {
+            claim,
+            ended: vec![],
+            jobs: vec![],
+            tombstones: vec![],
+            forgotten: vec![],
+            keys: KeyChanges::default(),
+        }
     };
     let mut state = StateMachine::default();
     apply(&mut state, [genesis(), Command::Claim { work_ms: 700 }, adopt(701)]);
@@ -949,6 +978,7 @@ fn a_result_that_was_lost_here_is_taken_from_where_it_is() {
             jobs: vec![],
             tombstones,
             forgotten: vec![],
+            keys: KeyChanges::default(),
         };
         apply(&mut state, [genesis(), buried, adopt([(1, succeeded_job())])]);
         assert_eq!(state.job(JobId(1)).is_some_and(Job::has_result), taken, "{why:?}");
@@ -960,8 +990,14 @@ fn a_job_that_another_era_has_buried_does_not_run_on() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Cancelled, at: at(3) };
     let tombstones = vec![(JobId(1), freed)];
-    let command =
-        Command::Adopt { claim: claim(LOSER), ended: vec![], jobs: vec![], tombstones, forgotten: vec![] };
+    let command = Command::Adopt {
+        claim: claim(LOSER),
+        ended: vec![],
+        jobs: vec![],
+        tombstones,
+        forgotten: vec![],
+        keys: KeyChanges::default(),
+    };
     let events = apply(&mut state, [genesis(), submit(1), command]);
     assert!(events.contains(&Event::JobEnded { job: JobId(1), phase: JobPhase::Cancelled }), "{events:?}");
     assert!(events.contains(&Event::JobsFreed { jobs: vec![JobId(1)], freed }), "{events:?}");
@@ -1012,8 +1048,37 @@ fn a_forgotten_node_is_no_member_and_never_again_one_in_any_era() {
         jobs: vec![],
         tombstones: vec![],
         forgotten,
+        keys: KeyChanges::default(),
     };
     assert_eq!(outcome(&apply(&mut winner, [adopt])), Ok(()));
     assert!(!winner.members().contains_key(&NodeId(2)));
     assert_eq!(winner.door().forgotten(), state.door().forgotten());
+}
+
+#[test]
+fn the_last_member_is_not_forgotten() {
+    let mut state = StateMachine::default();
+    let mesh = MeshId(9);
+    apply(&mut state, [Command::Genesis { mesh, member: member(1) }, Command::Join { member: member(2) }]);
+    assert_eq!(outcome(&apply(&mut state, [Command::Forget { node: NodeId(2) }])), Ok(()));
+    let before = state.clone();
+    let events = apply(&mut state, [Command::Forget { node: NodeId(1) }]);
+    let refused = outcome(&events).unwrap_err();
+    assert!(refused.to_string().contains("only member"), "{refused}");
+    assert_eq!((state.members(), state.door()), (before.members(), before.door()));
+    // Nor where another part of the mesh was told to forget it.
+    let adopt = Command::Adopt {
+        claim: claim(LOSER),
+        ended: vec![],
+        jobs: vec![],
+        tombstones: vec![],
+        forgotten: vec![NodeId(1), NodeId(3)],
+        keys: KeyChanges::default(),
+    };
+    assert_eq!(outcome(&apply(&mut state, [adopt])), Ok(()));
+    assert!(state.members().contains_key(&NodeId(1)) && !state.door().forgotten().contains(&NodeId(1)));
+    assert!(state.door().forgotten().contains(&NodeId(3)));
+    // Once there is another, it can be.
+    let commands = [Command::Join { member: member(4) }, Command::Forget { node: NodeId(1) }];
+    assert_eq!(outcome(&apply(&mut state, commands)), Ok(()));
 }

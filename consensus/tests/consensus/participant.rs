@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use floe_consensus::membership::ALONE_MS;
 use floe_consensus::participant::HandedOver;
 use floe_consensus::replica::TICK_MS;
-use floe_consensus::state_machine::{Job, Rotation};
+use floe_consensus::state_machine::{Job, Rotated, Rotation};
 use floe_consensus::{Action, Command, Entry, Reading, StateMachine};
 use floe_protocol::message::MeshView;
 use floe_protocol::{
@@ -206,11 +206,16 @@ impl goldenscript::Runner for Runner {
                 let open = door.invitations().iter().filter(|(_, invitation)| invitation.is_open());
                 let open: Vec<_> = open.map(|(id, _)| id.0).collect();
                 let forgotten: Vec<_> = door.forgotten().iter().map(|node| node.0).collect();
-                let (key, former) = (door.rotations().back().map(|last| last.to.0), door.former());
-                writeln!(
-                    mesh.story,
-                    "open {open:?} forgotten {forgotten:?} key {key:?} former for {former:?}"
-                )?;
+                let line = door.keys().line.iter();
+                let line = line.map(|Rotated { rotation, former }| {
+                    format!("{} ({former:?}) -> {}", rotation.from.0, rotation.to.0)
+                });
+                let strayed = door.keys().strayed.iter();
+                let strayed = strayed.map(|Rotated { rotation, former }| {
+                    format!("strayed {} -> {} ({former:?})", rotation.from.0, rotation.to.0)
+                });
+                let keys = line.chain(strayed).collect::<Vec<_>>().join(", ");
+                writeln!(mesh.story, "open {open:?} forgotten {forgotten:?} keys [{keys}]")?;
             }
             ScriptCommand::Finish(ids) => ids.iter().for_each(|id| mesh.finish(*id)),
             ScriptCommand::Kill(ids) => ids.iter().for_each(|id| mesh.kill(*id)),

@@ -154,7 +154,7 @@ impl Service {
             gossip: gossip::behaviour(&config.identity).map_err(Error::Gossip)?,
             mdns: mdns.into(),
         };
-        let swarm = Swarm::new(transport, behaviour, me, swarm_config());
+        let swarm = Swarm::new(transport, behaviour, me, libp2p::swarm::Config::with_tokio_executor());
         let mut book = AddressBook::new(me);
         let now = Instant::now();
         for address in &config.join {
@@ -376,7 +376,8 @@ impl Service {
     fn list(&mut self) {
         let (fingerprint, former) = (self.gate.key().fingerprint(), self.gate.former());
         if let Some(listed) = &mut self.listed
-            && let Err(error) = listed.rekey(fingerprint, former.map(KeyName::fingerprint))
+            && let Err(error) =
+                listed.rekey(fingerprint, former.into_iter().map(KeyName::fingerprint).collect())
         {
             tracing::warn!(%error, "cannot tell this machine's other nodes of the new key");
         }

@@ -343,7 +343,20 @@ async fn a_failed_dial_says_what_is_wrong_with_the_address() {
     let dial = Connection::dial(&identity, credentials, address.clone(), soon).await;
     assert!(matches!(dial, Err(DialError::NobodyAnswers { .. })));
 
-    drop(silent);
+    // One that hangs up having said nothing, as a floe does that has more visitors than it takes at once.
+    let hangs_up = std::thread::spawn(move || {
+        let (mut socket, _) = silent.accept().unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // Whoever has read all closes without a reset. The first connection is that of the dial before.
+        while socket.read(&mut [0; 1024]).is_ok_and(|read| read > 0) {}
+        let (mut socket, _) = silent.accept().unwrap();
+        let _ = socket.read(&mut [0; 1024]);
+        drop(socket);
+        silent
+    });
+    let error = driver(&key, address.clone()).await.unwrap_err();
+    assert!(matches!(&error, DialError::Refused { refusal: Refusal::HungUp, .. }), "{error}");
+    drop(hangs_up.join().unwrap());
     assert!(matches!(driver(&key, address).await, Err(DialError::NobodyAnswers { .. })));
     for bad in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/1", "/dns4/example.org/tcp/1", "/memory/1"] {
         let dial = driver(&key, bad.parse().unwrap()).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
+use floe_consensus::state_machine::MAX_LASTS_MS;
 use floe_transport::InvitationSecret;
 use libp2p::Multiaddr;
 
@@ -22,8 +23,8 @@ pub(super) struct InviteArgs {
     /// How many nodes it admits
     #[arg(long, value_name = "N", default_value_t = 1)]
     uses: u32,
-    /// For how long, for example 10min, 1h or 7days
-    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    /// For how long, for example 10min, 1h or 7days; up to 30days
+    #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     lasts: Duration,
     #[command(flatten)]
     connect: ConnectArgs,
@@ -52,4 +53,38 @@ pub(super) async fn run(args: InviteArgs) -> anyhow::Result<End> {
     mesh.invite(&secret, args.uses, args.lasts).await?;
     output::print(format_args!("{}\n", Ticket { secret, addresses }))?;
     Ok(End::Done)
+}
+
+/// How long it may last.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| format!("`{text}` is not a time: give for example 10min, 1h or 7days"))?;
+    let most = Duration::from_millis(MAX_LASTS_MS);
+    if time.as_millis() == 0 {
+        return Err("nobody could come by it: give it some time, for example 10min".to_owned());
+    }
+    if time > most {
+        let most = most.as_secs() / 86_400;
+        return Err(format!(
+            "an invitation lasts up to {most} days: one that is forgotten is a door that stands open"
+        ));
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn an_invitation_lasts_some_time_and_not_too_long() {
+        assert_eq!(parse_time("30days"), Ok(Duration::from_secs(30 * 86_400)));
+        for (text, why) in
+            [("0s", "nobody could come"), ("60days", "up to 30 days"), ("soon", "`soon` is not")]
+        {
+            let error = parse_time(text).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 }

@@ -25,8 +25,9 @@ enum KeyCommand {
 /// Change the key of a running mesh
 ///
 /// Jobs and connections go on. Every node makes the new key of the former one and writes it into the file that it read
-/// that from, if it still holds it. For a minute the former key counts as well. Members that were away may come back
-/// with it for two weeks, and hear of the new one then; nobody else may. Drivers on other machines need the new key file.
+/// that from, if it still holds it. For a minute the former key counts for drivers as well. Members that were away may come
+/// back with it for two weeks, and hear of the new one then; no other node may. Drivers on other machines need the new key
+/// file.
 #[derive(Debug, Args)]
 struct RotateArgs {
     #[command(flatten)]
@@ -41,8 +42,8 @@ pub(super) async fn run(args: KeyArgs) -> anyhow::Result<End> {
             let key = args.connect.key()?.context("there is no mesh key on this machine")?;
             let to = mesh.rotate_key(key.name()).await?;
             output::note(format_args!(
-                "the mesh has a new key, {}; the nodes write it into their key files. The former one counts for a minute, \
-                 and for members that are away",
+                "the mesh has a new key, {}; the nodes write it into their key files. The former one counts for drivers for \
+                 a minute, and for members that are away",
                 to.fingerprint()
             ));
         }
