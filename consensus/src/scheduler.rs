@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   events of the state machine ┐                 ┌ Send: Assign, Abort, Free, AskInventory, Lease
-//!   NodeUp, NodeDown, Alive     ├──> step(now) ──>┤ Propose: StageDone, EndJob
-//!   Inventory, Report, Tick     ┘                 └ NodeLost
+//!   NodeUp, NodeDown, NodeLeft  ├──> step(now) ──>┤ Propose: StageDone, EndJob
+//!   Inventory, Report, Tick ... ┘                 └ NodeLost
 //! ```
 //!
 //! It is level-triggered: the replicated state says what must be done, the inventories say what exists, and
@@ -34,6 +34,7 @@ use crate::event::Event;
 use crate::state_machine::{JobWork, StageOutputs, StateMachine};
 
 mod copies;
+mod deaths;
 mod disks;
 mod job;
 mod leases;
@@ -44,12 +45,12 @@ mod stuck;
 mod turns;
 
 pub use copies::COPY_PATIENCE_MS;
+pub use deaths::{MAX_DEATHS, PAUSES_MS, SUDDEN_MS};
 pub use disks::{FULL_PATIENCE_MS, OTHERS_PATIENCE_MS};
 pub use leases::RESULT_LEASE_MS;
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
-    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR,
-    SLOW_MS,
+    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR, SLOW_MS,
 };
 pub use sessions::SESSION_PATIENCE_MS;
 pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
@@ -145,6 +146,11 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
+    /// A node is no longer a member: it left in good order, or was told to go.
+    NodeLeft {
+        /// The node.
+        node: NodeId,
+    },
     /// A node answered a lease.
     Alive {
         /// The node.
@@ -221,6 +227,10 @@ pub struct Scheduler {
     lost: BTreeMap<JobId, u32>,
     /// When jobs were last said to be on their way here.
     submitting: BTreeMap<JobId, u64>,
+    /// How many nodes were lost under this leader.
+    losses: u64,
+    /// Tasks that are not to run again before then.
+    paused: BTreeSet<(u64, TaskId)>,
     /// Members whose inventories are awaited before anything is assigned.
     settling: Option<BTreeSet<NodeId>>,
     /// Jobs that nodes hold partitions of and nobody knows, since when.
@@ -257,6 +267,8 @@ impl Scheduler {
             disks: Disks::default(),
             lost: BTreeMap::new(),
             submitting: BTreeMap::new(),
+            losses: 0,
+            paused: BTreeSet::new(),
             settling: None,
             orphans: BTreeMap::new(),
             adopted_ms: None,
@@ -302,6 +314,7 @@ impl Scheduler {
                 self.ask(node);
             }
             Input::NodeDown { node } => self.node_down(node),
+            Input::NodeLeft { node } => self.node_left(node),
             Input::Alive { node, fence, load } if fence == self.fence => self.alive(node, load),
             Input::Inventory { node, inventory } if inventory.fence == self.fence => {
                 self.inventory(node, inventory);
@@ -474,6 +487,7 @@ impl Scheduler {
     fn stop(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.turns.remove(id);
+        self.paused.retain(|(_, task)| task.job != id);
         for attempt in job.stages.iter().flat_map(|stage| &stage.tasks).flat_map(|task| &task.attempts) {
             self.nodes.release(attempt.node, attempt.id);
             self.aborts.entry(attempt.node).or_default().push(attempt.id);
@@ -580,6 +594,7 @@ impl Scheduler {
     fn tick(&mut self) {
         self.count_work();
         self.check_leases();
+        self.end_pauses();
         // Should it have been missed that one can go on, it tries again all the same.
         self.turns.wake(WAKE_TICKS);
         for id in self.next_to_look_at() {
@@ -715,7 +730,7 @@ impl Scheduler {
         let tries = &mut job.task_mut(place).tries;
         let attempt = AttemptId::new(task, self.fence, *tries);
         *tries = tries.wrapping_add(1);
-        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
+        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms, apart });
         self.nodes.reserve(node, attempt, memory_bytes);
         let budget_bytes = self.nodes.get(node).map_or(memory_bytes, |node| node.memory_bytes());
         let assignment = Assignment {
@@ -747,6 +762,7 @@ impl Input {
             }
             Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
             Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),
+            Event::MemberLeft { node } => Some(Self::NodeLeft { node: *node }),
             Event::JobsFreed { jobs, .. } => Some(Self::JobsFreed { jobs: jobs.clone() }),
             _ => None,
         }

@@ -133,6 +133,11 @@ impl Nodes {
         self.nodes.get(&node).is_some_and(|node| node.standing == Standing::Live)
     }
 
+    /// Whether a node answers, or is asked.
+    pub(super) fn is_there(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.standing != Standing::Absent)
+    }
+
     /// Whether any node can take a task.
     pub(super) fn any_free(&self) -> bool {
         !self.free.is_empty()

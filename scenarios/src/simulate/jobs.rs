@@ -87,6 +87,12 @@ impl Order {
         graph.stages.iter().flat_map(|stage| &stage.tasks).any(|task| task.split == POISON)
     }
 
+    /// Whether it submits a job that calls functions.
+    pub(super) fn calls(&self) -> bool {
+        let Command::Submit { graph, .. } = &self.entry.command else { return false };
+        graph.stages.iter().any(|stage| matches!(stage.work, Work::Function(_)))
+    }
+
     /// Whether it opens a standing job.
     pub(super) fn stands(&self) -> bool {
         matches!(&self.entry.command, Command::Submit { graph, .. } if is_standing(graph))
