@@ -41,6 +41,7 @@ mod leases;
 mod placement;
 mod recovery;
 mod sessions;
+mod set_aside;
 mod stuck;
 mod turns;
 
@@ -53,6 +54,7 @@ pub use recovery::{
     GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR, SLOW_MS,
 };
 pub use sessions::SESSION_PATIENCE_MS;
+pub use set_aside::{BLOCKED_PATIENCE_MS, HOLD_MS};
 pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
 
 use copies::Copies;
@@ -60,6 +62,7 @@ use disks::Disks;
 use job::{Attempt, Job, Place, Reads};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
+use set_aside::SetAside;
 use turns::{Need, Turns};
 
 /// How often nodes are told that this leader still leads, and are expected to answer.
@@ -215,6 +218,7 @@ pub struct Scheduler {
     nodes: Nodes,
     /// Jobs with tasks that may be assigned.
     turns: Turns,
+    set_aside: SetAside,
     /// The job that was looked at last.
     looked_at: JobId,
     /// Commands that end jobs, until they apply, and when they were last proposed.
@@ -260,6 +264,7 @@ impl Scheduler {
             jobs: BTreeMap::new(),
             nodes: Nodes::default(),
             turns: Turns::default(),
+            set_aside: SetAside::default(),
             looked_at: JobId(0),
             ending: BTreeMap::new(),
             leases: Leases::default(),
@@ -487,6 +492,7 @@ impl Scheduler {
     fn stop(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.turns.remove(id);
+        self.is_blocked_no_more(id);
         self.paused.retain(|(_, task)| task.job != id);
         for attempt in job.stages.iter().flat_map(|stage| &stage.tasks).flat_map(|task| &task.attempts) {
             self.nodes.release(attempt.node, attempt.id);
@@ -595,6 +601,7 @@ impl Scheduler {
         self.count_work();
         self.check_leases();
         self.end_pauses();
+        self.check_set_aside();
         // Should it have been missed that one can go on, it tries again all the same.
         self.turns.wake(WAKE_TICKS);
         for id in self.next_to_look_at() {
@@ -646,15 +653,16 @@ impl Scheduler {
             // What could go elsewhere then may have to go where it failed.
             self.turns.wake_all();
         }
+        self.use_set_aside();
         for node in self.nodes.take_relieved() {
             self.fill(node);
         }
         while self.nodes.any_free() {
             let Some(id) = self.turns.next() else { break };
-            match self.assign_next(id) {
+            match self.assign_next(id, None) {
                 Ok(()) => self.keep_turn(id),
-                Err(Some(need)) => self.turns.block(id, need),
-                Err(None) => {}
+                Err(Some(need)) => self.turns.block(id, need, self.now_ms),
+                Err(None) => self.turns.served(id),
             }
         }
     }
@@ -666,7 +674,7 @@ impl Scheduler {
             && let Some((number, id)) = self.turns.first_for(node, means, from)
         {
             from = number + 1;
-            match self.assign_next(id) {
+            match self.assign_next(id, None) {
                 Ok(()) => {
                     self.turns.remove(id);
                     self.keep_turn(id);
@@ -684,8 +692,8 @@ impl Scheduler {
         }
     }
 
-    /// Assigns one task of a job; or says what its next tasks take, if it has any.
-    fn assign_next(&mut self, id: JobId) -> Result<(), Option<Need>> {
+    /// Assigns one task of a job, to the node if one is given; or says what its next tasks take, if it has any.
+    fn assign_next(&mut self, id: JobId, at: Option<NodeId>) -> Result<(), Option<Need>> {
         let Some(job) = self.jobs.get_mut(&id) else { return Err(None) };
         let mut blocked: Option<Need> = None;
         for stage in 0..job.stages.len() {
@@ -697,8 +705,14 @@ impl Scheduler {
             {
                 let Some(reads) = job.reads(place) else { break };
                 let memory_bytes = task_memory_bytes(read_bytes(job, place, &reads));
-                let mut node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
-                if node.is_none() && recovery::relent(&self.nodes, job, place) {
+                let mut node = match at {
+                    Some(at) => {
+                        let takes = choose_among(&self.nodes, job, place)(at);
+                        (takes && self.nodes.has_room_aside(at, memory_bytes)).then_some(at)
+                    }
+                    None => choose(&self.nodes, job, place, &reads, memory_bytes, false),
+                };
+                if node.is_none() && at.is_none() && recovery::relent(&self.nodes, job, place) {
                     node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
                 }
                 if let Some(node) = node {
@@ -731,6 +745,8 @@ impl Scheduler {
         let attempt = AttemptId::new(task, self.fence, *tries);
         *tries = tries.wrapping_add(1);
         job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms, apart });
+        self.turns.served(id);
+        self.is_blocked_no_more(id);
         self.nodes.reserve(node, attempt, memory_bytes);
         let budget_bytes = self.nodes.get(node).map_or(memory_bytes, |node| node.memory_bytes());
         let assignment = Assignment {
@@ -779,9 +795,7 @@ fn choose(
     memory_bytes: u64,
     at_once: bool,
 ) -> Option<NodeId> {
-    let spec = &job.graph.stages[place.stage];
-    let stage = &job.stages[place.stage];
-    let task = job.task(place);
+    let (spec, stage) = (&job.graph.stages[place.stage], &job.stages[place.stage]);
     let total = reads.bytes;
     let near = reads.bytes_at.iter().filter(|(_, bytes)| total > 0 && **bytes >= total.div_ceil(2));
     let near: Vec<NodeId> = near.map(|(node, _)| *node).collect();
@@ -793,17 +807,28 @@ fn choose(
         memory_bytes,
         at_once,
     };
-    let refuses = |node| {
-        stage.refused.contains_key(&node)
-            || task.excluded.contains(&node)
-            || task.attempts.iter().any(|attempt| attempt.node == node)
-    };
+    let refuses = |node| refuses(job, place, node);
     // A node that joined since may see the files too. It is tried when it is idle and all others have enough to
     // do, and says at once if it does not.
     nodes.pick(&wish, refuses).or_else(|| {
         let anywhere = Wish { only: &[], at_once: true, ..wish };
         (!wish.only.is_empty()).then(|| nodes.pick(&anywhere, refuses))?
     })
+}
+
+/// Whether a task must not go to a node.
+fn refuses(job: &Job, place: Place, node: NodeId) -> bool {
+    let task = job.task(place);
+    job.stages[place.stage].refused.contains_key(&node)
+        || task.excluded.contains(&node)
+        || task.attempts.iter().any(|attempt| attempt.node == node)
+}
+
+/// The nodes where a task may wait for room: of those that see its files, if any does.
+fn choose_among(nodes: &Nodes, job: &Job, place: Place) -> impl Fn(NodeId) -> bool {
+    let (seen_by, refused) = (&job.graph.stages[place.stage].seen_by, &job.stages[place.stage].refused);
+    let is_seen = seen_by.iter().any(|node| nodes.is_live(*node) && !refused.contains_key(node));
+    move |node| !refuses(job, place, node) && (!is_seen || seen_by.binary_search(&node).is_ok())
 }
 
 /// Bytes a task reads, from files and from other stages.

@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use floe_protocol::{JobId, NodeId};
 
@@ -25,6 +26,10 @@ pub(super) struct Turns {
     blocked_at: BTreeMap<JobId, u64>,
     /// What they need of memory, and their places.
     least: BTreeSet<(u64, u64)>,
+    /// Jobs that fitted nowhere, since when, until they are given something: also while they have another try.
+    since_ms: BTreeMap<JobId, u64>,
+    /// The same, the one that waits for longest first.
+    in_order: BTreeSet<(u64, JobId)>,
     count: u64,
 }
 
@@ -89,8 +94,10 @@ impl Turns {
     }
 
     /// A job's next tasks fit no node.
-    pub(super) fn block(&mut self, job: JobId, need: Need) {
+    pub(super) fn block(&mut self, job: JobId, need: Need, now_ms: u64) {
         self.unblock(job);
+        let since_ms = *self.since_ms.entry(job).or_insert(now_ms);
+        self.in_order.insert((since_ms, job));
         self.count += 1;
         self.blocked_at.insert(job, self.count);
         self.least.insert((need.memory_bytes, self.count));
@@ -130,8 +137,32 @@ impl Turns {
         woken.into_iter().for_each(|job| self.touched(job));
     }
 
+    /// Whether a job fits nowhere for now.
+    pub(super) fn is_blocked(&self, job: JobId) -> bool {
+        self.since_ms.contains_key(&job)
+    }
+
+    /// Jobs that are blocked since then or earlier, those behind the given one.
+    pub(super) fn blocked_since(
+        &self,
+        behind: Option<(u64, JobId)>,
+        since_ms: u64,
+    ) -> impl Iterator<Item = (u64, JobId)> {
+        let from = behind.map_or(Bound::Unbounded, Bound::Excluded);
+        let later = self.in_order.range((from, Bound::Unbounded)).copied();
+        later.take_while(move |(since, _)| *since <= since_ms)
+    }
+
+    /// A job was given something.
+    pub(super) fn served(&mut self, job: JobId) {
+        if let Some(since_ms) = self.since_ms.remove(&job) {
+            self.in_order.remove(&(since_ms, job));
+        }
+    }
+
     /// A job is over, or has nothing to assign any more.
     pub(super) fn remove(&mut self, job: JobId) {
+        self.served(job);
         self.unblock(job);
         if self.queued.remove(&job) {
             self.turn.retain(|queued| *queued != job);
@@ -154,7 +185,7 @@ mod tests {
         for (job, memory_bytes) in [(1, 300), (2, 100), (3, 100)] {
             turns.touched(JobId(job));
             let next = turns.next().unwrap();
-            turns.block(next, Need { memory_bytes, only: vec![] });
+            turns.block(next, Need { memory_bytes, only: vec![] }, 0);
         }
         assert_eq!(turns.next(), None);
         let node = NodeId(7);
@@ -175,7 +206,7 @@ mod tests {
     #[test]
     fn a_job_that_only_some_nodes_may_queue_waits_for_a_slot_elsewhere() {
         let mut turns = Turns::default();
-        turns.block(JobId(1), Need { memory_bytes: 1, only: vec![NodeId(1)] });
+        turns.block(JobId(1), Need { memory_bytes: 1, only: vec![NodeId(1)] }, 0);
         assert!(turns.first_for(NodeId(1), means(10, false), 0).is_some());
         assert!(turns.first_for(NodeId(2), means(10, false), 0).is_none());
         assert!(turns.first_for(NodeId(2), means(10, true), 0).is_some());

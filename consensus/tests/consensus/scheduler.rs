@@ -476,6 +476,51 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+
+    /// However much a task takes, it runs in the end: small ones that keep coming give way, in whatever order they end.
+    #[test]
+    fn large_tasks_run_beside_small_ones_that_keep_coming(
+        large in prop::collection::vec((1..4_u32, 1..200_u64), 1..5),
+        ends in prop::collection::vec(any::<prop::sample::Index>(), 64),
+    ) {
+        let mut world = World::new();
+        (1..4).for_each(|id| world.add(id, 2, 64 << 20));
+        let submit = |world: &mut World, number: u64, stage: String| {
+            world.commit(Command::Submit {
+                job: job(number),
+                label: String::new(),
+                graph: graph(&[stage]),
+                submitted_at: WallTime::from_unix_ms(0),
+            });
+        };
+        let mut small = 1_000..;
+        for (number, (tasks, mib)) in large.iter().enumerate() {
+            submit(&mut world, number as u64, format!("scan x{tasks} bytes {}", mib << 20));
+        }
+        let is_done = |world: &World, number: usize| {
+            world.state.job(job(number as u64)).is_some_and(|job| job.phase == JobPhase::Succeeded)
+        };
+        for round in 0_usize.. {
+            // More wait than there are slots.
+            while world.state.jobs().values().filter(|job| !job.phase.is_terminal()).count() < 40 {
+                submit(&mut world, small.next().unwrap(), "scan x1".to_owned());
+            }
+            if (0..large.len()).all(|number| is_done(&world, number)) {
+                break;
+            }
+            prop_assert!(round < 3_000, "a large task never runs\n{}", world.story);
+            world.pass(100);
+            let attempts = world.attempts();
+            let (node, attempt) = *ends[round % ends.len()].get(&attempts);
+            world.run_out(node, attempt);
+            world.check();
+            world.story.clear();
+        }
+    }
+}
+
 /// A thousand nodes and many tasks: no decision looks at all of either, or this would not end.
 #[test]
 fn a_large_mesh_is_scheduled_to_the_end() {
