@@ -104,6 +104,8 @@ pub enum Input {
         job: JobId,
         /// What to run.
         graph: Arc<StageGraph>,
+        /// Whose it is: drivers take turns.
+        owner: u64,
     },
     /// The mesh took over another era's job, or what became of it there.
     JobAdopted {
@@ -113,6 +115,8 @@ pub enum Input {
         work: JobWork,
         /// Whether it only keeps its result.
         succeeded: bool,
+        /// Whose it is.
+        owner: u64,
     },
     /// The mesh knows a stage's partitions.
     StageDone {
@@ -288,7 +292,7 @@ impl Scheduler {
         }
         for (id, job) in state.jobs() {
             let Some(work) = &job.work else { continue };
-            scheduler.add_job(*id, work.graph.clone(), &work.outputs, job.has_result());
+            scheduler.add_job(*id, work.graph.clone(), &work.outputs, job.owner, job.has_result());
             scheduler.inherit(*id);
         }
         if !scheduler.jobs.is_empty() {
@@ -302,8 +306,10 @@ impl Scheduler {
         self.now_ms = self.now_ms.max(now.ms);
         self.wall = now.wall;
         match input {
-            Input::JobAccepted { job, graph } => self.job_accepted(job, graph),
-            Input::JobAdopted { job, work, succeeded } => self.job_adopted(job, work, succeeded),
+            Input::JobAccepted { job, graph, owner } => self.job_accepted(job, graph, owner),
+            Input::JobAdopted { job, work, succeeded, owner } => {
+                self.job_adopted(job, work, succeeded, owner);
+            }
             Input::StageDone { job, stage } => self.stage_agreed(job, stage),
             Input::JobEnded { job, phase: JobPhase::Succeeded } => {
                 self.ending.remove(&job);
@@ -390,9 +396,10 @@ impl Scheduler {
         id: JobId,
         graph: Arc<StageGraph>,
         outputs: &[Option<StageOutputs>],
+        owner: u64,
         succeeded: bool,
     ) {
-        let mut job = Job::new(id, graph);
+        let mut job = Job::new(id, graph, owner);
         job.restore(outputs);
         for stage in 0..job.stages.len() {
             for (partition, holders) in (0..).zip(job.holders(stage)) {
@@ -426,10 +433,10 @@ impl Scheduler {
         }
     }
 
-    fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
+    fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>, owner: u64) {
         if !self.jobs.contains_key(&id) {
             self.ending.remove(&id);
-            self.add_job(id, graph, &[], false);
+            self.add_job(id, graph, &[], owner, false);
             if let (Some(tries), Some(job)) = (self.lost.remove(&id), self.jobs.get_mut(&id)) {
                 job.count_from(tries);
             }
@@ -438,11 +445,11 @@ impl Scheduler {
     }
 
     /// The nodes of the era that the job is of are about to join, with what they hold of it.
-    fn job_adopted(&mut self, id: JobId, work: JobWork, succeeded: bool) {
+    fn job_adopted(&mut self, id: JobId, work: JobWork, succeeded: bool, owner: u64) {
         // What ran of it here is of no use if it has ended elsewhere.
         let tries = self.jobs.get(&id).map_or(0, Job::tries);
         self.stop(id);
-        self.add_job(id, work.graph, &work.outputs, succeeded);
+        self.add_job(id, work.graph, &work.outputs, owner, succeeded);
         self.inherit(id);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.count_from(tries);
@@ -567,9 +574,7 @@ impl Scheduler {
 
     /// After any change of a job: its turn if it has tasks to assign, and its complete stages proposed.
     fn touch(&mut self, id: JobId) {
-        if self.jobs.get(&id).is_some_and(Job::has_ready) {
-            self.turns.touched(id);
-        }
+        self.keep_turn(id);
         self.propose_stages(id);
     }
 
@@ -659,36 +664,50 @@ impl Scheduler {
         }
         while self.nodes.any_free() {
             let Some(id) = self.turns.next() else { break };
-            match self.assign_next(id, None) {
-                Ok(()) => self.keep_turn(id),
-                Err(Some(need)) => self.turns.block(id, need, self.now_ms),
-                Err(None) => self.turns.served(id),
-            }
+            self.take_turn(id);
         }
     }
 
-    /// Gives a node that can take more of what was blocked.
+    /// Assigns one task of the job whose turn it is.
+    fn take_turn(&mut self, id: JobId) {
+        match self.assign_next(id, None) {
+            Ok(()) => self.keep_turn(id),
+            Err(Some(need)) => {
+                let owner = self.jobs.get(&id).map_or(0, |job| job.owner);
+                self.turns.block(id, owner, need, self.now_ms);
+            }
+            Err(None) => self.turns.remove(id),
+        }
+    }
+
+    /// Gives a node that can take more of what was blocked, unless it is another driver's turn.
     fn fill(&mut self, node: NodeId) {
-        let mut from = 0;
+        let mut from = (0, 0);
         while let Some(means) = self.nodes.means(node)
-            && let Some((number, id)) = self.turns.first_for(node, means, from)
+            && let Some((position, id)) = self.turns.first_for(node, means, from)
         {
-            from = number + 1;
+            if self.turns.is_others_turn(position)
+                && let Some(others) = self.turns.next()
+            {
+                self.take_turn(others);
+                continue;
+            }
+            from = (position.0, position.1 + 1);
             match self.assign_next(id, None) {
                 Ok(()) => {
                     self.turns.remove(id);
                     self.keep_turn(id);
                 }
-                Err(Some(need)) => self.turns.in_vain(number, node, means, need),
+                Err(Some(need)) => self.turns.in_vain(position, node, means, need),
                 Err(None) => self.turns.remove(id),
             }
         }
     }
 
-    /// A job that was given something has its turn again, if it has more.
+    /// A job has its turn (again) if it has something to assign.
     fn keep_turn(&mut self, id: JobId) {
-        if self.jobs.get(&id).is_some_and(Job::has_ready) {
-            self.turns.touched(id);
+        if let Some(job) = self.jobs.get(&id).filter(|job| job.has_ready()) {
+            self.turns.touched(id, job.owner);
         }
     }
 
@@ -745,7 +764,7 @@ impl Scheduler {
         let attempt = AttemptId::new(task, self.fence, *tries);
         *tries = tries.wrapping_add(1);
         job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms, apart });
-        self.turns.served(id);
+        self.turns.served(id, job.owner);
         self.is_blocked_no_more(id);
         self.nodes.reserve(node, attempt, memory_bytes);
         let budget_bytes = self.nodes.get(node).map_or(memory_bytes, |node| node.memory_bytes());
@@ -772,9 +791,12 @@ impl Input {
     /// What the scheduler must know of an event, if anything.
     pub fn from_event(event: &Event) -> Option<Self> {
         match event {
-            Event::JobAccepted { job, graph } => Some(Self::JobAccepted { job: *job, graph: graph.clone() }),
-            Event::JobAdopted { job, work, succeeded } => {
-                Some(Self::JobAdopted { job: *job, work: work.clone(), succeeded: *succeeded })
+            Event::JobAccepted { job, graph, owner } => {
+                Some(Self::JobAccepted { job: *job, graph: graph.clone(), owner: *owner })
+            }
+            Event::JobAdopted { job, work, succeeded, owner } => {
+                let work = work.clone();
+                Some(Self::JobAdopted { job: *job, work, succeeded: *succeeded, owner: *owner })
             }
             Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
             Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),

@@ -41,6 +41,8 @@ pub(super) struct Place {
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) graph: Arc<StageGraph>,
+    /// Whose it is.
+    pub(super) owner: u64,
     /// What its partitions are marked with.
     pub(super) mark: u64,
     pub(super) stages: Vec<Stage>,
@@ -137,7 +139,7 @@ pub(super) struct Attempt {
 
 impl Job {
     /// A job of which nothing has run, but what came with the submission.
-    pub(super) fn new(id: JobId, graph: Arc<StageGraph>) -> Self {
+    pub(super) fn new(id: JobId, graph: Arc<StageGraph>, owner: u64) -> Self {
         let outputs: Vec<_> = graph
             .stages
             .iter()
@@ -151,6 +153,7 @@ impl Job {
             stages: graph.stages.iter().map(Stage::new).collect(),
             mark: graph.fingerprint(),
             graph: graph.clone(),
+            owner,
             succeeded: false,
             inherited: false,
             stuck_since_ms: None,

@@ -34,10 +34,12 @@ enum ScriptCommand {
         #[arg(key)]
         mib: Option<u64>,
     },
-    /// A job is accepted; one line a stage (see `world::graph`).
+    /// A driver's job is accepted; one line a stage (see `world::graph`).
     Submit {
         id: u64,
         stages: Vec<String>,
+        #[arg(key)]
+        by: Option<u64>,
     },
     /// Tasks end well, `job/stage/partition`. On the node of their oldest attempt unless one is named.
     Done {
@@ -169,11 +171,12 @@ impl goldenscript::Runner for Runner {
                     self.0.add(*id, slots.unwrap_or(2), mib.unwrap_or(1024) << 20);
                 }
             }
-            ScriptCommand::Submit { id, stages } => {
+            ScriptCommand::Submit { id, stages, by } => {
                 let submit = Command::Submit {
                     job: job(*id),
                     label: "q".to_owned(),
                     graph: graph(stages),
+                    owner: by.unwrap_or(1),
                     submitted_at: WallTime::from_unix_ms(self.0.now_ms),
                 };
                 self.0.commit(submit);
@@ -378,7 +381,7 @@ proptest! {
                 job: job(number as u64),
                 label: String::new(),
                 graph: graph(stages),
-                submitted_at: WallTime::from_unix_ms(0),
+                owner: 1, submitted_at: WallTime::from_unix_ms(0),
             };
             world.commit(submit);
         }
@@ -492,7 +495,7 @@ proptest! {
                 job: job(number),
                 label: String::new(),
                 graph: graph(&[stage]),
-                submitted_at: WallTime::from_unix_ms(0),
+                owner: 1, submitted_at: WallTime::from_unix_ms(0),
             });
         };
         let mut small = 1_000..;
@@ -534,6 +537,7 @@ fn a_large_mesh_is_scheduled_to_the_end() {
             job: job(number),
             label: String::new(),
             graph: graph.clone(),
+            owner: 1,
             submitted_at: WallTime::from_unix_ms(0),
         };
         world.commit(submit);

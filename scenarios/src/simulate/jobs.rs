@@ -37,7 +37,13 @@ impl Order {
                 (TaskId { job, stage: stage.id, partition: partition as u32 }, placed.clone())
             }));
         }
-        let command = Command::Submit { job, label: format!("job {job}"), graph, submitted_at: now };
+        let command = Command::Submit {
+            job,
+            label: format!("job {job}"),
+            graph,
+            owner: number as u64 % 3,
+            submitted_at: now,
+        };
         Self::new(number, job, command, frames)
     }
 
@@ -47,7 +53,13 @@ impl Order {
         let mut calls = stage(0, 1, Vec::new());
         calls.work = Work::Calls;
         let graph = StageGraph { stages: vec![calls], schema: Bytes::new() };
-        let command = Command::Submit { job, label: format!("calls {job}"), graph, submitted_at: now };
+        let command = Command::Submit {
+            job,
+            label: format!("calls {job}"),
+            graph,
+            owner: number as u64 % 3,
+            submitted_at: now,
+        };
         Self::new(number, job, command, Vec::new())
     }
 
