@@ -85,6 +85,8 @@ pub enum Command {
         label: String,
         /// What to run.
         graph: StageGraph,
+        /// Whose it is, a number made of the driver's identity: drivers take turns.
+        owner: u64,
         /// When, by the accepting node's clock.
         submitted_at: WallTime,
     },

@@ -46,6 +46,8 @@ pub enum Event {
         job: JobId,
         /// What to run.
         graph: Arc<StageGraph>,
+        /// Whose it is.
+        owner: u64,
     },
     /// A job of another era is this one's now; or what became of it there, if both knew it.
     JobAdopted {
@@ -55,6 +57,8 @@ pub enum Event {
         work: JobWork,
         /// Whether it had succeeded, and only keeps its result.
         succeeded: bool,
+        /// Whose it is.
+        owner: u64,
     },
     /// This era has ended: its jobs are in another's hands.
     Yielded {

@@ -628,10 +628,7 @@ impl Participant {
                 }
                 self.keep_membership();
             }
-            Event::MemberLeft { node } => {
-                self.schedule(Input::NodeDown { node: *node });
-                self.keep_membership();
-            }
+            Event::MemberLeft { .. } => self.keep_membership(),
             Event::Elected { term } => self.elected(*term),
             Event::Deposed { .. } => {
                 self.scheduler = None;

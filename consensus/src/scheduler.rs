@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   events of the state machine ┐                 ┌ Send: Assign, Abort, Free, AskInventory, Lease
-//!   NodeUp, NodeDown, Alive     ├──> step(now) ──>┤ Propose: StageDone, EndJob
-//!   Inventory, Report, Tick     ┘                 └ NodeLost
+//!   NodeUp, NodeDown, NodeLeft  ├──> step(now) ──>┤ Propose: StageDone, EndJob
+//!   Inventory, Report, Tick ... ┘                 └ NodeLost
 //! ```
 //!
 //! It is level-triggered: the replicated state says what must be done, the inventories say what exists, and
@@ -34,24 +34,27 @@ use crate::event::Event;
 use crate::state_machine::{JobWork, StageOutputs, StateMachine};
 
 mod copies;
+mod deaths;
 mod disks;
 mod job;
 mod leases;
 mod placement;
 mod recovery;
 mod sessions;
+mod set_aside;
 mod stuck;
 mod turns;
 
 pub use copies::COPY_PATIENCE_MS;
+pub use deaths::{MAX_DEATHS, PAUSES_MS, SUDDEN_MS};
 pub use disks::{FULL_PATIENCE_MS, OTHERS_PATIENCE_MS};
 pub use leases::RESULT_LEASE_MS;
 pub use placement::{HEAVY_BYTES, MEMORY_FACTOR, MIN_TASK_BYTES, QUEUE_AHEAD};
 pub use recovery::{
-    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_DEATHS, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR,
-    SLOW_MS,
+    GRACE_MS, LEASE_MS, MAX_ATTEMPTS, MAX_CRASHES, MAX_INPUT_LOSSES, SETTLE_MS, SLOW_FACTOR, SLOW_MS,
 };
 pub use sessions::SESSION_PATIENCE_MS;
+pub use set_aside::{BLOCKED_PATIENCE_MS, HOLD_MS};
 pub use stuck::{AWAY_PATIENCE_MS, UNSEEN_PATIENCE_MS};
 
 use copies::Copies;
@@ -59,6 +62,7 @@ use disks::Disks;
 use job::{Attempt, Job, Place, Reads};
 use leases::Leases;
 use placement::{Nodes, Standing, Wish, task_memory_bytes};
+use set_aside::SetAside;
 use turns::{Need, Turns};
 
 /// How often nodes are told that this leader still leads, and are expected to answer.
@@ -100,6 +104,8 @@ pub enum Input {
         job: JobId,
         /// What to run.
         graph: Arc<StageGraph>,
+        /// Whose it is: drivers take turns.
+        owner: u64,
     },
     /// The mesh took over another era's job, or what became of it there.
     JobAdopted {
@@ -109,6 +115,8 @@ pub enum Input {
         work: JobWork,
         /// Whether it only keeps its result.
         succeeded: bool,
+        /// Whose it is.
+        owner: u64,
     },
     /// The mesh knows a stage's partitions.
     StageDone {
@@ -142,6 +150,11 @@ pub enum Input {
     },
     /// The connection to a node was lost.
     NodeDown {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node is no longer a member: it left in good order, or was told to go.
+    NodeLeft {
         /// The node.
         node: NodeId,
     },
@@ -209,6 +222,7 @@ pub struct Scheduler {
     nodes: Nodes,
     /// Jobs with tasks that may be assigned.
     turns: Turns,
+    set_aside: SetAside,
     /// The job that was looked at last.
     looked_at: JobId,
     /// Commands that end jobs, until they apply, and when they were last proposed.
@@ -221,6 +235,10 @@ pub struct Scheduler {
     lost: BTreeMap<JobId, u32>,
     /// When jobs were last said to be on their way here.
     submitting: BTreeMap<JobId, u64>,
+    /// How many nodes were lost under this leader.
+    losses: u64,
+    /// Tasks that are not to run again before then.
+    paused: BTreeSet<(u64, TaskId)>,
     /// Members whose inventories are awaited before anything is assigned.
     settling: Option<BTreeSet<NodeId>>,
     /// Jobs that nodes hold partitions of and nobody knows, since when.
@@ -250,6 +268,7 @@ impl Scheduler {
             jobs: BTreeMap::new(),
             nodes: Nodes::default(),
             turns: Turns::default(),
+            set_aside: SetAside::default(),
             looked_at: JobId(0),
             ending: BTreeMap::new(),
             leases: Leases::default(),
@@ -257,6 +276,8 @@ impl Scheduler {
             disks: Disks::default(),
             lost: BTreeMap::new(),
             submitting: BTreeMap::new(),
+            losses: 0,
+            paused: BTreeSet::new(),
             settling: None,
             orphans: BTreeMap::new(),
             adopted_ms: None,
@@ -271,7 +292,7 @@ impl Scheduler {
         }
         for (id, job) in state.jobs() {
             let Some(work) = &job.work else { continue };
-            scheduler.add_job(*id, work.graph.clone(), &work.outputs, job.has_result());
+            scheduler.add_job(*id, work.graph.clone(), &work.outputs, job.owner, job.has_result());
             scheduler.inherit(*id);
         }
         if !scheduler.jobs.is_empty() {
@@ -285,8 +306,10 @@ impl Scheduler {
         self.now_ms = self.now_ms.max(now.ms);
         self.wall = now.wall;
         match input {
-            Input::JobAccepted { job, graph } => self.job_accepted(job, graph),
-            Input::JobAdopted { job, work, succeeded } => self.job_adopted(job, work, succeeded),
+            Input::JobAccepted { job, graph, owner } => self.job_accepted(job, graph, owner),
+            Input::JobAdopted { job, work, succeeded, owner } => {
+                self.job_adopted(job, work, succeeded, owner);
+            }
             Input::StageDone { job, stage } => self.stage_agreed(job, stage),
             Input::JobEnded { job, phase: JobPhase::Succeeded } => {
                 self.ending.remove(&job);
@@ -302,6 +325,7 @@ impl Scheduler {
                 self.ask(node);
             }
             Input::NodeDown { node } => self.node_down(node),
+            Input::NodeLeft { node } => self.node_left(node),
             Input::Alive { node, fence, load } if fence == self.fence => self.alive(node, load),
             Input::Inventory { node, inventory } if inventory.fence == self.fence => {
                 self.inventory(node, inventory);
@@ -372,9 +396,10 @@ impl Scheduler {
         id: JobId,
         graph: Arc<StageGraph>,
         outputs: &[Option<StageOutputs>],
+        owner: u64,
         succeeded: bool,
     ) {
-        let mut job = Job::new(id, graph);
+        let mut job = Job::new(id, graph, owner);
         job.restore(outputs);
         for stage in 0..job.stages.len() {
             for (partition, holders) in (0..).zip(job.holders(stage)) {
@@ -408,10 +433,10 @@ impl Scheduler {
         }
     }
 
-    fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>) {
+    fn job_accepted(&mut self, id: JobId, graph: Arc<StageGraph>, owner: u64) {
         if !self.jobs.contains_key(&id) {
             self.ending.remove(&id);
-            self.add_job(id, graph, &[], false);
+            self.add_job(id, graph, &[], owner, false);
             if let (Some(tries), Some(job)) = (self.lost.remove(&id), self.jobs.get_mut(&id)) {
                 job.count_from(tries);
             }
@@ -420,11 +445,11 @@ impl Scheduler {
     }
 
     /// The nodes of the era that the job is of are about to join, with what they hold of it.
-    fn job_adopted(&mut self, id: JobId, work: JobWork, succeeded: bool) {
+    fn job_adopted(&mut self, id: JobId, work: JobWork, succeeded: bool, owner: u64) {
         // What ran of it here is of no use if it has ended elsewhere.
         let tries = self.jobs.get(&id).map_or(0, Job::tries);
         self.stop(id);
-        self.add_job(id, work.graph, &work.outputs, succeeded);
+        self.add_job(id, work.graph, &work.outputs, owner, succeeded);
         self.inherit(id);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.count_from(tries);
@@ -474,6 +499,8 @@ impl Scheduler {
     fn stop(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.turns.remove(id);
+        self.is_blocked_no_more(id);
+        self.paused.retain(|(_, task)| task.job != id);
         for attempt in job.stages.iter().flat_map(|stage| &stage.tasks).flat_map(|task| &task.attempts) {
             self.nodes.release(attempt.node, attempt.id);
             self.aborts.entry(attempt.node).or_default().push(attempt.id);
@@ -547,9 +574,7 @@ impl Scheduler {
 
     /// After any change of a job: its turn if it has tasks to assign, and its complete stages proposed.
     fn touch(&mut self, id: JobId) {
-        if self.jobs.get(&id).is_some_and(Job::has_ready) {
-            self.turns.touched(id);
-        }
+        self.keep_turn(id);
         self.propose_stages(id);
     }
 
@@ -580,6 +605,8 @@ impl Scheduler {
     fn tick(&mut self) {
         self.count_work();
         self.check_leases();
+        self.end_pauses();
+        self.check_set_aside();
         // Should it have been missed that one can go on, it tries again all the same.
         self.turns.wake(WAKE_TICKS);
         for id in self.next_to_look_at() {
@@ -631,46 +658,61 @@ impl Scheduler {
             // What could go elsewhere then may have to go where it failed.
             self.turns.wake_all();
         }
+        self.use_set_aside();
         for node in self.nodes.take_relieved() {
             self.fill(node);
         }
         while self.nodes.any_free() {
             let Some(id) = self.turns.next() else { break };
-            match self.assign_next(id) {
-                Ok(()) => self.keep_turn(id),
-                Err(Some(need)) => self.turns.block(id, need),
-                Err(None) => {}
-            }
+            self.take_turn(id);
         }
     }
 
-    /// Gives a node that can take more of what was blocked.
+    /// Assigns one task of the job whose turn it is.
+    fn take_turn(&mut self, id: JobId) {
+        match self.assign_next(id, None) {
+            Ok(()) => self.keep_turn(id),
+            Err(Some(need)) => {
+                let owner = self.jobs.get(&id).map_or(0, |job| job.owner);
+                self.turns.block(id, owner, need, self.now_ms);
+            }
+            Err(None) => self.turns.remove(id),
+        }
+    }
+
+    /// Gives a node that can take more of what was blocked, unless it is another driver's turn.
     fn fill(&mut self, node: NodeId) {
-        let mut from = 0;
+        let mut from = (0, 0);
         while let Some(means) = self.nodes.means(node)
-            && let Some((number, id)) = self.turns.first_for(node, means, from)
+            && let Some((position, id)) = self.turns.first_for(node, means, from)
         {
-            from = number + 1;
-            match self.assign_next(id) {
+            if self.turns.is_others_turn(position)
+                && let Some(others) = self.turns.next()
+            {
+                self.take_turn(others);
+                continue;
+            }
+            from = (position.0, position.1 + 1);
+            match self.assign_next(id, None) {
                 Ok(()) => {
                     self.turns.remove(id);
                     self.keep_turn(id);
                 }
-                Err(Some(need)) => self.turns.in_vain(number, node, means, need),
+                Err(Some(need)) => self.turns.in_vain(position, node, means, need),
                 Err(None) => self.turns.remove(id),
             }
         }
     }
 
-    /// A job that was given something has its turn again, if it has more.
+    /// A job has its turn (again) if it has something to assign.
     fn keep_turn(&mut self, id: JobId) {
-        if self.jobs.get(&id).is_some_and(Job::has_ready) {
-            self.turns.touched(id);
+        if let Some(job) = self.jobs.get(&id).filter(|job| job.has_ready()) {
+            self.turns.touched(id, job.owner);
         }
     }
 
-    /// Assigns one task of a job; or says what its next tasks take, if it has any.
-    fn assign_next(&mut self, id: JobId) -> Result<(), Option<Need>> {
+    /// Assigns one task of a job, to the node if one is given; or says what its next tasks take, if it has any.
+    fn assign_next(&mut self, id: JobId, at: Option<NodeId>) -> Result<(), Option<Need>> {
         let Some(job) = self.jobs.get_mut(&id) else { return Err(None) };
         let mut blocked: Option<Need> = None;
         for stage in 0..job.stages.len() {
@@ -682,8 +724,14 @@ impl Scheduler {
             {
                 let Some(reads) = job.reads(place) else { break };
                 let memory_bytes = task_memory_bytes(read_bytes(job, place, &reads));
-                let mut node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
-                if node.is_none() && recovery::relent(&self.nodes, job, place) {
+                let mut node = match at {
+                    Some(at) => {
+                        let takes = choose_among(&self.nodes, job, place)(at);
+                        (takes && self.nodes.has_room_aside(at, memory_bytes)).then_some(at)
+                    }
+                    None => choose(&self.nodes, job, place, &reads, memory_bytes, false),
+                };
+                if node.is_none() && at.is_none() && recovery::relent(&self.nodes, job, place) {
                     node = choose(&self.nodes, job, place, &reads, memory_bytes, false);
                 }
                 if let Some(node) = node {
@@ -715,7 +763,9 @@ impl Scheduler {
         let tries = &mut job.task_mut(place).tries;
         let attempt = AttemptId::new(task, self.fence, *tries);
         *tries = tries.wrapping_add(1);
-        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
+        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms, apart });
+        self.turns.served(id, job.owner);
+        self.is_blocked_no_more(id);
         self.nodes.reserve(node, attempt, memory_bytes);
         let budget_bytes = self.nodes.get(node).map_or(memory_bytes, |node| node.memory_bytes());
         let assignment = Assignment {
@@ -741,12 +791,16 @@ impl Input {
     /// What the scheduler must know of an event, if anything.
     pub fn from_event(event: &Event) -> Option<Self> {
         match event {
-            Event::JobAccepted { job, graph } => Some(Self::JobAccepted { job: *job, graph: graph.clone() }),
-            Event::JobAdopted { job, work, succeeded } => {
-                Some(Self::JobAdopted { job: *job, work: work.clone(), succeeded: *succeeded })
+            Event::JobAccepted { job, graph, owner } => {
+                Some(Self::JobAccepted { job: *job, graph: graph.clone(), owner: *owner })
+            }
+            Event::JobAdopted { job, work, succeeded, owner } => {
+                let work = work.clone();
+                Some(Self::JobAdopted { job: *job, work, succeeded: *succeeded, owner: *owner })
             }
             Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
             Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),
+            Event::MemberLeft { node } => Some(Self::NodeLeft { node: *node }),
             Event::JobsFreed { jobs, .. } => Some(Self::JobsFreed { jobs: jobs.clone() }),
             _ => None,
         }
@@ -763,9 +817,7 @@ fn choose(
     memory_bytes: u64,
     at_once: bool,
 ) -> Option<NodeId> {
-    let spec = &job.graph.stages[place.stage];
-    let stage = &job.stages[place.stage];
-    let task = job.task(place);
+    let (spec, stage) = (&job.graph.stages[place.stage], &job.stages[place.stage]);
     let total = reads.bytes;
     let near = reads.bytes_at.iter().filter(|(_, bytes)| total > 0 && **bytes >= total.div_ceil(2));
     let near: Vec<NodeId> = near.map(|(node, _)| *node).collect();
@@ -777,17 +829,28 @@ fn choose(
         memory_bytes,
         at_once,
     };
-    let refuses = |node| {
-        stage.refused.contains_key(&node)
-            || task.excluded.contains(&node)
-            || task.attempts.iter().any(|attempt| attempt.node == node)
-    };
+    let refuses = |node| refuses(job, place, node);
     // A node that joined since may see the files too. It is tried when it is idle and all others have enough to
     // do, and says at once if it does not.
     nodes.pick(&wish, refuses).or_else(|| {
         let anywhere = Wish { only: &[], at_once: true, ..wish };
         (!wish.only.is_empty()).then(|| nodes.pick(&anywhere, refuses))?
     })
+}
+
+/// Whether a task must not go to a node.
+fn refuses(job: &Job, place: Place, node: NodeId) -> bool {
+    let task = job.task(place);
+    job.stages[place.stage].refused.contains_key(&node)
+        || task.excluded.contains(&node)
+        || task.attempts.iter().any(|attempt| attempt.node == node)
+}
+
+/// The nodes where a task may wait for room: of those that see its files, if any does.
+fn choose_among(nodes: &Nodes, job: &Job, place: Place) -> impl Fn(NodeId) -> bool {
+    let (seen_by, refused) = (&job.graph.stages[place.stage].seen_by, &job.stages[place.stage].refused);
+    let is_seen = seen_by.iter().any(|node| nodes.is_live(*node) && !refused.contains_key(node));
+    move |node| !refuses(job, place, node) && (!is_seen || seen_by.binary_search(&node).is_ok())
 }
 
 /// Bytes a task reads, from files and from other stages.

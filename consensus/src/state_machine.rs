@@ -345,8 +345,8 @@ impl StateMachine {
                 }
                 Ok(())
             }
-            Command::Submit { job, label, graph, submitted_at } => {
-                self.submit(*job, label, graph, *submitted_at, events)
+            Command::Submit { job, label, graph, owner, submitted_at } => {
+                self.submit(*job, label, graph, (*owner, *submitted_at), events)
             }
             Command::StageDone { job, stage, outputs, runs, more_ms, ended_at } => {
                 self.stage_done(*job, *stage, outputs, (runs, *more_ms), *ended_at, events)
@@ -505,7 +505,7 @@ impl StateMachine {
         id: JobId,
         label: &str,
         graph: &StageGraph,
-        submitted_at: WallTime,
+        (owner, submitted_at): (u64, WallTime),
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
         match self.find(id) {
@@ -562,6 +562,7 @@ impl StateMachine {
             label: label.to_owned(),
             phase: JobPhase::Running,
             work: Some(JobWork { graph: graph.clone(), outputs }),
+            owner,
             submitted_at,
             ended_at: None,
             freed: None,
@@ -572,7 +573,7 @@ impl StateMachine {
         };
         self.insert(id, job);
         self.done_ms = self.done_ms.saturating_add(ACCEPTED_WORK_MS);
-        events.push(Event::JobAccepted { job: id, graph });
+        events.push(Event::JobAccepted { job: id, graph, owner });
         // A frame in memory, collected as it is: there is nothing to run.
         if finished {
             self.succeed(id, submitted_at, events);

@@ -92,12 +92,13 @@ impl Calls {
         }
         match request {
             Request::Submit { id, again } => {
+                let owner = owner(&from);
                 if let Err(failure) = self.submitter.admit(id).await {
                     return refuse(stream, &request, failure).await;
                 }
                 let _use = self.submitter.begin(id);
                 let outcome = match self.read_spec(&mut stream).await {
-                    Ok((spec, _room)) => self.submitter.submit(id, spec, again, &mut stream).await,
+                    Ok((spec, _room)) => self.submitter.submit(id, owner, spec, again, &mut stream).await,
                     Err(failure) => Err(failure),
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }))
@@ -134,7 +135,7 @@ impl Calls {
                 let _use = (!from.is_node()).then(|| self.reading.begin(partition.job));
                 self.streams.serve_fetch(stream, partition, bucket).await
             }
-            Request::Session { id, label } => self.sessions.attend(stream, id, label).await,
+            Request::Session { id, label } => self.sessions.attend(stream, id, owner(&from), label).await,
             Request::Seat { session } => self.sessions.seat(stream, session).await,
             Request::PutBlob { blob } => {
                 let outcome = self.keep_blob(&from, &mut stream, blob).await;
@@ -354,6 +355,14 @@ fn answer_of(proposed: Proposed) -> Response {
         Proposed::Applied(Err(failure)) => Response::Failed(failure),
         Proposed::NotLeader(leader) => Response::NotLeader(leader),
         Proposed::NotNow(message) => Response::Failed(Failure::Unavailable { message }),
+    }
+}
+
+/// Whose the jobs are that are submitted by this call: drivers take turns at the nodes.
+fn owner(from: &Caller) -> u64 {
+    match from {
+        Caller::Node(node) => node.0,
+        Caller::Driver(peer) | Caller::Guest { peer, .. } => node_id(peer).0,
     }
 }
 

@@ -98,8 +98,14 @@ impl Sessions {
     }
 
     /// Serves a driver's session until it is closed or the stream ends.
-    pub async fn attend(&self, mut stream: Stream, id: JobId, label: String) -> Result<(), Failure> {
-        let attendance = match self.open(id, label).await {
+    pub async fn attend(
+        &self,
+        mut stream: Stream,
+        id: JobId,
+        owner: u64,
+        label: String,
+    ) -> Result<(), Failure> {
+        let attendance = match self.open(id, owner, label).await {
             Ok(attendance) => attendance,
             Err(failure) => {
                 return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
@@ -129,7 +135,7 @@ impl Sessions {
     }
 
     /// Makes sure that the standing job exists and runs.
-    async fn open(&self, id: JobId, label: String) -> Result<Attendance, Failure> {
+    async fn open(&self, id: JobId, owner: u64, label: String) -> Result<Attendance, Failure> {
         let attendance = {
             let standing = self.stand().ok_or_else(|| self.full())?;
             let held_bytes = self.0.held_bytes.load(Ordering::Relaxed);
@@ -154,7 +160,7 @@ impl Sessions {
             Err(Failure::NoSuchJob { .. }) => {
                 let graph = standing_graph();
                 let submitted_at = wall_time();
-                mailbox.propose(Command::Submit { job: id, label, graph, submitted_at }).await?;
+                mailbox.propose(Command::Submit { job: id, label, graph, owner, submitted_at }).await?;
             }
             Err(failure) => return Err(failure),
         }

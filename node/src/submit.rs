@@ -101,7 +101,14 @@ impl Submitter {
 
     /// Accepts a job: when it returns, a majority holds it. Safe to repeat with the same id; `again` says that a node
     /// that was asked before gave no answer. The files of the frames that it names are the next body of `stream`.
-    pub async fn submit<S>(&self, id: JobId, spec: Bytes, again: bool, stream: &mut S) -> Result<(), Failure>
+    pub async fn submit<S>(
+        &self,
+        id: JobId,
+        owner: u64,
+        spec: Bytes,
+        again: bool,
+        stream: &mut S,
+    ) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -109,7 +116,7 @@ impl Submitter {
         let frames_bytes = function::frames_bytes(&decoded);
         let mut files = Body::new(stream);
         let planning = Planning { keep_frames: true, apart: again };
-        let outcome = self.accept(id, decoded, spec, planning, &mut files).await;
+        let outcome = self.accept((id, owner), decoded, spec, planning, &mut files).await;
         match (&outcome, frames_bytes) {
             (Ok(()), Some(bytes)) => files.pass_over(bytes).await,
             (Err(failure), Some(_)) => files.refuse(failure).await,
@@ -120,7 +127,7 @@ impl Submitter {
 
     async fn accept<S>(
         &self,
-        id: JobId,
+        (id, owner): (JobId, u64),
         decoded: JobSpec,
         spec: Bytes,
         planning: Planning,
@@ -153,7 +160,7 @@ impl Submitter {
             }
         };
         let submitted_at = wall_time();
-        self.mailbox.propose(Command::Submit { job: id, label, graph, submitted_at }).await?;
+        self.mailbox.propose(Command::Submit { job: id, label, graph, owner, submitted_at }).await?;
         self.applied(id).await
     }
 

@@ -21,6 +21,7 @@ use floe_protocol::{
     Work,
 };
 
+use super::deaths::Sudden;
 use crate::state_machine::StageOutputs;
 
 mod reads;
@@ -40,6 +41,8 @@ pub(super) struct Place {
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) graph: Arc<StageGraph>,
+    /// Whose it is.
+    pub(super) owner: u64,
     /// What its partitions are marked with.
     pub(super) mark: u64,
     pub(super) stages: Vec<Stage>,
@@ -98,8 +101,10 @@ pub(super) struct Task {
     pub(super) failures: u32,
     /// Times an input turned out to be lost.
     pub(super) input_losses: u32,
-    /// Nodes that went away while they ran it.
+    /// Nodes that went away while they ran it inside, being a query's; a few of them.
     pub(super) deaths: Vec<NodeId>,
+    /// Of a function's: nodes that went away soon after it began there.
+    pub(super) sudden: Sudden,
     /// Nodes where a process of its own crashed.
     pub(super) crashes: Vec<NodeId>,
     /// Whether a node went away to which it was given: it may have run there, unheard.
@@ -128,11 +133,13 @@ pub(super) struct Attempt {
     pub(super) id: AttemptId,
     pub(super) node: NodeId,
     pub(super) since_ms: u64,
+    /// Whether it is known to run in a process of its own, being a query's.
+    pub(super) apart: bool,
 }
 
 impl Job {
     /// A job of which nothing has run, but what came with the submission.
-    pub(super) fn new(id: JobId, graph: Arc<StageGraph>) -> Self {
+    pub(super) fn new(id: JobId, graph: Arc<StageGraph>, owner: u64) -> Self {
         let outputs: Vec<_> = graph
             .stages
             .iter()
@@ -146,6 +153,7 @@ impl Job {
             stages: graph.stages.iter().map(Stage::new).collect(),
             mark: graph.fingerprint(),
             graph: graph.clone(),
+            owner,
             succeeded: false,
             inherited: false,
             stuck_since_ms: None,
@@ -342,13 +350,21 @@ impl Job {
 
     /// An attempt is over without a result. Its task starts again unless another attempt is under way.
     pub(super) fn abandon(&mut self, place: Place, attempt: AttemptId) {
-        let task = self.task_mut(place);
-        task.attempts.retain(|a| a.id != attempt);
-        if task.state == State::Running && task.attempts.is_empty() {
-            task.state = State::Idle;
-            self.stages[place.stage].running.remove(&place.partition);
+        if self.rest(place, attempt) {
             self.want(vec![place]);
         }
+    }
+
+    /// The same, but its task is not wanted for now. Returns whether no other attempt is under way.
+    pub(super) fn rest(&mut self, place: Place, attempt: AttemptId) -> bool {
+        let task = self.task_mut(place);
+        task.attempts.retain(|a| a.id != attempt);
+        if task.state != State::Running || !task.attempts.is_empty() {
+            return false;
+        }
+        task.state = State::Idle;
+        self.stages[place.stage].running.remove(&place.partition);
+        true
     }
 
     /// A partition exists. Returns the attempts that are no longer needed for it.
@@ -574,6 +590,7 @@ impl Task {
             failures: 0,
             input_losses: 0,
             deaths: Vec::new(),
+            sudden: Sudden::default(),
             crashes: Vec::new(),
             suspect: false,
             once_done: false,

@@ -78,6 +78,8 @@ pub(super) struct Node {
     /// Whether it was there all along when it was asked.
     pub(super) doubted: bool,
     pub(super) load: Load,
+    /// Whether it takes nothing new for now.
+    set_aside: bool,
     /// Attempts it runs or has queued, and the memory reserved for each.
     running: BTreeMap<AttemptId, u64>,
     /// The same in the order they came.
@@ -133,6 +135,11 @@ impl Nodes {
         self.nodes.get(&node).is_some_and(|node| node.standing == Standing::Live)
     }
 
+    /// Whether a node answers, or is asked.
+    pub(super) fn is_there(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.standing != Standing::Absent)
+    }
+
     /// Whether any node can take a task.
     pub(super) fn any_free(&self) -> bool {
         !self.free.is_empty()
@@ -183,6 +190,32 @@ impl Nodes {
         let memory_bytes =
             if idle { u64::MAX } else { node.memory_bytes.saturating_sub(node.reserved_bytes) };
         Some(Means { memory_bytes, at_once: (node.running.len() as u32) < node.slots })
+    }
+
+    /// Whether a node may get tasks, now or when others have ended there.
+    pub(super) fn is_fit(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(Node::is_fit)
+    }
+
+    /// The same of a node that may be just about to say so again.
+    pub(super) fn may_be_fit(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.standing != Standing::Absent && !node.is_short())
+    }
+
+    /// Whether the memory fits on a node.
+    pub(super) fn has_room(&self, id: NodeId, memory_bytes: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.has_room(memory_bytes))
+    }
+
+    /// Whether a node that is set aside could take a task now.
+    pub(super) fn has_room_aside(&self, id: NodeId, memory_bytes: u64) -> bool {
+        let takes = |node: &Node| node.is_fit() && node.has_slot() && node.has_room(memory_bytes);
+        self.nodes.get(&id).is_some_and(takes)
+    }
+
+    /// Takes a node out of the choice, or gives it back.
+    pub(super) fn set_aside(&mut self, id: NodeId, set_aside: bool) {
+        self.update(id, |node| node.set_aside = set_aside);
     }
 
     /// Gives a node an attempt.
@@ -247,11 +280,7 @@ impl Nodes {
 
     fn rekey(free: &mut BTreeSet<Key>, id: NodeId, node: &mut Node) {
         let assigned = node.running.len() as u64;
-        let takes = node.standing == Standing::Live
-            && node.connected
-            && node.slots > 0
-            && !node.is_short()
-            && assigned < u64::from(node.slots.saturating_add(QUEUE_AHEAD));
+        let takes = node.is_fit() && node.has_slot() && !node.set_aside;
         let key = takes.then(|| (assigned * 1024 / u64::from(node.slots), node.turn, id));
         if key != node.key {
             if let Some(old) = node.key.take() {
@@ -264,6 +293,16 @@ impl Nodes {
 }
 
 impl Node {
+    /// Whether it may get tasks, now or when others have ended there.
+    fn is_fit(&self) -> bool {
+        self.standing == Standing::Live && self.connected && self.takes_tasks() && !self.is_short()
+    }
+
+    /// Whether it can run or queue one more.
+    fn has_slot(&self) -> bool {
+        (self.running.len() as u64) < u64::from(self.slots.saturating_add(QUEUE_AHEAD))
+    }
+
     /// Whether the memory fits. A task always fits a node that does nothing else.
     fn has_room(&self, memory_bytes: u64) -> bool {
         self.running.is_empty() || self.reserved_bytes + memory_bytes <= self.memory_bytes

@@ -27,9 +27,6 @@ pub const GRACE_MS: u64 = 300;
 /// Attempts at one task that may fail for want of resources or by a fault, under one leader.
 pub const MAX_ATTEMPTS: u32 = 4;
 
-/// Nodes that may go away while they run one task: more of it looks like the task's own doing.
-pub const MAX_DEATHS: usize = 3;
-
 /// Nodes and processes that a query's task may take with it. After a first node it runs in a process of its own, so
 /// that the second of them is the process and proves that it was the task. Under a new leader, which cannot know what
 /// ran on nodes that are gone, it begins so.
@@ -101,7 +98,8 @@ impl Scheduler {
                 job.abandon(place, attempt);
             }
             Failure::NodeLost { .. } | Failure::Cancelled => {
-                // Nothing is known against the task or the node: it stops, or could not reach another.
+                // Nothing is known against the task or the node. One that leaves in order is not asked any more; what
+                // others say so is bounded all the same.
                 let task = job.task_mut(place);
                 task.failures += 1;
                 if task.failures >= MAX_ATTEMPTS {
@@ -246,8 +244,9 @@ impl Scheduler {
     }
 
     /// A node is gone: its tasks run elsewhere, and what only it held is made anew where that is needed.
-    fn lose(&mut self, node: NodeId) {
+    pub(super) fn lose(&mut self, node: NodeId) {
         self.nodes.update(node, |node| node.standing = Standing::Absent);
+        self.losses += 1;
         self.effects.push(Effect::NodeLost(node));
         self.lose_partitions(node);
         let attempts = self.nodes.get(node).map(|node| node.attempts()).unwrap_or_default();
@@ -257,33 +256,6 @@ impl Scheduler {
         if let Some(awaited) = &mut self.settling {
             awaited.remove(&node);
         }
-    }
-
-    /// An attempt is gone with its node, or the node no longer knows it.
-    fn vanished(&mut self, attempt: AttemptId, node: NodeId, ran: bool) {
-        self.nodes.release(node, attempt);
-        let id = attempt.task.job;
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let Some(place) = job.place(attempt.task) else { return };
-        let task = job.task_mut(place);
-        task.attempts.retain(|a| a.id != attempt);
-        task.suspect = true;
-        if ran {
-            task.deaths.push(node);
-        }
-        if task.deaths.len() >= MAX_DEATHS {
-            let nodes: Vec<_> = task.deaths.iter().map(NodeId::to_string).collect();
-            let message = format!(
-                "task {} of stage {} was given up: {} nodes went away while they ran it ({}); it may need more memory than they have",
-                place.partition,
-                place.stage,
-                nodes.len(),
-                nodes.join(", ")
-            );
-            return self.fail(id, Failure::Refused { message });
-        }
-        job.abandon(place, attempt);
-        self.touch(id);
     }
 
     /// Whatever a node held is lost, unless another holds it too.
@@ -380,10 +352,13 @@ impl Scheduler {
         }
         let believed = self.nodes.get(node).map(|node| node.attempts()).unwrap_or_default();
         let doubted = self.nodes.get(node).is_some_and(|node| node.doubted);
-        for (attempt, had_slot) in believed {
-            if !running.contains(&attempt) {
-                self.vanished(attempt, node, had_slot && !doubted);
-            }
+        let gone: Vec<_> = believed.into_iter().filter(|(attempt, _)| !running.contains(attempt)).collect();
+        if !gone.is_empty() && !doubted {
+            // It has started again meanwhile.
+            self.losses += 1;
+        }
+        for (attempt, had_slot) in gone {
+            self.vanished(attempt, node, had_slot && !doubted);
         }
         if let Some(awaited) = &mut self.settling {
             awaited.remove(&node);
@@ -403,7 +378,8 @@ impl Scheduler {
         }
         let input_bytes = read_bytes(job, place, &job.reads(place).unwrap_or_default());
         let memory_bytes = task_memory_bytes(input_bytes);
-        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms });
+        // How it runs there is not known.
+        job.begin(place, Attempt { id: attempt, node, since_ms: self.now_ms, apart: false });
         self.nodes.reserve(node, attempt, memory_bytes);
         true
     }

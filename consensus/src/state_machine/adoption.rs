@@ -75,12 +75,12 @@ impl StateMachine {
             job.other_ends = job.other_ends.into_iter().map(shortened).collect();
             match known {
                 None => {
-                    let (work, phase) = (job.work.clone(), job.phase.clone());
+                    let (work, phase, owner) = (job.work.clone(), job.phase.clone(), job.owner);
                     self.insert(*id, Job { weight_bytes: weights[id], ..job });
                     match work {
                         Some(work) => {
                             let succeeded = phase.is_terminal();
-                            events.push(Event::JobAdopted { job: *id, work, succeeded });
+                            events.push(Event::JobAdopted { job: *id, work, succeeded, owner });
                         }
                         None => events.push(Event::JobEnded { job: *id, phase }),
                     }
@@ -95,7 +95,9 @@ impl StateMachine {
                     events.push(Event::JobEnded { job: *id, phase: job.phase.clone() });
                     let freed = job.freed.map(|freed| Event::JobsFreed { jobs: vec![*id], freed });
                     let work = job.work.clone();
-                    let adopted = work.map(|work| Event::JobAdopted { job: *id, work, succeeded: true });
+                    let owner = job.owner;
+                    let adopted =
+                        work.map(|work| Event::JobAdopted { job: *id, work, succeeded: true, owner });
                     events.extend(adopted.or(freed));
                 }
                 Some(false) => {}
@@ -128,8 +130,8 @@ impl StateMachine {
         self.jobs.remove(&id);
         self.history.forget(id);
         self.insert(id, Job { weight_bytes, other_ends, ..other.clone() });
-        let work = other.work.clone();
-        events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true }));
+        let (work, owner) = (other.work.clone(), other.owner);
+        events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true, owner }));
     }
 
     /// Remembers how else a job has ended.

@@ -38,6 +38,8 @@ pub struct Job {
     pub phase: JobPhase,
     /// What it runs and where its partitions lie; `None` once it was freed.
     pub work: Option<JobWork>,
+    /// Whose it is, see [`crate::Command::Submit`].
+    pub owner: u64,
     /// When it was accepted.
     pub submitted_at: WallTime,
     /// When it ended.

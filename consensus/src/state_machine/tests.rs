@@ -60,7 +60,7 @@ fn run(stage: u32, partition: u32) -> TaskRun {
 }
 
 fn submit(job: u64) -> Command {
-    Command::Submit { job: JobId(job), label: "q".to_owned(), graph: graph(2), submitted_at: at(7) }
+    Command::Submit { job: JobId(job), label: "q".to_owned(), graph: graph(2), owner: 1, submitted_at: at(7) }
 }
 
 fn done(job: u64, stage: u32, tasks: usize, node: u64) -> Command {
@@ -79,7 +79,7 @@ fn stand(job: u64) -> Command {
     let mut graph = graph(1);
     graph.stages.truncate(1);
     graph.stages[0].work = Work::Calls;
-    Command::Submit { job: JobId(job), label: "calls".to_owned(), graph, submitted_at: at(7) }
+    Command::Submit { job: JobId(job), label: "calls".to_owned(), graph, owner: 1, submitted_at: at(7) }
 }
 
 /// Closes it.
@@ -363,8 +363,13 @@ fn refusals_are_typed_and_change_nothing() {
     let no_such_job = Err(Failure::NoSuchJob { job: JobId(5) });
     assert_eq!(outcome(&apply(&mut state, [end(5, JobPhase::Cancelled)])), no_such_job);
     assert_eq!(outcome(&apply(&mut state, [done(5, 0, 1, 1)])), no_such_job);
-    let taken =
-        Command::Submit { job: JobId(8), label: "other".into(), graph: graph(2), submitted_at: at(7) };
+    let taken = Command::Submit {
+        job: JobId(8),
+        label: "other".into(),
+        graph: graph(2),
+        owner: 1,
+        submitted_at: at(7),
+    };
     assert_eq!(outcome(&apply(&mut state, [submit(8), submit(8)])), Ok(()));
     assert!(matches!(outcome(&apply(&mut state, [taken])), Err(Failure::Refused { .. })));
     let wrong_count = outcome(&apply(&mut state, [submit(1), done(1, 0, 1, 1)]));
@@ -400,7 +405,8 @@ fn graphs_that_contradict_themselves_are_refused() {
         let mut state = StateMachine::default();
         let mut graph = graph(2);
         flaw(&mut graph);
-        let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_at: at(0) };
+        let submit =
+            Command::Submit { job: JobId(1), label: String::new(), graph, owner: 1, submitted_at: at(0) };
         let outcome = outcome(&apply(&mut state, [submit]));
         assert!(matches!(outcome, Err(Failure::Refused { .. })), "flaw {n}: {outcome:?}");
         assert!(state.jobs().is_empty());
@@ -413,7 +419,8 @@ fn a_frame_that_is_collected_as_it_is_succeeds_at_once() {
     let mut graph = graph(2);
     graph.stages.truncate(1);
     graph.stages[0].work = Work::Held(vec![placed(1), placed(2)]);
-    let submit = Command::Submit { job: JobId(1), label: String::new(), graph, submitted_at: at(3) };
+    let submit =
+        Command::Submit { job: JobId(1), label: String::new(), graph, owner: 1, submitted_at: at(3) };
     apply(&mut state, [submit]);
     let status = state.job_status(JobId(1)).unwrap();
     assert_eq!((status.phase, status.ended_at), (JobPhase::Succeeded, Some(at(3))));
@@ -546,6 +553,7 @@ fn a_job_whose_submission_was_lost_runs_when_it_is_submitted_again_and_no_other_
         job: JobId(job),
         label: "another".to_owned(),
         graph: graph(2),
+        owner: 1,
         submitted_at: at(7),
     };
     outcome(&apply(&mut state, [renamed(1)])).unwrap_err();
@@ -591,7 +599,7 @@ fn unfinished_jobs_are_limited_by_their_size() {
     let big = |job: u64| {
         let mut graph = graph(1);
         graph.stages[0].work = Work::Fragment(vec![0; MAX_WORK_BYTES / 7].into());
-        Command::Submit { job: JobId(job), label: String::new(), graph, submitted_at: at(0) }
+        Command::Submit { job: JobId(job), label: String::new(), graph, owner: 1, submitted_at: at(0) }
     };
     apply(&mut state, (1..7).map(big));
     let full = outcome(&apply(&mut state, [big(7)]));
@@ -607,8 +615,8 @@ fn a_job_of_another_era_goes_on_under_its_id() {
     let events = apply(&mut state, [adopt([(4, running_job()), (5, succeeded_job()), (6, cancelled_job())])]);
     let work = |job: Job| job.work.unwrap();
     let expected = [
-        Event::JobAdopted { job: JobId(4), work: work(running_job()), succeeded: false },
-        Event::JobAdopted { job: JobId(5), work: work(succeeded_job()), succeeded: true },
+        Event::JobAdopted { job: JobId(4), work: work(running_job()), succeeded: false, owner: 1 },
+        Event::JobAdopted { job: JobId(5), work: work(succeeded_job()), succeeded: true, owner: 1 },
         Event::JobEnded { job: JobId(6), phase: JobPhase::Cancelled },
     ];
     assert_eq!(events[..3], expected);
@@ -632,7 +640,12 @@ fn of_a_job_that_both_know_the_one_that_ended_is_right() {
         events[..4],
         [
             Event::JobEnded { job: JobId(1), phase: JobPhase::Succeeded },
-            Event::JobAdopted { job: JobId(1), work: succeeded_job().work.unwrap(), succeeded: true },
+            Event::JobAdopted {
+                job: JobId(1),
+                work: succeeded_job().work.unwrap(),
+                succeeded: true,
+                owner: 1
+            },
             Event::JobEnded { job: JobId(2), phase: JobPhase::Cancelled },
             Event::JobsFreed { jobs: vec![JobId(2)], freed: Freed { why: WhyFreed::Cancelled, at: at(9) } },
         ]
@@ -693,6 +706,7 @@ fn a_full_mesh_takes_another_s_jobs_later() {
         job: JobId(id),
         label: "big".to_owned(),
         graph: graph.clone(),
+        owner: 1,
         submitted_at: at(0),
     };
     let mut other = StateMachine::default();
@@ -720,7 +734,7 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
     let submit = |bytes: usize| {
         let mut graph = graph(MAX_TIMELINE);
         graph.stages[0].work = Work::Fragment(vec![0; bytes].into());
-        Command::Submit { job: JobId(1), label: "q".to_owned(), graph, submitted_at: at(0) }
+        Command::Submit { job: JobId(1), label: "q".to_owned(), graph, owner: 1, submitted_at: at(0) }
     };
     let weight = |bytes| {
         let mut state = StateMachine::default();
@@ -910,7 +924,8 @@ fn two_ends_that_contradict_are_both_kept_and_a_result_goes_before_none() {
     // Here it was cancelled, there it has a result, which somebody may collect.
     let mut state = own(&[end(1, JobPhase::Cancelled)]);
     let events = apply(&mut state, [adopt([(1, succeeded_job())])]);
-    let adopted = Event::JobAdopted { job: JobId(1), work: succeeded_job().work.unwrap(), succeeded: true };
+    let adopted =
+        Event::JobAdopted { job: JobId(1), work: succeeded_job().work.unwrap(), succeeded: true, owner: 1 };
     assert!(events.contains(&adopted), "{events:?}");
     assert_eq!(phase(&state), Ok((JobPhase::Succeeded, vec![JobPhase::Cancelled])));
     assert!(state.job(JobId(1)).unwrap().has_result());

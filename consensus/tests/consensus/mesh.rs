@@ -210,7 +210,7 @@ impl Mesh {
     pub(crate) fn submit(&mut self, at: u64, job: u64, graph: StageGraph) -> Result<(), ProposeError> {
         let submitted_at = WallTime::from_unix_ms(self.now_ms);
         let job_id = crate::world::job(job);
-        let submit = Command::Submit { job: job_id, label: format!("q{job}"), graph, submitted_at };
+        let submit = Command::Submit { job: job_id, label: format!("q{job}"), graph, owner: 1, submitted_at };
         self.propose(at, submit, format!("job {job}"))
     }
 

@@ -387,6 +387,7 @@ fn flawed_job(flaw: usize) -> Job {
         job: job(1),
         label: "q".to_owned(),
         graph,
+        owner: 1,
         submitted_at: WallTime::from_unix_ms(0),
     };
     state.apply(1, &Entry { request: RequestId(1), command: submit });

@@ -36,7 +36,13 @@ fn stage(position: u32, tasks: usize, split: &str) -> Stage {
 
 fn submit(job: u64, stages: Vec<Stage>) -> Command {
     let graph = StageGraph { stages, schema: Bytes::new() };
-    Command::Submit { job: JobId(job), label: format!("job {job}"), graph, submitted_at: WallTime::default() }
+    Command::Submit {
+        job: JobId(job),
+        label: format!("job {job}"),
+        graph,
+        owner: 1,
+        submitted_at: WallTime::default(),
+    }
 }
 
 /// Applies a command that fits the log.
@@ -134,7 +140,9 @@ impl Leader {
     fn commit(&mut self, command: Command) {
         apply(&mut self.state, command.clone());
         match command {
-            Command::Submit { job, graph, .. } => self.step(Input::JobAccepted { job, graph: graph.into() }),
+            Command::Submit { job, graph, owner, .. } => {
+                self.step(Input::JobAccepted { job, graph: graph.into(), owner });
+            }
             Command::StageDone { job, stage, .. } => self.step(Input::StageDone { job, stage }),
             _ => {}
         }

@@ -71,13 +71,13 @@ impl World {
 
     /// A node becomes a member and connects.
     pub(crate) fn add(&mut self, id: u64, slots: u32, memory_bytes: u64) {
-        self.commit(Command::Join { member: member(id) });
         self.workers.insert(id, Worker { slots, memory_bytes, ..Worker::default() });
         self.up(id);
     }
 
     /// It connects (anew), and answers.
     pub(crate) fn up(&mut self, id: u64) {
+        self.commit(Command::Join { member: member(id) });
         let worker = self.workers.get_mut(&id).unwrap();
         (worker.connected, worker.silent) = (true, false);
         self.connected(id);
@@ -105,6 +105,17 @@ impl World {
         let worker = self.workers.get_mut(&id).unwrap();
         worker.running.clear();
         worker.held.clear();
+        worker.sessions.clear();
+        worker.reading.clear();
+        worker.submitting.clear();
+        self.down(id);
+    }
+
+    /// The worker says that it goes, and then dies with what it runs: what it holds is on its disk.
+    pub(crate) fn leave(&mut self, id: u64) {
+        self.commit(Command::Leave { node: NodeId(id) });
+        let worker = self.workers.get_mut(&id).unwrap();
+        worker.running.clear();
         worker.sessions.clear();
         worker.reading.clear();
         worker.submitting.clear();

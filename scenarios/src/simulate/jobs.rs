@@ -37,7 +37,13 @@ impl Order {
                 (TaskId { job, stage: stage.id, partition: partition as u32 }, placed.clone())
             }));
         }
-        let command = Command::Submit { job, label: format!("job {job}"), graph, submitted_at: now };
+        let command = Command::Submit {
+            job,
+            label: format!("job {job}"),
+            graph,
+            owner: number as u64 % 3,
+            submitted_at: now,
+        };
         Self::new(number, job, command, frames)
     }
 
@@ -47,7 +53,13 @@ impl Order {
         let mut calls = stage(0, 1, Vec::new());
         calls.work = Work::Calls;
         let graph = StageGraph { stages: vec![calls], schema: Bytes::new() };
-        let command = Command::Submit { job, label: format!("calls {job}"), graph, submitted_at: now };
+        let command = Command::Submit {
+            job,
+            label: format!("calls {job}"),
+            graph,
+            owner: number as u64 % 3,
+            submitted_at: now,
+        };
         Self::new(number, job, command, Vec::new())
     }
 
@@ -85,6 +97,12 @@ impl Order {
     pub(super) fn is_poison(&self) -> bool {
         let Command::Submit { graph, .. } = &self.entry.command else { return false };
         graph.stages.iter().flat_map(|stage| &stage.tasks).any(|task| task.split == POISON)
+    }
+
+    /// Whether it submits a job that calls functions.
+    pub(super) fn calls(&self) -> bool {
+        let Command::Submit { graph, .. } = &self.entry.command else { return false };
+        graph.stages.iter().any(|stage| matches!(stage.work, Work::Function(_)))
     }
 
     /// Whether it opens a standing job.

@@ -165,7 +165,7 @@ fn measure(nodes: u64, blocked: u64) -> Result<Cost> {
         // More than a mesh takes on: they are given to the scheduler alone.
         let graph = Arc::new(StageGraph { stages, schema: Bytes::new() });
         for job in (FIRST_BLOCKED..FIRST_BLOCKED + blocked).map(JobId) {
-            leader.step(Input::JobAccepted { job, graph: Arc::clone(&graph) });
+            leader.step(Input::JobAccepted { job, graph: Arc::clone(&graph), owner: job.0 % 100 });
         }
         anyhow::ensure!(leader.given.is_empty(), "a job that is to wait was given to a node");
     }
@@ -217,7 +217,13 @@ impl Leader {
 
     fn submit(&mut self, job: JobId, stages: Vec<Stage>) {
         let graph = StageGraph { stages, schema: Bytes::new() };
-        self.commit(Command::Submit { job, label: String::new(), graph, submitted_at: WallTime::default() });
+        self.commit(Command::Submit {
+            job,
+            label: String::new(),
+            graph,
+            owner: job.0,
+            submitted_at: WallTime::default(),
+        });
     }
 
     fn commit(&mut self, command: Command) {

@@ -1153,8 +1153,8 @@ impl World {
         None
     }
 
-    /// A job may fail for frames that are gone with all their holders, because nodes kept going away under it, because
-    /// it ends whatever runs it, or, standing, because its driver went away, but for nothing else that happens here.
+    /// A job may fail for frames that are gone with all their holders, because nodes kept going away when a function of
+    /// its began, because it ends whatever runs it, or, standing, because its driver went away, but for nothing else that happens here.
     fn check_failures(&self) -> Result<(), String> {
         let Some(leader) = self.leader() else { return Ok(()) };
         for (id, job) in leader.state().jobs() {
@@ -1171,7 +1171,9 @@ impl World {
                 Failure::Refused { message } if message.contains("its driver is gone") => {
                     self.orders.iter().any(|order| order.job == *id && order.stands())
                 }
-                Failure::Refused { message } => message.contains("went away"),
+                Failure::Refused { message } if message.contains("went away") => {
+                    self.orders.iter().any(|order| order.job == *id && order.calls())
+                }
                 Failure::Exhausted { .. } => true,
                 Failure::Crashed { .. } => poison(),
                 _ => false,
