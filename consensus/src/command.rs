@@ -9,7 +9,7 @@ use floe_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state_machine::{FormerKey, Job, KeyChanges, Rotation, StageOutputs};
+use crate::state_machine::{FormerKey, Job, KeyChanges, Rotation, StageOutputs, Tombstone};
 
 /// One entry: a command and the id under which it applies once, however often it was proposed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +131,7 @@ pub enum Command {
         /// What that one knows of them.
         jobs: Vec<(JobId, Job)>,
         /// Jobs of which it knows no more than that they have ended.
-        tombstones: Vec<(JobId, Freed)>,
+        tombstones: Vec<(JobId, Tombstone)>,
         /// Nodes that it was told to forget.
         forgotten: Vec<NodeId>,
         /// Its changes of the mesh key.

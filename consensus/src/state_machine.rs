@@ -36,7 +36,7 @@ pub use door::{
     Door, FormerKey, FormerOf, Invitation, KeyChanges, MAX_FORGOTTEN, MAX_LASTS_MS, MAX_ROTATIONS, Rotated,
     Rotation,
 };
-pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES};
+pub use history::{MAX_RECORD_BYTES, MAX_TOMBSTONES, Tombstone};
 pub(crate) use job::is_standing;
 pub use job::{Job, JobWork, StageOutputs};
 
@@ -269,14 +269,14 @@ impl StateMachine {
     }
 
     /// Jobs of which no more is known than that they have ended, those that were freed first in front.
-    pub fn tombstones(&self) -> impl Iterator<Item = (JobId, Freed)> {
+    pub fn tombstones(&self) -> impl Iterator<Item = (JobId, Tombstone)> {
         self.history.tombstones()
     }
 
     /// One job; or that it has ended, [`Failure::Freed`]; or that nobody knows it, [`Failure::NoSuchJob`].
     pub fn find(&self, id: JobId) -> Result<&Job, Failure> {
         self.jobs.get(&id).ok_or_else(|| match self.history.tombstone(id) {
-            Some(freed) => Failure::Freed { job: id, freed },
+            Some(Tombstone { freed, .. }) => Failure::Freed { job: id, freed },
             None => Failure::NoSuchJob { job: id },
         })
     }
@@ -457,8 +457,8 @@ impl StateMachine {
         }
         self.jobs.insert(id, job);
         while let Some(id) = self.history.surplus() {
-            if let Some(freed) = self.jobs.remove(&id).and_then(|job| job.freed) {
-                self.history.bury(id, freed);
+            if let Some(Job { phase, freed: Some(freed), .. }) = self.jobs.remove(&id) {
+                self.history.bury(id, Tombstone::new(&phase, freed));
             }
         }
     }

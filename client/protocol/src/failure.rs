@@ -228,6 +228,8 @@ impl Failure {
                 | Self::Limit { .. }
                 | Self::Version { .. }
                 | Self::Foreign { .. }
+                // All that is remembered of one of these.
+                | Self::Freed { .. }
         )
     }
 

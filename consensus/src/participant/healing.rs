@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use floe_protocol::message::MeshView;
-use floe_protocol::{Claim, Era, Freed, JobId, NodeId, PeerMessage, RequestId, frame};
+use floe_protocol::{Claim, Era, JobId, NodeId, PeerMessage, RequestId, frame};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,9 @@ use super::{MAX_VIEW_MEMBERS, Participant};
 use crate::command::{Command, Entry};
 use crate::log::MAX_LEFT;
 use crate::membership::has_left;
-use crate::state_machine::{Job, KeyChanges, MAX_ENDED_ERAS, MAX_FORGOTTEN, MAX_ROTATIONS, StateMachine};
+use crate::state_machine::{
+    Job, KeyChanges, MAX_ENDED_ERAS, MAX_FORGOTTEN, MAX_ROTATIONS, StateMachine, Tombstone,
+};
 
 /// How often a node of another era is told of this one.
 const TELL_MS: u64 = 1_000;
@@ -114,7 +116,7 @@ pub struct HandedOver {
     /// Some of the era's jobs.
     pub jobs: Vec<(JobId, Job)>,
     /// Jobs of which no more is known than that they have ended.
-    pub tombstones: Vec<(JobId, Freed)>,
+    pub tombstones: Vec<(JobId, Tombstone)>,
     /// Nodes that must not come back.
     pub forgotten: Vec<NodeId>,
     /// Its changes of the mesh key.

@@ -6,7 +6,7 @@ use floe_protocol::job::MAX_OTHER_ENDS;
 use floe_protocol::{Claim, Era, Failure, Freed, JobId, JobPhase, WhyFreed};
 
 use super::job::{check_job, ends_bytes};
-use super::{Job, MAX_ADOPTED_BYTES, MAX_ENDED_ERAS, StateMachine, refused};
+use super::{Job, MAX_ADOPTED_BYTES, MAX_ENDED_ERAS, StateMachine, Tombstone, refused};
 use crate::event::Event;
 
 impl StateMachine {
@@ -17,7 +17,7 @@ impl StateMachine {
         claim: &Claim,
         ended: &[Era],
         jobs: &[(JobId, Job)],
-        tombstones: &[(JobId, Freed)],
+        tombstones: &[(JobId, Tombstone)],
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
         // Looked at as a whole first, so that a refusal changes nothing.
@@ -30,7 +30,9 @@ impl StateMachine {
         let new = |(id, job): &&(JobId, Job)| match self.find(*id) {
             Ok(known) => takes_result(known, job),
             Err(Failure::NoSuchJob { .. }) => job.work.is_some(),
-            Err(_) => job.has_result() && self.history.tombstone(*id).is_some_and(gives_way),
+            Err(_) => {
+                job.has_result() && self.history.tombstone(*id).is_some_and(|known| gives_way(known.freed))
+            }
         };
         let more: usize = jobs.iter().filter(new).map(|(id, _)| weights[id]).sum();
         if more > 0 && self.work_bytes + more > MAX_ADOPTED_BYTES {
@@ -47,42 +49,58 @@ impl StateMachine {
         while self.ended_eras.len() > MAX_ENDED_ERAS {
             self.ended_eras.pop_front();
         }
-        for (id, freed) in tombstones {
+        for (id, tombstone) in tombstones {
             match self.find(*id).map(|job| job.phase.is_terminal()) {
                 Err(Failure::NoSuchJob { .. }) => {
-                    self.history.bury(*id, *freed);
+                    self.history.bury(*id, *tombstone);
                     self.jobs_changed = self.applied;
                 }
-                Ok(false) => self.end_as_buried(*id, *freed, events),
-                Ok(true) | Err(_) => {}
+                Ok(false) if tombstone.of_the_job => self.end_as_buried(*id, *tombstone, events),
+                // What the other part of the mesh lacked says nothing of a job that runs here.
+                Ok(_) => {
+                    self.note_buried(*id, *tombstone);
+                    self.follow_release(*id, Some(tombstone.freed), events);
+                }
+                // Of two ends of which no more is known the first one stays.
+                Err(_) => {}
             }
         }
         for (id, job) in jobs {
+            let mut buried = None;
             let known = match self.find(*id) {
                 Ok(known) => Some(known.phase.is_terminal()),
                 Err(Failure::NoSuchJob { .. }) => None,
-                // It may be all that is left of a job that failed here, and has a result there.
-                Err(_) if !job.has_result() || !self.history.tombstone(*id).is_some_and(gives_way) => {
-                    continue;
-                }
-                Err(_) => {
-                    self.history.unbury(*id);
-                    None
-                }
+                Err(_) => match self.history.tombstone(*id).filter(|known| known.gives_way(*id, job)) {
+                    Some(tombstone) => {
+                        self.history.unbury(*id);
+                        buried = Some(tombstone.phase(*id));
+                        None
+                    }
+                    None => continue,
+                },
             };
             let mut job = job.clone();
             job.phase = shortened(job.phase);
             job.other_ends = job.other_ends.into_iter().map(shortened).collect();
             match known {
                 None => {
+                    let is_news = buried.is_none();
+                    let mut weight_bytes = weights[id];
+                    // Somebody was told of that end.
+                    if let Some(other_ends) = buried.and_then(|end| with_end(&job, end)) {
+                        weight_bytes += ends_bytes(&other_ends).saturating_sub(ends_bytes(&job.other_ends));
+                        job.other_ends = other_ends;
+                    }
                     let (work, phase, owner) = (job.work.clone(), job.phase.clone(), job.owner);
-                    self.insert(*id, Job { weight_bytes: weights[id], ..job });
+                    self.insert(*id, Job { weight_bytes, ..job });
+                    self.jobs_changed = self.applied;
                     match work {
                         Some(work) => {
                             let succeeded = phase.is_terminal();
                             events.push(Event::JobAdopted { job: *id, work, succeeded, owner });
                         }
-                        None => events.push(Event::JobEnded { job: *id, phase }),
+                        None if is_news => events.push(Event::JobEnded { job: *id, phase }),
+                        None => {}
                     }
                 }
                 // What the other part of the mesh lacked says nothing of a job that runs here.
@@ -101,7 +119,10 @@ impl StateMachine {
                     events.extend(adopted.or(freed));
                 }
                 Some(false) => {}
-                Some(true) => self.reconcile(*id, &job, weights[id], events),
+                Some(true) => {
+                    self.reconcile(*id, &job, weights[id], events);
+                    self.follow_release(*id, job.freed, events);
+                }
             }
         }
         Ok(())
@@ -134,10 +155,37 @@ impl StateMachine {
         events.extend(work.map(|work| Event::JobAdopted { job: id, work, succeeded: true, owner }));
     }
 
+    /// A result that its driver has released in the other part of the mesh is not wanted here either; and there its
+    /// partitions are gone.
+    fn follow_release(&mut self, id: JobId, other: Option<Freed>, events: &mut Vec<Event>) {
+        let Some(freed) = other.filter(|freed| freed.why == WhyFreed::Released) else { return };
+        self.release(&[id], freed, events);
+        // Nor is one that a third part of the mesh has.
+        if let Some(known) = self.jobs.get_mut(&id)
+            && known.freed.is_some_and(gives_way)
+        {
+            known.freed = Some(freed);
+            self.jobs_changed = self.applied;
+        }
+    }
+
     /// Remembers how else a job has ended.
     fn note_ends(&mut self, id: JobId, other: &Job) {
+        if let Some(known) = self.jobs.get(&id) {
+            self.set_other_ends(id, all_ends(known, other));
+        }
+    }
+
+    /// The same of a job of whose end no more is known there than its tombstone says.
+    fn note_buried(&mut self, id: JobId, tombstone: Tombstone) {
+        let known = self.jobs.get(&id);
+        if let Some(other_ends) = known.and_then(|known| with_end(known, tombstone.phase(id))) {
+            self.set_other_ends(id, other_ends);
+        }
+    }
+
+    fn set_other_ends(&mut self, id: JobId, other_ends: Vec<JobPhase>) {
         let Some(known) = self.jobs.get(&id) else { return };
-        let other_ends = all_ends(known, other);
         if other_ends != known.other_ends
             && let Some(mut job) = self.jobs.remove(&id)
         {
@@ -156,17 +204,23 @@ impl StateMachine {
     }
 
     /// A job that runs here has ended elsewhere, so long ago that it is not remembered how.
-    fn end_as_buried(&mut self, id: JobId, freed: Freed, events: &mut Vec<Event>) {
-        let phase = match freed.why {
-            WhyFreed::Cancelled => JobPhase::Cancelled,
-            WhyFreed::Failed => JobPhase::Failed(Failure::Freed { job: id, freed }),
-            WhyFreed::Released | WhyFreed::Expired | WhyFreed::Lost | WhyFreed::Closed => JobPhase::Succeeded,
-        };
+    fn end_as_buried(&mut self, id: JobId, tombstone: Tombstone, events: &mut Vec<Event>) {
+        let (phase, freed) = (tombstone.phase(id), tombstone.freed);
         if let Some(job) = self.jobs.get_mut(&id) {
             (job.phase, job.ended_at) = (phase.clone(), Some(freed.at));
             self.unfinished -= 1;
             events.push(Event::JobEnded { job: id, phase });
             self.free(vec![id], freed, events);
+        }
+    }
+}
+
+impl Tombstone {
+    /// Whether another era's record of the same job is worth more: it has a result, or says that it ended otherwise.
+    fn gives_way(self, id: JobId, other: &Job) -> bool {
+        match other.has_result() {
+            true => gives_way(self.freed),
+            false => other.phase.is_terminal() && is_another(&self.phase(id), &other.phase),
         }
     }
 }
@@ -191,6 +245,18 @@ fn all_ends(stays: &Job, goes: &Job) -> Vec<JobPhase> {
         }
     }
     ends
+}
+
+/// Whether two ends contradict each other. Of one there may be no more than a tombstone, which does not say how it failed.
+fn is_another(one: &JobPhase, other: &JobPhase) -> bool {
+    one.name() != other.name()
+}
+
+/// How else a job has ended with this end, of which no more is known, if that is news.
+fn with_end(known: &Job, end: JobPhase) -> Option<Vec<JobPhase>> {
+    let is_new = known.other_ends.iter().chain([&known.phase]).all(|known| is_another(known, &end));
+    let more = is_new && known.other_ends.len() < MAX_OTHER_ENDS;
+    more.then(|| known.other_ends.iter().cloned().chain([end]).collect())
 }
 
 /// The same, as long as what is remembered of a failure may be.

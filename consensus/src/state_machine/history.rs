@@ -9,24 +9,50 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use floe_protocol::{Freed, JobId};
+use floe_protocol::{Failure, Freed, JobId, JobPhase, WhyFreed};
 use serde::{Deserialize, Serialize};
 
 /// Size of all records together, roughly as in a snapshot.
 pub const MAX_RECORD_BYTES: usize = 1536 << 10;
 
-/// Tombstones. Each takes some 32 bytes of a snapshot.
+/// Tombstones. Each takes some 33 bytes of a snapshot.
 pub const MAX_TOMBSTONES: usize = 16_384;
+
+/// What is remembered of a job that has no record any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Why it was freed, and when.
+    pub freed: Freed,
+    /// Of one that failed: whether for something that is its own, see [`Failure::is_of_the_job`].
+    pub of_the_job: bool,
+}
+
+impl Tombstone {
+    /// What is left of a job that ended so and was freed then.
+    pub(super) fn new(phase: &JobPhase, freed: Freed) -> Self {
+        let of_the_job = !matches!(phase, JobPhase::Failed(failure) if !failure.is_of_the_job());
+        Self { freed, of_the_job }
+    }
+
+    /// How the job ended, as far as is known.
+    pub(super) fn phase(self, id: JobId) -> JobPhase {
+        match self.freed.why {
+            WhyFreed::Cancelled => JobPhase::Cancelled,
+            WhyFreed::Failed => JobPhase::Failed(Failure::Freed { job: id, freed: self.freed }),
+            WhyFreed::Released | WhyFreed::Expired | WhyFreed::Lost | WhyFreed::Closed => JobPhase::Succeeded,
+        }
+    }
+}
 
 /// Jobs that have ended and hold nothing, those that were freed first in front.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct History {
     records: VecDeque<(JobId, usize)>,
     record_bytes: usize,
-    tombstones: VecDeque<(JobId, Freed)>,
+    tombstones: VecDeque<(JobId, Tombstone)>,
     /// The same by id. Derived from `tombstones`, so not part of a snapshot.
     #[serde(skip)]
-    by_id: BTreeMap<JobId, Freed>,
+    by_id: BTreeMap<JobId, Tombstone>,
 }
 
 impl History {
@@ -58,12 +84,13 @@ impl History {
         Some(id)
     }
 
-    /// Remembers no more of a job than why and when it was freed.
-    pub(super) fn bury(&mut self, id: JobId, freed: Freed) {
-        if self.by_id.insert(id, freed).is_some() {
+    /// Remembers no more of a job than why and when it was freed: what was said first.
+    pub(super) fn bury(&mut self, id: JobId, tombstone: Tombstone) {
+        if self.by_id.contains_key(&id) {
             return;
         }
-        self.tombstones.push_back((id, freed));
+        self.by_id.insert(id, tombstone);
+        self.tombstones.push_back((id, tombstone));
         if self.tombstones.len() > MAX_TOMBSTONES
             && let Some((oldest, _)) = self.tombstones.pop_front()
         {
@@ -78,25 +105,26 @@ impl History {
     }
 
     /// What is known of a job that has no record.
-    pub(super) fn tombstone(&self, id: JobId) -> Option<Freed> {
+    pub(super) fn tombstone(&self, id: JobId) -> Option<Tombstone> {
         self.by_id.get(&id).copied()
     }
 
     /// All jobs that have no record, those that were freed first in front.
-    pub(super) fn tombstones(&self) -> impl Iterator<Item = (JobId, Freed)> {
+    pub(super) fn tombstones(&self) -> impl Iterator<Item = (JobId, Tombstone)> {
         self.tombstones.iter().copied()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use floe_protocol::{WallTime, WhyFreed};
+    use floe_protocol::WallTime;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn freed(unix_ms: u64) -> Freed {
-        Freed { why: WhyFreed::Failed, at: WallTime::from_unix_ms(unix_ms) }
+    fn buried(unix_ms: u64) -> Tombstone {
+        let freed = Freed { why: WhyFreed::Failed, at: WallTime::from_unix_ms(unix_ms) };
+        Tombstone { freed, of_the_job: true }
     }
 
     proptest! {
@@ -123,11 +151,12 @@ mod tests {
     fn tombstones_are_a_ring() {
         let mut history = History::default();
         for id in 0..MAX_TOMBSTONES as u64 + 10 {
-            history.bury(JobId(id), freed(id));
-            history.bury(JobId(id), freed(id));
+            history.bury(JobId(id), buried(id));
+            // What is said later is no news, and a snapshot knows nothing of it.
+            history.bury(JobId(id), buried(id + 1));
         }
         assert_eq!(history.tombstone(JobId(9)), None);
-        assert_eq!(history.tombstone(JobId(10)), Some(freed(10)));
+        assert_eq!(history.tombstone(JobId(10)), Some(buried(10)));
         assert_eq!((history.tombstones().count(), history.by_id.len()), (MAX_TOMBSTONES, MAX_TOMBSTONES));
         let mut restored = History { by_id: BTreeMap::new(), ..history.clone() };
         restored.restore();

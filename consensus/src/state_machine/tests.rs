@@ -202,6 +202,24 @@ fn job_after(commands: impl IntoIterator<Item = Command>) -> Job {
     other.job(JobId(1)).unwrap().clone()
 }
 
+/// What is left of a job, which failed for what is its own if it did.
+fn buried(freed: Freed) -> Tombstone {
+    Tombstone { freed, of_the_job: true }
+}
+
+/// Another era knows no more of job 1 than this.
+fn bury(tombstone: Tombstone) -> Command {
+    let tombstones = vec![(JobId(1), tombstone)];
+    Command::Adopt {
+        claim: claim(LOSER),
+        ended: vec![],
+        jobs: vec![],
+        tombstones,
+        forgotten: vec![],
+        keys: KeyChanges::default(),
+    }
+}
+
 fn running_job() -> Job {
     job_after([done(1, 0, 2, 4)])
 }
@@ -575,7 +593,7 @@ fn a_job_whose_submission_was_lost_runs_when_it_is_submitted_again_and_no_other_
 fn what_has_ended_in_another_era_is_known_to_have_ended() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Expired, at: at(3) };
-    let tombstones = vec![(JobId(4), freed), (JobId(1), freed)];
+    let tombstones = vec![(JobId(4), buried(freed)), (JobId(1), buried(freed))];
     let command = Command::Adopt {
         claim: claim(LOSER),
         ended: vec![],
@@ -936,7 +954,7 @@ fn two_ends_that_contradict_are_both_kept_and_a_result_goes_before_none() {
     // A third one says yet something else; and what it says again, or agrees with, adds nothing.
     apply(&mut state, [adopt([(1, failed())])]);
     let changed = state.jobs_changed();
-    apply(&mut state, [adopt([(1, failed())]), adopt([(1, succeeded_job())]), adopt([(1, released_job())])]);
+    apply(&mut state, [adopt([(1, failed())]), adopt([(1, succeeded_job())])]);
     assert_eq!(state.jobs_changed(), changed);
     let ends = phase(&state).unwrap().1;
     assert_eq!(ends, [JobPhase::Cancelled, failed().phase]);
@@ -986,7 +1004,7 @@ fn a_result_that_was_lost_here_is_taken_from_where_it_is() {
     // Also if no more is known of it, but not what its driver released.
     for (why, taken) in [(WhyFreed::Failed, true), (WhyFreed::Lost, true), (WhyFreed::Released, false)] {
         let mut state = StateMachine::default();
-        let tombstones = vec![(JobId(1), freed(why))];
+        let tombstones = vec![(JobId(1), buried(freed(why)))];
         let buried = Command::Adopt {
             claim: claim(LOSER),
             ended: vec![],
@@ -1001,10 +1019,27 @@ fn a_result_that_was_lost_here_is_taken_from_where_it_is() {
 }
 
 #[test]
+fn a_result_that_was_released_in_another_era_is_released_here() {
+    let release = |why| Freed { why, at: at(3) };
+    for (why, stays) in [(WhyFreed::Released, false), (WhyFreed::Expired, true), (WhyFreed::Lost, true)] {
+        let mut there = StateMachine::default();
+        let finished = || [submit(1), done(1, 0, 2, 1), done(1, 1, 1, 1)];
+        apply(&mut there, [genesis()].into_iter().chain(finished()));
+        apply(&mut there, [Command::Release { jobs: vec![JobId(1)], freed: release(why) }]);
+        let record = there.job(JobId(1)).unwrap().clone();
+        for adopted in [adopt([(1, record)]), bury(buried(release(why)))] {
+            let mut state = StateMachine::default();
+            apply(&mut state, [genesis()].into_iter().chain(finished()).chain([adopted]));
+            assert_eq!(state.job(JobId(1)).unwrap().has_result(), stays, "{why:?}");
+        }
+    }
+}
+
+#[test]
 fn a_job_that_another_era_has_buried_does_not_run_on() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Cancelled, at: at(3) };
-    let tombstones = vec![(JobId(1), freed)];
+    let tombstones = vec![(JobId(1), buried(freed))];
     let command = Command::Adopt {
         claim: claim(LOSER),
         ended: vec![],
@@ -1017,6 +1052,92 @@ fn a_job_that_another_era_has_buried_does_not_run_on() {
     assert!(events.contains(&Event::JobEnded { job: JobId(1), phase: JobPhase::Cancelled }), "{events:?}");
     assert!(events.contains(&Event::JobsFreed { jobs: vec![JobId(1)], freed }), "{events:?}");
     assert_eq!((state.unfinished, state.work_bytes), (0, 0));
+}
+
+#[test]
+fn what_a_part_of_the_mesh_lacked_does_not_end_a_job_of_which_it_knows_no_more_than_that() {
+    let mut state = StateMachine::default();
+    let freed = Freed { why: WhyFreed::Failed, at: at(3) };
+    let ended = |of_the_job| bury(Tombstone { freed, of_the_job });
+    let failed = JobPhase::Failed(Failure::Freed { job: JobId(1), freed });
+    let events = apply(&mut state, [genesis(), submit(1), ended(false)]);
+    assert!(!events.iter().any(|event| matches!(event, Event::JobEnded { .. })), "{events:?}");
+    let job = state.job(JobId(1)).unwrap();
+    assert_eq!((&job.phase, job.other_ends.as_slice()), (&JobPhase::Running, [failed.clone()].as_slice()));
+    let changed = state.jobs_changed();
+    apply(&mut state, [ended(false)]);
+    assert_eq!(state.jobs_changed(), changed, "said again it changes nothing");
+    // But what would have failed so anywhere does.
+    let events = apply(&mut state, [ended(true)]);
+    assert!(events.contains(&Event::JobEnded { job: JobId(1), phase: failed.clone() }), "{events:?}");
+    // A third one to which this record is handed over believes that too.
+    let record = state.job(JobId(1)).unwrap().clone();
+    let mut third = StateMachine::default();
+    apply(&mut third, [genesis(), submit(1), adopt([(1, record)])]);
+    assert_eq!(third.job(JobId(1)).unwrap().phase, failed);
+}
+
+#[test]
+fn what_is_left_of_a_record_says_whose_failure_it_was() {
+    let one = |failure| {
+        let mut state = StateMachine::default();
+        apply(&mut state, [genesis(), submit(1), end(1, JobPhase::Failed(failure))]);
+        // Its record has no room beside these.
+        let large = "x".repeat(MAX_LABEL_BYTES);
+        for job in 2..200 {
+            let mut submit = submit(job);
+            if let Command::Submit { label, .. } = &mut submit {
+                label.clone_from(&large);
+            }
+            apply(&mut state, [submit, end(job, JobPhase::Cancelled)]);
+        }
+        state.tombstones().next().unwrap()
+    };
+    let (id, tombstone) = one(Failure::Query { message: "no column".to_owned() });
+    assert_eq!((id, tombstone.of_the_job, tombstone.freed.why), (JobId(1), true, WhyFreed::Failed));
+    let (_, tombstone) = one(Failure::NoneFits { needs: "pandas".to_owned(), looked: "node b".to_owned() });
+    assert!(!tombstone.of_the_job);
+}
+
+#[test]
+fn an_end_that_is_only_known_as_a_tombstone_is_shown_beside_another() {
+    let buried = |why| buried(Freed { why, at: at(3) });
+    let ends = |state: &StateMachine| {
+        let job = state.job(JobId(1)).unwrap();
+        (job.phase.clone(), job.other_ends.clone())
+    };
+    // Here it is known how it ended, there only that.
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), submit(1), end(1, JobPhase::Cancelled)]);
+    let released = bury(buried(WhyFreed::Released));
+    apply(&mut state, [released.clone()]);
+    assert_eq!(ends(&state), (JobPhase::Cancelled, vec![JobPhase::Succeeded]));
+    let changed = state.jobs_changed();
+    assert_eq!(changed, state.applied());
+    // What agrees with one of them adds nothing.
+    apply(&mut state, [released, bury(buried(WhyFreed::Cancelled)), bury(buried(WhyFreed::Expired))]);
+    assert_eq!(state.jobs_changed(), changed);
+    assert_eq!(StateMachine::restore(&state.snapshot().unwrap()).unwrap(), state);
+
+    // Here only that it ended, there with a result, or a record of another end.
+    for (theirs, has_result) in [(succeeded_job(), true), (released_job(), false)] {
+        let mut state = StateMachine::default();
+        apply(&mut state, [genesis(), bury(buried(WhyFreed::Cancelled))]);
+        let events = apply(&mut state, [adopt([(1, theirs.clone())])]);
+        assert_eq!(ends(&state), (JobPhase::Succeeded, vec![JobPhase::Cancelled]));
+        assert_eq!(state.job(JobId(1)).unwrap().has_result(), has_result);
+        let ended = events.iter().any(|event| matches!(event, Event::JobEnded { .. }));
+        assert!(!ended, "it has ended before: {events:?}");
+        assert_eq!(state.tombstones().count(), 0);
+        let changed = state.jobs_changed();
+        assert_eq!(changed, state.applied());
+        apply(&mut state, [adopt([(1, theirs)])]);
+        assert_eq!(state.jobs_changed(), changed);
+    }
+    // A record of the same end is worth no more than the tombstone.
+    let mut state = StateMachine::default();
+    apply(&mut state, [genesis(), bury(buried(WhyFreed::Cancelled)), adopt([(1, cancelled_job())])]);
+    assert_eq!(state.job(JobId(1)), None);
 }
 
 #[test]
