@@ -230,6 +230,8 @@ pub struct Scheduler {
     leases: Leases,
     copies: Copies,
     disks: Disks,
+    /// The most attempts at one task of a job that is known here no more: should it be again, it has other ones.
+    most_tries: u32,
     /// Jobs that were ended since what came with them was lost, and how many attempts at a task they had: submitted
     /// again, they have other ones.
     lost: BTreeMap<JobId, u32>,
@@ -274,6 +276,7 @@ impl Scheduler {
             leases: Leases::default(),
             copies: Copies::default(),
             disks: Disks::default(),
+            most_tries: 0,
             lost: BTreeMap::new(),
             submitting: BTreeMap::new(),
             losses: 0,
@@ -447,12 +450,12 @@ impl Scheduler {
     /// The nodes of the era that the job is of are about to join, with what they hold of it.
     fn job_adopted(&mut self, id: JobId, work: JobWork, succeeded: bool, owner: u64) {
         // What ran of it here is of no use if it has ended elsewhere.
-        let tries = self.jobs.get(&id).map_or(0, Job::tries);
         self.stop(id);
         self.add_job(id, work.graph, &work.outputs, owner, succeeded);
         self.inherit(id);
         if let Some(job) = self.jobs.get_mut(&id) {
-            job.count_from(tries);
+            // It may have run here, and have ended, under this leader.
+            job.count_from(self.most_tries);
         }
         self.adopted_ms = Some(self.now_ms);
     }
@@ -498,6 +501,7 @@ impl Scheduler {
     /// Aborts what runs of a job and forgets it.
     fn stop(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
+        self.most_tries = self.most_tries.max(job.tries());
         self.turns.remove(id);
         self.is_blocked_no_more(id);
         self.paused.retain(|(_, task)| task.job != id);
