@@ -49,6 +49,8 @@ pub(super) struct Unwritten {
     gathered: Persist,
     next: Promise,
     under_way: Option<Promise>,
+    /// The last term that was gathered.
+    term: u64,
     /// How many ticks that has taken.
     ticks: u32,
 }
@@ -79,6 +81,14 @@ impl Unwritten {
     /// Takes in what raft-rs wants written, as its output of this number.
     pub(super) fn gather(&mut self, persist: Persist, number: u64) {
         let entries = persist.entries.iter().map(|entry| entry.data.len() + ENTRY_BYTES).sum::<usize>();
+        if let Some(hard_state) = &persist.hard_state
+            && hard_state.term > self.term
+        {
+            self.term = hard_state.term;
+            // What waits to be said of an earlier term is of use to nobody any more; and it speaks of a log that may be
+            // replaced by what is gathered now, in the same write.
+            self.next.messages.clear();
+        }
         self.next.bytes += entries + persist.snapshot.as_ref().map_or(0, |snapshot| snapshot.data.len());
         self.next.number = number;
         self.gathered.absorb(persist);

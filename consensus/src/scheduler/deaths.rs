@@ -134,6 +134,8 @@ impl Scheduler {
             if let Some(job) = self.jobs.get_mut(&id)
                 && let Some(place) = job.place(attempt.task)
             {
+                // It may be what the node would have died of.
+                job.task_mut(place).suspect = true;
                 job.abandon(place, attempt);
                 self.touch(id);
             }
