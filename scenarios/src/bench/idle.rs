@@ -35,14 +35,14 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
             name: "idle node, resident memory".to_owned(),
             value: resident as f64 / f64::from(1 << 20),
             unit: "MiB",
-            target: Target::AtMost(100.0),
+            target: Target::AtMost(60.0),
             made_from: made_from.clone(),
         },
         Figure {
             name: "idle node, part of a core".to_owned(),
             value: busiest_ms.unwrap_or(0) as f64 / elapsed_ms * 100.0,
             unit: "%",
-            target: Target::AtMost(1.0),
+            target: Target::AtMost(0.5),
             made_from,
         },
     ])

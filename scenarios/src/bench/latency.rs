@@ -40,5 +40,5 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         target: Target::AtMost(bound),
         made_from: format!("{QUERIES} queries over a Parquet file, submitted to collected, one client"),
     };
-    Ok(vec![figure("p50", 0.5, 15.0), figure("p99", 0.99, 50.0)])
+    Ok(vec![figure("p50", 0.5, 3.0), figure("p99", 0.99, 50.0)])
 }
