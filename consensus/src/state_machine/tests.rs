@@ -209,7 +209,11 @@ fn buried(freed: Freed) -> Tombstone {
 
 /// Another era knows no more of job 1 than this.
 fn bury(tombstone: Tombstone) -> Command {
-    let tombstones = vec![(JobId(1), tombstone)];
+    bury_all(vec![(JobId(1), tombstone)])
+}
+
+/// Another era knows no more of these jobs.
+fn bury_all(tombstones: Vec<(JobId, Tombstone)>) -> Command {
     Command::Adopt {
         claim: claim(LOSER),
         ended: vec![],
@@ -593,15 +597,7 @@ fn a_job_whose_submission_was_lost_runs_when_it_is_submitted_again_and_no_other_
 fn what_has_ended_in_another_era_is_known_to_have_ended() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Expired, at: at(3) };
-    let tombstones = vec![(JobId(4), buried(freed)), (JobId(1), buried(freed))];
-    let command = Command::Adopt {
-        claim: claim(LOSER),
-        ended: vec![],
-        jobs: vec![],
-        tombstones,
-        forgotten: vec![],
-        keys: KeyChanges::default(),
-    };
+    let command = bury_all(vec![(JobId(4), buried(freed)), (JobId(1), buried(freed))]);
     apply(&mut state, [genesis(), submit(1), command.clone()]);
     assert_eq!(state.find(JobId(4)), Err(Failure::Freed { job: JobId(4), freed }));
     assert!(state.job(JobId(1)).is_some_and(|job| job.phase.is_terminal()), "it has ended there");
@@ -1004,15 +1000,7 @@ fn a_result_that_was_lost_here_is_taken_from_where_it_is() {
     // Also if no more is known of it, but not what its driver released.
     for (why, taken) in [(WhyFreed::Failed, true), (WhyFreed::Lost, true), (WhyFreed::Released, false)] {
         let mut state = StateMachine::default();
-        let tombstones = vec![(JobId(1), buried(freed(why)))];
-        let buried = Command::Adopt {
-            claim: claim(LOSER),
-            ended: vec![],
-            jobs: vec![],
-            tombstones,
-            forgotten: vec![],
-            keys: KeyChanges::default(),
-        };
+        let buried = bury(buried(freed(why)));
         apply(&mut state, [genesis(), buried, adopt([(1, succeeded_job())])]);
         assert_eq!(state.job(JobId(1)).is_some_and(Job::has_result), taken, "{why:?}");
     }
@@ -1039,15 +1027,7 @@ fn a_result_that_was_released_in_another_era_is_released_here() {
 fn a_job_that_another_era_has_buried_does_not_run_on() {
     let mut state = StateMachine::default();
     let freed = Freed { why: WhyFreed::Cancelled, at: at(3) };
-    let tombstones = vec![(JobId(1), buried(freed))];
-    let command = Command::Adopt {
-        claim: claim(LOSER),
-        ended: vec![],
-        jobs: vec![],
-        tombstones,
-        forgotten: vec![],
-        keys: KeyChanges::default(),
-    };
+    let command = bury(buried(freed));
     let events = apply(&mut state, [genesis(), submit(1), command]);
     assert!(events.contains(&Event::JobEnded { job: JobId(1), phase: JobPhase::Cancelled }), "{events:?}");
     assert!(events.contains(&Event::JobsFreed { jobs: vec![JobId(1)], freed }), "{events:?}");
