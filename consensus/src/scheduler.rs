@@ -379,7 +379,7 @@ impl Scheduler {
 
     /// Whether a node answers.
     pub fn is_alive(&self, node: NodeId) -> bool {
-        self.nodes.get(node).is_some_and(|node| node.standing != Standing::Absent)
+        self.nodes.is_there(node)
     }
 
     /// What a node last said of its load.
