@@ -19,6 +19,7 @@ mod functions;
 mod healing;
 mod mesh;
 mod namespaces;
+mod plans;
 mod queries;
 mod readme;
 mod results;

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::mesh::Mesh;
 
-/// How many bytes of arguments travel within a job. A job's tasks are replicated among the nodes that vote; arguments
+/// How many bytes of arguments travel within a job: the node that plans it holds them in memory several times. Arguments
 /// beyond this go apart, each once to the node that runs its task.
-const MAX_INLINE_ARGUMENTS_BYTES: usize = 4 << 20;
+const MAX_INLINE_ARGUMENTS_BYTES: usize = 16 << 20;
 
 /// How many arguments are put into the mesh at once.
 const PUTS_AT_ONCE: usize = 8;

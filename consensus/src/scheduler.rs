@@ -760,6 +760,7 @@ impl Scheduler {
             work @ (Work::Fragment(_) | Work::Function(_)) => work.clone(),
             Work::Held(_) | Work::Calls => return,
         };
+        let plan = job.graph.plan;
         let (buckets, split) = (spec.exchange.buckets(), job.spec(place).split.clone());
         let mark = job.mark;
         let apart = job.runs_apart(place);
@@ -775,6 +776,7 @@ impl Scheduler {
         let assignment = Assignment {
             fence: self.fence,
             attempt,
+            plan,
             work,
             split,
             mark,

@@ -83,7 +83,7 @@ pub const MAX_RECENT_REQUESTS: usize = 4096;
 pub const MAX_ENDED_ERAS: usize = 64;
 
 /// Raised whenever a snapshot's layout changes.
-const SNAPSHOT_VERSION: u32 = 6;
+const SNAPSHOT_VERSION: u32 = 7;
 
 /// The replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +100,8 @@ pub struct StateMachine {
     jobs_changed: u64,
     members: BTreeMap<NodeId, Member>,
     door: Door,
-    jobs: BTreeMap<JobId, Job>,
+    /// Shared with the checkpoints that are being written.
+    jobs: BTreeMap<JobId, Arc<Job>>,
     /// How many jobs are unfinished.
     unfinished: usize,
     /// Size of all jobs that are unfinished or have a result.
@@ -259,13 +260,18 @@ impl StateMachine {
     }
 
     /// All jobs that are remembered, by id.
-    pub fn jobs(&self) -> &BTreeMap<JobId, Job> {
+    pub fn jobs(&self) -> &BTreeMap<JobId, Arc<Job>> {
         &self.jobs
     }
 
     /// One job, if more is known of it than that it has ended.
     pub fn job(&self, id: JobId) -> Option<&Job> {
-        self.jobs.get(&id)
+        self.jobs.get(&id).map(Arc::as_ref)
+    }
+
+    /// The same, to be changed.
+    fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        self.jobs.get_mut(&id).map(Arc::make_mut)
     }
 
     /// Jobs of which no more is known than that they have ended, those that were freed first in front.
@@ -275,7 +281,7 @@ impl StateMachine {
 
     /// One job; or that it has ended, [`Failure::Freed`]; or that nobody knows it, [`Failure::NoSuchJob`].
     pub fn find(&self, id: JobId) -> Result<&Job, Failure> {
-        self.jobs.get(&id).ok_or_else(|| match self.history.tombstone(id) {
+        self.job(id).ok_or_else(|| match self.history.tombstone(id) {
             Some(Tombstone { freed, .. }) => Failure::Freed { job: id, freed },
             None => Failure::NoSuchJob { job: id },
         })
@@ -455,17 +461,19 @@ impl StateMachine {
         } else {
             self.history.record(id, job.weight_bytes);
         }
-        self.jobs.insert(id, job);
+        self.jobs.insert(id, Arc::new(job));
         while let Some(id) = self.history.surplus() {
-            if let Some(Job { phase, freed: Some(freed), .. }) = self.jobs.remove(&id) {
-                self.history.bury(id, Tombstone::new(&phase, freed));
+            if let Some(job) = self.jobs.remove(&id)
+                && let Some(freed) = job.freed
+            {
+                self.history.bury(id, Tombstone::new(&job.phase, freed));
             }
         }
     }
 
     /// Takes a job out that is unfinished or has a result.
     fn remove(&mut self, id: JobId) -> Option<Job> {
-        let job = self.jobs.remove(&id)?;
+        let job = self.jobs.remove(&id).map(Arc::unwrap_or_clone)?;
         self.unfinished -= usize::from(!job.phase.is_terminal());
         self.work_bytes -= job.weight_bytes;
         Some(job)
@@ -566,7 +574,7 @@ impl StateMachine {
             submitted_at,
             ended_at: None,
             freed: None,
-            other_ends: ended_before.map(|job| job.other_ends).unwrap_or_default(),
+            other_ends: ended_before.map(|job| job.other_ends.clone()).unwrap_or_default(),
             stages,
             timeline: Vec::new(),
             weight_bytes,
@@ -590,7 +598,7 @@ impl StateMachine {
         ended_at: WallTime,
         events: &mut Vec<Event>,
     ) -> Result<(), Failure> {
-        let job = self.jobs.get_mut(&id).ok_or(Failure::NoSuchJob { job: id })?;
+        let job = self.jobs.get_mut(&id).map(Arc::make_mut).ok_or(Failure::NoSuchJob { job: id })?;
         // Failed, cancelled or released meanwhile: the partitions are of no use.
         let Some(work) = &mut job.work else { return Ok(()) };
         let position = stage.0 as usize;
@@ -627,11 +635,11 @@ impl StateMachine {
     }
 
     fn succeed(&mut self, id: JobId, ended_at: WallTime, events: &mut Vec<Event>) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(job) = self.job_mut(id) else { return };
         job.phase = JobPhase::Succeeded;
         job.ended_at = Some(ended_at);
-        self.unfinished -= 1;
         let standing = job.work.as_ref().is_some_and(|work| is_standing(&work.graph));
+        self.unfinished -= 1;
         events.push(Event::JobEnded { job: id, phase: JobPhase::Succeeded });
         if standing {
             self.free(vec![id], Freed { why: WhyFreed::Closed, at: ended_at }, events);
@@ -659,7 +667,7 @@ impl StateMachine {
         if job.phase.is_terminal() {
             return Ok(());
         }
-        if let Some(job) = self.jobs.get_mut(&id) {
+        if let Some(job) = self.job_mut(id) {
             job.phase = phase.clone();
             job.ended_at = Some(ended_at);
         }
@@ -671,7 +679,7 @@ impl StateMachine {
 
     /// Frees the results of jobs. One that still runs must be cancelled first, and unknown ones are gone already.
     fn release(&mut self, jobs: &[JobId], freed: Freed, events: &mut Vec<Event>) {
-        let with_results = |id: &&JobId| self.jobs.get(id).is_some_and(Job::has_result);
+        let with_results = |id: &&JobId| self.job(**id).is_some_and(Job::has_result);
         let jobs: BTreeSet<_> = jobs.iter().filter(with_results).copied().collect();
         self.free(jobs.into_iter().collect(), freed, events);
     }

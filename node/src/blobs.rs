@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::disk::{Disk, Promise};
+use crate::plan::MAX_PLAN_BYTES;
 use crate::private;
 use crate::submit::blocking;
 use crate::worker::hosts;
@@ -52,6 +53,9 @@ const READ_BYTES: usize = 256 << 10;
 
 /// How many bytes of blobs a node keeps. Beyond it those that were not used for longest go, if no job needs them.
 const MAX_KEPT_BYTES: u64 = 16 << 30;
+
+/// How many blobs a node keeps, likewise: each is an entry in memory and a file in one directory, however short.
+const MAX_KEPT: usize = 100_000;
 
 /// Blobs that were used within this time stay whatever the disk holds: a host may be about to open them.
 const IN_USE: Duration = Duration::from_secs(15 * 60);
@@ -147,13 +151,50 @@ impl Blobs {
         self.0.sound(id).await.is_some()
     }
 
+    /// Where it is if it is here.
+    pub fn path(&self, id: BlobId) -> PathBuf {
+        self.0.path(id)
+    }
+
+    /// Whether it was here when it was last looked at.
+    pub fn lists(&self, id: BlobId) -> bool {
+        self.0.index().blobs.contains_key(&id)
+    }
+
     /// Keeps a copy that somebody sends on a stream, or refuses it with [`Failure::Busy`] before it comes.
     pub async fn receive<S>(&self, blob: Blob, stream: S) -> Result<(), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let promise = sized(blob).and_then(|()| self.0.disk.promise_object(blob.bytes));
+        self.receive_promised(blob, promise, stream).await
+    }
+
+    /// The same with a job's plan, which a voter takes for as long as it takes what it agrees on.
+    pub async fn receive_plan<S>(&self, plan: Blob, stream: S) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let promise = if plan.bytes > MAX_PLAN_BYTES {
+            let message = format!("a plan of {} bytes is longer than any", plan.bytes);
+            Err(Failure::Refused { message })
+        } else {
+            self.0.disk.promise_plan(plan.bytes)
+        };
+        self.receive_promised(plan, promise, stream).await
+    }
+
+    async fn receive_promised<S>(
+        &self,
+        blob: Blob,
+        promise: Result<Promise, Failure>,
+        stream: S,
+    ) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut body = Body::new(stream);
-        match sized(blob).and_then(|()| self.0.disk.promise_object(blob.bytes)) {
+        match promise {
             Ok(promise) => self.take(blob, promise, &mut body).await,
             Err(failure) => {
                 body.refuse(&failure).await;
@@ -191,14 +232,18 @@ impl Blobs {
 
     /// Whether there are more than a node keeps, or no more have room.
     pub fn are_many(&self) -> bool {
-        self.0.index().bytes > MAX_KEPT_BYTES || !self.0.disk.has_room_for_object(0)
+        self.0.index().are_many() || !self.0.disk.has_room_for_object(0)
     }
 
     /// Removes objects that nobody needs, as it seems, until there is room for others: not those that are needed by jobs,
     /// and none that was used a moment ago.
     pub fn free_unused(&self, needed: &BTreeSet<BlobId>) {
-        while self.are_many() {
-            let Some(id) = self.0.index().evict_one(needed) else { return };
+        let idle = self.0.index().idle(needed);
+        for id in idle {
+            if !self.are_many() {
+                return;
+            }
+            self.0.index().forget(id);
             self.0.remove(id);
         }
     }
@@ -379,11 +424,13 @@ impl Inner {
         NamedTempFile::with_prefix_in(".part-", &self.dir).map_err(|error| no_room(&error))
     }
 
-    /// Moves a whole file to its place.
+    /// Moves a whole file to its place, where it is after a power cut, too.
     fn keep(&self, blob: Blob, file: NamedTempFile) -> Result<(), Failure> {
         let path = self.path(blob.id);
         private::restrict(file.path(), 0o400).map_err(|error| no_room(&error))?;
+        file.as_file().sync_all().map_err(|error| no_room(&error))?;
         file.persist(&path).map_err(|error| no_room(&error.error))?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|error| no_room(&error))?;
         let stamp = Stamp::of(&path).map_err(Failure::internal)?;
         let mut index = self.index();
         let kept = Kept { bytes: blob.bytes, used: Some(Instant::now()), stamp: Some(stamp) };
@@ -482,13 +529,17 @@ impl Index {
         }
     }
 
-    /// Takes out the one that was not used for longest, of those that are not in use and that nobody needs.
-    fn evict_one(&mut self, needed: &BTreeSet<BlobId>) -> Option<BlobId> {
+    fn are_many(&self) -> bool {
+        self.bytes > MAX_KEPT_BYTES || self.blobs.len() > MAX_KEPT
+    }
+
+    /// Those that are not in use and that nobody needs, beginning with what was not used for longest.
+    fn idle(&self, needed: &BTreeSet<BlobId>) -> Vec<BlobId> {
         let in_use = |kept: &Kept| kept.used.is_some_and(|used| used.elapsed() <= IN_USE);
         let idle = self.blobs.iter().filter(|(id, kept)| !in_use(kept) && !needed.contains(id));
-        let id = idle.min_by_key(|(_, kept)| kept.used).map(|(id, _)| *id)?;
-        self.forget(id);
-        Some(id)
+        let mut idle: Vec<_> = idle.map(|(id, kept)| (kept.used, *id)).collect();
+        idle.sort_unstable();
+        idle.into_iter().map(|(_, id)| id).collect()
     }
 }
 
@@ -583,11 +634,14 @@ mod tests {
         add(4, Some(Instant::now()));
         add(5, None);
         let needed = BTreeSet::from([BlobId(5)]);
-        assert_eq!(index.evict_one(&needed), Some(BlobId(3)));
-        assert_eq!(index.evict_one(&needed), Some(BlobId(2)));
-        assert_eq!(index.evict_one(&needed), None, "all that is left is in use, or a job needs it");
-        assert_eq!(index.evict_one(&BTreeSet::new()), Some(BlobId(5)));
-        assert_eq!(index.bytes, 200);
+        let left = "all that is left is in use, or a job needs it";
+        assert_eq!(index.idle(&needed), [BlobId(3), BlobId(2)], "{left}");
+        assert_eq!(index.idle(&BTreeSet::new()), [BlobId(3), BlobId(5), BlobId(2)]);
+        assert!(!index.are_many());
+        for id in 0..MAX_KEPT as u128 {
+            index.blobs.insert(BlobId(100 + id), Kept { bytes: 0, used: None, stamp: None });
+        }
+        assert!(index.are_many(), "however short they are");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use floe_protocol::{
     frame,
 };
 use floe_transport::call::write_frame;
-use floe_transport::stream::{Body, BodyError};
+use floe_transport::stream::{Body, BodyError, send_body};
 use floe_transport::{Gate, node_id};
 use futures::StreamExt;
 use libp2p::{PeerId, Stream};
@@ -35,7 +35,7 @@ use crate::recovery;
 use crate::results::Results;
 use crate::session::Sessions;
 use crate::store::Store;
-use crate::stream::Streams;
+use crate::stream::{Streams, chunks_of};
 use crate::submit::{Submitter, blocking};
 use crate::worker::task_logs::TaskLogs;
 
@@ -111,12 +111,20 @@ impl Calls {
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Explained)).await
             }
-            Request::Plan { id, apart } => {
+            Request::Plan { id, apart, keep } => {
                 let outcome = match self.read_spec(&mut stream).await {
-                    Ok((spec, _room)) => self.submitter.plan_here(id, spec, apart).await,
+                    Ok((spec, _room)) => self.submitter.plan_here(id, spec, apart, keep).await,
                     Err(failure) => Err(failure),
                 };
-                reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Planned)).await
+                let encode = |graph| frame::encode(&graph).map(Bytes::from).map_err(Failure::internal);
+                match outcome.and_then(encode) {
+                    Ok(graph) => {
+                        reply(&mut stream, Response::Planned).await?;
+                        let chunks = futures::stream::iter(chunks_of(graph).map(Ok));
+                        send_body(&mut stream, chunks).await.map(drop).map_err(Failure::internal)
+                    }
+                    Err(failure) => reply(&mut stream, Response::Failed(failure)).await,
+                }
             }
             Request::Watch { id } => job_status::watch(&self.mailbox, &self.progress, &mut stream, id).await,
             Request::Result { id, from_partition } => {
@@ -139,6 +147,10 @@ impl Calls {
             Request::Seat { session } => self.sessions.seat(stream, session).await,
             Request::PutBlob { blob } => {
                 let outcome = self.keep_blob(&from, &mut stream, blob).await;
+                reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
+            }
+            Request::PutPlan { plan } => {
+                let outcome = self.blobs.receive_plan(plan, &mut stream).await;
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
             Request::GetBlob { id } => self.blobs.serve(stream, id, !from.is_node()).await,
@@ -338,6 +350,7 @@ fn is_for_nodes(request: &Request) -> bool {
             | Request::Inspect { .. }
             | Request::Plan { .. }
             | Request::Put { .. }
+            | Request::PutPlan { .. }
             | Request::Seat { .. }
             | Request::Raft { .. }
             | Request::Mesh
@@ -375,6 +388,7 @@ async fn refuse(mut stream: Stream, request: &Request, failure: Failure) -> Resu
             | Request::Plan { .. }
             | Request::Put { .. }
             | Request::PutBlob { .. }
+            | Request::PutPlan { .. }
             | Request::Raft { .. }
     );
     if body_follows {

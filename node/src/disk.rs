@@ -5,6 +5,7 @@
 //!   free ├──────────┼───────────┼───────────┼───────────┼──────────────────┤
 //!        │ the log  │ what runs │           │ also what is convenient only │
 //!        │   alone  │ may finish│           │           │ also drivers' objects
+//!        │          │ plans of jobs that others submit
 //!        │          │           │<─ short ──┤ whoever was short is not any more
 //! ```
 //!
@@ -181,6 +182,17 @@ impl Disk {
             return Err(busy(room.free_bytes));
         }
         self.set_aside(bytes).map_err(|_| busy(room.free_bytes))
+    }
+
+    /// Takes on a job's plan of this size, like the log's entry that it goes with for as long as that is possible, or
+    /// refuses it before anything of it has come.
+    pub fn promise_plan(&self, bytes: u64) -> Result<Promise, Failure> {
+        self.set_aside(bytes).map_err(|error| Failure::Busy {
+            message: format!(
+                "the mesh is full: a job's plan has no room on the disk of one of its voters: {error}"
+            ),
+            retry_ms: RETRY_MS,
+        })
     }
 
     /// Sets so much aside for what runs already; the error is that of a full disk.

@@ -43,6 +43,8 @@ pub mod mailbox;
 pub mod node;
 pub mod outgoing;
 pub mod places;
+pub mod plan;
+pub mod plans;
 pub mod private;
 pub mod progress;
 pub mod recovery;

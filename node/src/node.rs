@@ -52,6 +52,7 @@ use crate::log_writer::LogWriter;
 use crate::mailbox::{Ask, Mailbox, Outputs, Proposed};
 use crate::outgoing::Outgoing;
 use crate::places::Places;
+use crate::plans::{PlanKeeper, Plans};
 use crate::progress::Progress;
 use crate::relief::Relief;
 use crate::results::Results;
@@ -183,13 +184,16 @@ impl Node {
         let blobs = Blobs::open(&data_dir.path().join("blobs"), disk.clone(), network.clone())?;
         let hosts = Hosts::new(hosts_config(&settings, &data_dir, disk), Arc::new(blobs.clone()));
         let config = worker::Config { slots: settings.slots };
-        let worker = Worker::start(config, store.clone(), hosts, streams.clone(), reports);
-        let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone());
+        let plans = Plans::new(blobs.clone(), network.clone());
+        let worker =
+            Worker::start(config, store.clone(), hosts, (streams.clone(), Arc::new(plans.clone())), reports);
+        let submitter = Submitter::new(mailbox.clone(), store.clone(), streams.clone(), plans.clone());
         let sessions = Sessions::new(mailbox.clone(), worker.clone());
         let progress = Progress::new(mailbox.clone());
         let results = Results::new(
             mailbox.clone(),
             streams.clone(),
+            plans.clone(),
             progress.clone(),
             Outgoing::new(settings.memory_bytes),
         );
@@ -231,6 +235,7 @@ impl Node {
             runs: BTreeMap::new(),
             copying: BTreeSet::new(),
             relief,
+            plans: PlanKeeper::new(plans),
             changed,
             job_changes,
             hint_due: Instant::now(),
@@ -394,6 +399,7 @@ struct Loop {
     /// Copies of partitions that are on their way to other nodes.
     copying: BTreeSet<(TaskId, NodeId)>,
     relief: Relief,
+    plans: PlanKeeper,
     changed: watch::Sender<u64>,
     job_changes: JobChanges,
     hint_due: Instant,
@@ -798,6 +804,11 @@ impl Loop {
             Ask::Jobs(reply) => {
                 let _ = reply.send(self.newest_jobs());
             }
+            Ask::Plan(id, reply) => {
+                let job = self.participant.state().job(id);
+                let plan = job.and_then(|job| job.work.as_ref()).and_then(|work| work.graph.plan);
+                let _ = reply.send(plan);
+            }
             Ask::Outputs(id, reply) => {
                 let _ = reply.send(self.outputs(id));
             }
@@ -927,6 +938,12 @@ impl Loop {
             let works = state.jobs().values().filter_map(|job| job.work.as_ref());
             works.map(|work| Arc::clone(&work.graph)).collect()
         });
+        if self.participant.replica().standing().configuration.voters.contains(&self.me()) {
+            self.plans.look(state.jobs_changed(), || {
+                let works = state.jobs().values().filter_map(|job| job.work.as_ref());
+                works.filter_map(|work| work.graph.plan).collect()
+            });
+        }
         let member = self.participant.member();
         self.loads.insert(member.id, load);
         self.network.publish(Hint {

@@ -11,15 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use floe_protocol::function::{Argument, FunctionWork};
-use floe_protocol::{BlobId, StageGraph, Work, frame};
+use floe_protocol::{BlobId, Stage, StageGraph, Work, frame};
 
 use crate::blobs::Blobs;
 use crate::disk::{Disk, Reserve, Room};
+use crate::plan::PlanFile;
 use crate::store::Store;
 use crate::worker::task_logs::TaskLogs;
 
 /// How often it is said at most that the disk is nearly full.
 const SAID_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often objects are gone through at most for being many: what each job needs is looked up in its plan.
+const FREED_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Looks after a node's disk.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub struct Relief {
     was_short: bool,
     /// When it was last said: a disk may be on the edge for long.
     said: Option<Instant>,
+    /// When objects were last gone through since there were many.
+    freed: Option<Instant>,
     under_way: Arc<AtomicBool>,
 }
 
@@ -39,7 +45,17 @@ impl Relief {
     /// Relief for the disk that all of these lie on.
     pub fn new(reserve: Reserve, store: Store, blobs: Blobs, logs: TaskLogs) -> Self {
         let disk = store.disk().clone();
-        Self { disk, reserve, store, blobs, logs, was_short: false, said: None, under_way: Arc::default() }
+        Self {
+            disk,
+            reserve,
+            store,
+            blobs,
+            logs,
+            was_short: false,
+            said: None,
+            freed: None,
+            under_way: Arc::default(),
+        }
     }
 
     /// To be called now and then, with what runs. It does not wait for the disk.
@@ -61,7 +77,11 @@ impl Relief {
         if self.under_way.swap(true, Ordering::Relaxed) {
             return;
         }
-        let many = self.blobs.are_many();
+        // Where nothing can go, looking again at once is of no use.
+        let many = self.blobs.are_many() && self.freed.is_none_or(|freed| freed.elapsed() >= FREED_INTERVAL);
+        if many {
+            self.freed = Some(Instant::now());
+        }
         let graphs = if short || many { graphs() } else { Vec::new() };
         let (disk, reserve) = (self.disk.clone(), self.reserve.clone());
         let (store, blobs, logs) = (self.store.clone(), self.blobs.clone(), self.logs.clone());
@@ -71,7 +91,7 @@ impl Relief {
                 store.free_spare_files();
             }
             if short || many {
-                blobs.free_unused(&needed(&graphs));
+                blobs.free_unused(&needed(&graphs, &blobs));
             }
             if short {
                 logs.free_old();
@@ -85,18 +105,36 @@ impl Relief {
 
 /// The objects that these need, as far as nodes can tell: arguments may name others that only their hosts see, which
 /// are known by being used.
-fn needed(graphs: &[Arc<StageGraph>]) -> BTreeSet<BlobId> {
+fn needed(graphs: &[Arc<StageGraph>], blobs: &Blobs) -> BTreeSet<BlobId> {
     let mut needed = BTreeSet::new();
-    for stage in graphs.iter().flat_map(|graph| &graph.stages) {
-        let Work::Function(work) = &stage.work else { continue };
-        let Ok(FunctionWork { function }) = frame::decode(work) else { continue };
-        needed.extend(function.blobs());
-        let splits = stage.tasks.iter().filter(|task| !task.split.is_empty());
-        let arguments = splits.filter_map(|task| frame::decode::<Argument>(&task.split).ok());
-        needed.extend(arguments.filter_map(|argument| match argument {
-            Argument::Payload(payload) => payload.blob().map(|blob| blob.id),
-            Argument::None | Argument::File(_) => None,
-        }));
+    for graph in graphs {
+        needed.extend(graph.plan.map(|plan| plan.id));
+        // A node that lacks a plan has nothing that was had for it.
+        let plan = graph.plan.and_then(|plan| PlanFile::open(&blobs.path(plan.id)).ok());
+        for stage in graph.stages.iter().filter(|stage| matches!(stage.work, Work::Function(_))) {
+            match &plan {
+                None => needed.extend(needed_by(stage)),
+                Some(plan) => {
+                    let mut stage = stage.clone();
+                    if plan.complete(&mut stage).is_ok() {
+                        needed.extend(needed_by(&stage));
+                    }
+                }
+            }
+        }
     }
     needed
+}
+
+/// The same of a stage, of which everything is here.
+fn needed_by(stage: &Stage) -> BTreeSet<BlobId> {
+    let Work::Function(work) = &stage.work else { return BTreeSet::new() };
+    let Ok(FunctionWork { function }) = frame::decode(work) else { return BTreeSet::new() };
+    let splits = stage.tasks.iter().filter(|task| !task.split.is_empty());
+    let arguments = splits.filter_map(|task| frame::decode::<Argument>(&task.split).ok());
+    let arguments = arguments.filter_map(|argument| match argument {
+        Argument::Payload(payload) => payload.blob().map(|blob| blob.id),
+        Argument::None | Argument::File(_) => None,
+    });
+    function.blobs().chain(arguments).collect()
 }

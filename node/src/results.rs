@@ -24,6 +24,7 @@ use crate::config;
 use crate::job_status;
 use crate::mailbox::{Ask, Mailbox, Outputs};
 use crate::outgoing::Outgoing;
+use crate::plans::Plans;
 use crate::progress::Progress;
 use crate::stream::{Found, Streams, chunks_of};
 
@@ -45,6 +46,7 @@ const READ_AHEAD: usize = 2;
 pub struct Results {
     mailbox: Mailbox,
     streams: Arc<Streams>,
+    plans: Plans,
     progress: Progress,
     outgoing: Outgoing,
 }
@@ -53,14 +55,20 @@ pub struct Results {
 struct Placement {
     stage: StageId,
     placed: Placed,
-    /// The result's columns, if they are known without it.
+    /// The result's columns, if it is empty and they are known without it.
     schema: Bytes,
 }
 
 impl Results {
     /// Results that lie in this node's store and others'.
-    pub fn new(mailbox: Mailbox, streams: Arc<Streams>, progress: Progress, outgoing: Outgoing) -> Self {
-        Self { mailbox, streams, progress, outgoing }
+    pub fn new(
+        mailbox: Mailbox,
+        streams: Arc<Streams>,
+        plans: Plans,
+        progress: Progress,
+        outgoing: Outgoing,
+    ) -> Self {
+        Self { mailbox, streams, plans, progress, outgoing }
     }
 
     /// Answers [`Request::Partitions`].
@@ -74,7 +82,6 @@ impl Results {
             let made = with_signs(&mut stream, self.made(id, partition)).await?;
             match made {
                 Ok(Some(Placement { stage, placed, schema })) => {
-                    let schema = if placed.summary.rows == 0 { schema } else { Bytes::new() };
                     reply(&mut stream, Response::Made(Made::Here { stage, placed, schema })).await?;
                 }
                 Ok(None) => break,
@@ -108,8 +115,12 @@ impl Results {
             Ok(outputs) => outputs,
             Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
         };
+        let schema = match self.schema(id, outputs.schema).await {
+            Ok(schema) => schema,
+            Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
+        };
         let partitions = outputs.partitions.iter().map(|placed| placed.summary).collect();
-        reply(&mut stream, Response::Result { schema: outputs.schema, partitions }).await?;
+        reply(&mut stream, Response::Result { schema, partitions }).await?;
         let count = outputs.partitions.len() as u32;
         let results = self.clone();
         let fetches = stream::iter(from..count).map(move |partition| {
@@ -151,7 +162,13 @@ impl Results {
                 made = known;
             }
             match made {
-                Made::Here { stage, placed, schema } => return Ok(Some(Placement { stage, placed, schema })),
+                Made::Here { stage, placed, schema } => {
+                    let schema = match placed.summary.rows {
+                        0 => self.schema(id, schema).await?,
+                        _ => Bytes::new(),
+                    };
+                    return Ok(Some(Placement { stage, placed, schema }));
+                }
                 Made::Beyond => return Ok(None),
                 Made::NotYet => {}
             }
@@ -167,6 +184,17 @@ impl Results {
                 () = news => {}
                 () = sleep(LONGEST_LOOK) => {}
             }
+        }
+    }
+
+    /// The columns of a job's result: as its graph says, or its plan.
+    async fn schema(&self, id: JobId, known: Bytes) -> Result<Bytes, Failure> {
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        match self.mailbox.ask(|reply| Ask::Plan(id, reply)).await? {
+            Some(plan) => self.plans.schema(plan).await,
+            None => Ok(known),
         }
     }
 

@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use floe_consensus::Command;
 use floe_consensus::state_machine::StageOutputs;
 use floe_protocol::{
@@ -230,6 +229,6 @@ fn standing_graph() -> StageGraph {
             seen_by: Vec::new(),
             unseen_by: Vec::new(),
         }],
-        schema: Bytes::new(),
+        ..StageGraph::default()
     }
 }

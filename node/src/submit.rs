@@ -5,7 +5,7 @@ mod function;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use floe_consensus::Command;
 use floe_consensus::state_machine::MAX_LABEL_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
@@ -17,7 +17,7 @@ use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::{Body, send_body};
 use futures::future::join_all;
-use futures::{AsyncRead, AsyncWrite, stream};
+use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
 use libp2p::Stream;
 use tokio::time::timeout;
 
@@ -26,6 +26,8 @@ use crate::clock::wall_time;
 use crate::config;
 use crate::in_use::{InUse, Use};
 use crate::mailbox::{Ask, Mailbox};
+use crate::plan::{self, MAX_PLAN_BYTES};
+use crate::plans::Plans;
 use crate::store::{Keep, Store};
 use crate::stream::{Streams, chunks_of};
 use crate::worker::apart;
@@ -52,6 +54,7 @@ pub struct Submitter {
     mailbox: Mailbox,
     store: Store,
     streams: Arc<Streams>,
+    plans: Plans,
     /// Jobs that are on their way: their frames are stored before anybody knows them.
     arriving: InUse,
 }
@@ -70,8 +73,8 @@ struct Looked(BTreeMap<NodeId, Result<Vec<Inspected>, String>>);
 
 impl Submitter {
     /// A submitter that keeps frames in `store`.
-    pub fn new(mailbox: Mailbox, store: Store, streams: Arc<Streams>) -> Self {
-        Self { mailbox, store, streams, arriving: InUse::default() }
+    pub fn new(mailbox: Mailbox, store: Store, streams: Arc<Streams>, plans: Plans) -> Self {
+        Self { mailbox, store, streams, plans, arriving: InUse::default() }
     }
 
     /// A driver is about to send a job. What is stored of it is kept for as long as this is.
@@ -147,7 +150,7 @@ impl Submitter {
         let promise = Arc::new(self.store.disk().promise(bytes)?);
         let mut label = decoded.label.clone();
         label.truncate(label.floor_char_boundary(MAX_LABEL_BYTES));
-        let graph = match decoded.kind {
+        let mut graph = match decoded.kind {
             JobKind::Query(query) => {
                 // What it is made of is no longer than that, and asks for itself.
                 drop(promise);
@@ -159,6 +162,10 @@ impl Submitter {
                 self.plan_function(id, *job, &status, planning, Some(files)).await?
             }
         };
+        if let Some(file) = plan::set_apart(&mut graph)? {
+            let voters = self.mailbox.ask(Ask::Status).await?.voters;
+            graph.plan = Some(self.plans.keep(file.into(), &voters).await?);
+        }
         let submitted_at = wall_time();
         self.mailbox.propose(Command::Submit { job: id, label, graph, owner, submitted_at }).await?;
         self.applied(id).await
@@ -180,14 +187,20 @@ impl Submitter {
     }
 
     /// Answers [`Request::Plan`]: plans here or not at all.
-    pub async fn plan_here(&self, id: JobId, spec: Bytes, apart: bool) -> Result<StageGraph, Failure> {
+    pub async fn plan_here(
+        &self,
+        id: JobId,
+        spec: Bytes,
+        apart: bool,
+        keep_frames: bool,
+    ) -> Result<StageGraph, Failure> {
         drop(self.store.disk().promise(spec.len() as u64)?);
         let JobKind::Query(query) = decode_spec(spec).await?.kind else {
             return Err(Failure::Refused { message: "only queries are planned for other nodes".to_owned() });
         };
         let status = self.mailbox.ask(Ask::Status).await?;
         let looked = self.look(&status, &paths_of(&query, apart).await?).await?;
-        self.cut(id, query, &status, &looked, Planning { keep_frames: true, apart }).await
+        self.cut(id, query, &status, &looked, Planning { keep_frames, apart }).await
     }
 
     /// Waits until this node's own state has the job, so that a driver may ask for it at once.
@@ -228,7 +241,7 @@ impl Submitter {
             return self.cut(id, query, &status, &looked, planning).await;
         }
         match looked.0.keys().copied().find(|node| looked.sees_all(*node)) {
-            Some(node) => self.plan_at(node, id, encoded, planning.apart).await,
+            Some(node) => self.plan_at(node, id, encoded, planning).await,
             None => Err(looked.unseen(&paths, &status)),
         }
     }
@@ -263,7 +276,7 @@ impl Submitter {
         node: NodeId,
         id: JobId,
         spec: Bytes,
-        apart: bool,
+        Planning { keep_frames: keep, apart }: Planning,
     ) -> Result<StageGraph, Failure> {
         let lost = |error: &dyn std::fmt::Display| Failure::Unavailable {
             message: format!(
@@ -272,17 +285,33 @@ impl Submitter {
         };
         let plan = async {
             let mut stream = self.mailbox.network().open(node).await.map_err(|error| lost(&error))?;
-            write_frame(&mut stream, &Request::Plan { id, apart }).await.map_err(|error| lost(&error))?;
+            write_frame(&mut stream, &Request::Plan { id, apart, keep })
+                .await
+                .map_err(|error| lost(&error))?;
             send_body(&mut stream, stream::iter(chunks_of(spec).map(Ok)))
                 .await
                 .map_err(|error| lost(&error))?;
-            read_frame(&mut stream).await.map_err(|error| lost(&error))
+            match read_frame(&mut stream).await.map_err(|error| lost(&error))? {
+                Response::Planned => {}
+                Response::Failed(failure) => return Err(failure),
+                other => {
+                    return Err(Failure::internal(format!("node {node} answered a plan with {other:?}")));
+                }
+            }
+            let mut body = Body::new(&mut stream);
+            let mut graph = BytesMut::new();
+            while let Some(chunk) = body.next().await {
+                graph.extend_from_slice(&chunk.map_err(|error| lost(&error))?);
+                if graph.len() as u64 > MAX_PLAN_BYTES {
+                    return Err(Failure::internal(format!(
+                        "node {node} made a plan that is longer than any"
+                    )));
+                }
+            }
+            Ok(graph.freeze())
         };
-        match timeout(config::PROPOSE_PATIENCE, plan).await.map_err(|error| lost(&error))?? {
-            Response::Planned(graph) => Ok(graph),
-            Response::Failed(failure) => Err(failure),
-            other => Err(Failure::internal(format!("node {node} answered a plan with {other:?}"))),
-        }
+        let graph = timeout(config::PROPOSE_PATIENCE, plan).await.map_err(|error| lost(&error))??;
+        blocking(move || frame::decode(&graph)).await?.map_err(|error| lost(&error))
     }
 
     /// Plans on this node and keeps the driver's frames.

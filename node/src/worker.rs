@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use floe_protocol::function::{Argument, FunctionWork};
+use floe_protocol::function::{Argument, Blob, FunctionWork};
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::TaskRun;
 use floe_protocol::message::{Assignment, Report, Segment, StageRead};
@@ -59,6 +59,12 @@ pub trait Inputs: Send + Sync {
     fn fetch<'a>(&'a self, segment: &'a Segment) -> BoxFuture<'a, Result<Vec<Bytes>, Failure>>;
 }
 
+/// Where a worker reads what its tasks do, if that does not come with them.
+pub trait TaskPlans: Send + Sync {
+    /// What a task does, and its part of it.
+    fn task(&self, plan: Blob, task: TaskId) -> BoxFuture<'_, Result<(Bytes, Bytes), Failure>>;
+}
+
 /// A node's worker. Cheap to clone; clones are one worker.
 #[derive(Clone)]
 pub struct Worker(Arc<Inner>);
@@ -68,6 +74,7 @@ struct Inner {
     slots: Slots,
     hosts: Hosts,
     inputs: Arc<dyn Inputs>,
+    plans: Arc<dyn TaskPlans>,
     reports: mpsc::Sender<Report>,
     run: Run,
 }
@@ -101,22 +108,22 @@ impl Worker {
         config: Config,
         store: Store,
         hosts: Hosts,
-        inputs: Arc<dyn Inputs>,
+        (inputs, plans): (Arc<dyn Inputs>, Arc<dyn TaskPlans>),
         reports: mpsc::Sender<Report>,
     ) -> Self {
-        Self::with_run(config, store, hosts, inputs, reports, Arc::new(run_fragment))
+        Self::with_run(config, store, hosts, (inputs, plans), reports, Arc::new(run_fragment))
     }
 
     fn with_run(
         config: Config,
         store: Store,
         hosts: Hosts,
-        inputs: Arc<dyn Inputs>,
+        (inputs, plans): (Arc<dyn Inputs>, Arc<dyn TaskPlans>),
         reports: mpsc::Sender<Report>,
         run: Run,
     ) -> Self {
         let slots = Slots::new(config.slots as usize);
-        Self(Arc::new(Inner { store, slots, hosts, inputs, reports, run }))
+        Self(Arc::new(Inner { store, slots, hosts, inputs, plans, reports, run }))
     }
 
     /// What runs functions here.
@@ -221,6 +228,10 @@ impl Inner {
         }
         let memory = self.store.budget().reserve(assignment.memory_bytes).await;
         let started = Started::now();
+        let assignment = match self.complete(assignment).await {
+            Ok(assignment) => assignment,
+            Err(failure) => return (Err(failure), started),
+        };
         let outcome = match self.fetch(assignment.attempt.task.job, &assignment.inputs).await {
             Ok(inputs) => match &assignment.work {
                 Work::Function(work) => {
@@ -233,6 +244,17 @@ impl Inner {
             Err(failure) => Err(failure),
         };
         (outcome, started)
+    }
+
+    /// The same assignment with what it does, which may be in the job's plan.
+    async fn complete(&self, assignment: Arc<Assignment>) -> Result<Arc<Assignment>, Failure> {
+        let Some(plan) = assignment.plan else { return Ok(assignment) };
+        let (work, split) = self.plans.task(plan, assignment.attempt.task).await?;
+        let work = match assignment.work {
+            Work::Function(_) => Work::Function(work),
+            _ => Work::Fragment(work),
+        };
+        Ok(Arc::new(Assignment { plan: None, work, split, ..Assignment::clone(&assignment) }))
     }
 
     /// Every input's files, in the order of its segments.
@@ -397,7 +419,6 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::{Condvar, Mutex};
 
-    use floe_protocol::function::Blob;
     use floe_protocol::{Era, Fence, MeshId, NodeId, StageId};
     use polars::prelude::df;
     use tempfile::TempDir;
@@ -482,8 +503,14 @@ mod tests {
                 python: None,
             };
             let hosts = Hosts::new(hosts_config, Arc::new(NoBlobs));
-            let worker =
-                Worker::with_run(config, store.clone(), hosts, Arc::new(Echo), sender, Arc::new(run));
+            let worker = Worker::with_run(
+                config,
+                store.clone(),
+                hosts,
+                (Arc::new(Echo), Arc::new(Named)),
+                sender,
+                Arc::new(run),
+            );
             Self { worker, store, gate, reports, _dir: dir }
         }
 
@@ -505,6 +532,15 @@ mod tests {
 
         fn put(&self, _: Bytes) -> BoxFuture<'_, Result<Blob, Failure>> {
             Box::pin(async { Err(Failure::internal("no blobs here")) })
+        }
+    }
+
+    /// Gives a task of any plan its name as its work and its split.
+    struct Named;
+
+    impl TaskPlans for Named {
+        fn task(&self, plan: Blob, task: TaskId) -> BoxFuture<'_, Result<(Bytes, Bytes), Failure>> {
+            Box::pin(async move { Ok((format!("{}", plan.bytes).into(), format!("{task}").into())) })
         }
     }
 
@@ -534,6 +570,7 @@ mod tests {
         Assignment {
             fence: FENCE,
             attempt: AttemptId { task: task(partition), attempt: 0 },
+            plan: None,
             work: Work::Fragment(Bytes::new()),
             split: Bytes::new(),
             mark: 7,
@@ -542,6 +579,22 @@ mod tests {
             memory_bytes,
             apart: false,
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_task_does_is_read_in_the_plan_where_it_does_not_come_along() {
+        let gate =
+            Arc::new(Gate { arrived: watch::Sender::new(0), open: Mutex::new(0), opened: Condvar::new() });
+        let (said, mut ran) = mpsc::unbounded_channel();
+        let mut fixture = Fixture::with_run(1, 1 << 20, gate, move |assignment, fragment, _, _| {
+            said.send((fragment.clone(), assignment.split.clone())).unwrap();
+            Ok(vec![df!("a" => [1]).unwrap()])
+        });
+        let plan = Some(Blob { id: floe_protocol::BlobId(1), bytes: 77 });
+        fixture.worker.assign(Assignment { plan, ..assignment(3, 0) });
+        let (fragment, split) = ran.recv().await.unwrap();
+        assert_eq!((fragment, split), (Bytes::from("77"), Bytes::from(task(3).to_string())));
+        assert!(fixture.reports.recv().await.unwrap().outcome.is_ok());
     }
 
     /// Bucket 3 of these partitions, which these nodes hold.

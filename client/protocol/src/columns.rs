@@ -9,10 +9,14 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{BucketMeta, Placed, Summary};
+use crate::graph::{BucketMeta, Placed, Summary, TaskSpec};
 use crate::ids::{JobId, NodeId, StageId, TaskId};
+
+/// How many tasks a list of them may have: many more than one stage is accepted with. A few bytes may say this number.
+const MAX_TASKS: usize = 1 << 20;
 
 /// Columns that do not belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -145,6 +149,61 @@ pub mod placed {
     }
 }
 
+/// The tasks of a stage.
+pub mod tasks {
+    use serde::{Deserializer, Serializer, de, ser};
+
+    use super::*;
+
+    fn too_many(count: usize) -> String {
+        format!("a list of {count} tasks is longer than the {MAX_TASKS} that can be read")
+    }
+
+    /// A column that is empty everywhere is left out.
+    #[derive(Serialize, Deserialize)]
+    struct Columns {
+        count: u32,
+        splits: Vec<Bytes>,
+        scan_bytes: Vec<u64>,
+    }
+
+    /// As columns.
+    pub fn serialize<S: Serializer>(tasks: &[TaskSpec], serializer: S) -> Result<S::Ok, S::Error> {
+        if tasks.len() > MAX_TASKS {
+            return Err(ser::Error::custom(too_many(tasks.len())));
+        }
+        let (mut splits, mut scan_bytes): (Vec<Bytes>, Vec<u64>) =
+            tasks.iter().map(|task| (task.split.clone(), task.scan_bytes)).unzip();
+        if splits.iter().all(Bytes::is_empty) {
+            splits.clear();
+        }
+        if scan_bytes.iter().all(|bytes| *bytes == 0) {
+            scan_bytes.clear();
+        }
+        Columns { count: tasks.len() as u32, splits, scan_bytes }.serialize(serializer)
+    }
+
+    /// From columns.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TaskSpec>, D::Error> {
+        let Columns { count, mut splits, mut scan_bytes } = Columns::deserialize(deserializer)?;
+        let count = count as usize;
+        if count > MAX_TASKS {
+            return Err(de::Error::custom(too_many(count)));
+        }
+        if splits.is_empty() {
+            splits.resize(count, Bytes::new());
+        }
+        if scan_bytes.is_empty() {
+            scan_bytes.resize(count, 0);
+        }
+        if splits.len() != count || scan_bytes.len() != count {
+            return Err(de::Error::custom(Uneven));
+        }
+        let tasks = splits.into_iter().zip(scan_bytes);
+        Ok(tasks.map(|(split, scan_bytes)| TaskSpec { split, scan_bytes }).collect())
+    }
+}
+
 /// The sizes of buckets.
 pub mod buckets {
     use serde::{Deserializer, Serializer, de::Error};
@@ -226,6 +285,8 @@ mod tests {
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct All {
+        #[serde(with = "tasks")]
+        tasks: Vec<TaskSpec>,
         #[serde(with = "placed")]
         placed: Vec<Placed>,
         #[serde(with = "buckets")]
@@ -249,6 +310,7 @@ mod tests {
     proptest! {
         #[test]
         fn lists_come_back_as_they_were(
+            tasks in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..2), 0..2_u64), 0..4),
             placed in prop::collection::vec((prop::collection::vec(0..4_u64, 0..3), summary()), 0..20),
             buckets in prop::collection::vec((any::<u64>(), any::<u64>()), 0..20),
             held in prop::collection::vec((task(), summary()), 0..20),
@@ -258,7 +320,9 @@ mod tests {
                 summary,
             });
             let buckets = buckets.into_iter().map(|(rows, bytes)| BucketMeta { rows, bytes });
-            let all = All { placed: placed.collect(), buckets: buckets.collect(), held };
+            let tasks = tasks.into_iter().map(|(split, scan_bytes)| TaskSpec { split: split.into(), scan_bytes });
+            let (placed, buckets) = (placed.collect(), buckets.collect());
+            let all = All { tasks: tasks.collect(), placed, buckets, held };
             prop_assert_eq!(frame::decode::<All>(&frame::encode(&all).unwrap()).unwrap(), all);
         }
 
@@ -268,7 +332,9 @@ mod tests {
             let nodes = vec![NodeId(5)];
             let placed = vec![Placed { nodes, summary: Summary::default() }; 3];
             let held = vec![(TaskId { job: JobId(1), stage: StageId(0), partition: 1 }, Summary::default()); 3];
-            let mut frame = frame::encode(&All { placed, buckets: vec![BucketMeta::default(); 3], held }).unwrap();
+            let tasks = vec![TaskSpec { split: Bytes::from_static(b"split"), scan_bytes: 7 }; 3];
+            let all = All { tasks, placed, buckets: vec![BucketMeta::default(); 3], held };
+            let mut frame = frame::encode(&all).unwrap();
             let at = at % frame.len();
             bytes.truncate(frame.len() - at);
             frame[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -282,7 +348,26 @@ mod tests {
             nodes: vec![NodeId(u64::MAX - task % 3)],
             summary: Summary { rows: 100_000 + task, bytes: 10 << 20, mark: u64::MAX },
         };
-        let all = All { placed: (0..100_000).map(placed).collect(), buckets: vec![], held: vec![] };
-        assert!(frame::encode(&all).unwrap().len() < 1_200_000);
+        let tasks = vec![TaskSpec { split: Bytes::new(), scan_bytes: 100_000 }; 100_000];
+        let all = All { tasks, placed: (0..100_000).map(placed).collect(), buckets: vec![], held: vec![] };
+        assert!(frame::encode(&all).unwrap().len() < 1_700_000);
+    }
+
+    #[test]
+    fn a_few_bytes_do_not_become_many_tasks() {
+        #[derive(Serialize)]
+        struct Columns {
+            count: u32,
+            splits: Vec<Bytes>,
+            scan_bytes: Vec<u64>,
+        }
+        #[derive(Deserialize)]
+        struct Tasks(#[serde(with = "tasks")] Vec<TaskSpec>);
+        let read = |count| {
+            let columns = Columns { count, splits: vec![], scan_bytes: vec![] };
+            frame::decode::<Tasks>(&frame::encode(&columns).unwrap()).map(|Tasks(tasks)| tasks.len())
+        };
+        assert_eq!(read(MAX_TASKS as u32).unwrap(), MAX_TASKS);
+        assert!(read(u32::MAX).is_err());
     }
 }

@@ -92,14 +92,14 @@ pub enum Failure {
     /// What came with a job's submission is on no node any more, and cannot be made again: a power cut took it before it
     /// was synced, or disks were wiped. Whoever has it may submit the job again, under its id.
     #[error(
-        "what came with the job is lost: no node holds its partition {} any more (node {node} did), since power was cut \
-         soon after the job was accepted, or disks were wiped; submit it again",
-        partition.partition
+        "what came with the job is lost: {}, since power was cut soon after the job was accepted, or disks were wiped; \
+         submit it again",
+        lost_part(*partition, *node)
     )]
     SubmissionLost {
-        /// One of the lost partitions.
-        partition: TaskId,
-        /// A node that held it.
+        /// One of the lost partitions, or nothing if it is the plan.
+        partition: Option<TaskId>,
+        /// A node that held it, or looked for it everywhere.
         node: NodeId,
     },
     /// Memory or disk ran out.
@@ -179,6 +179,13 @@ pub enum Failure {
         /// What went wrong.
         message: String,
     },
+}
+
+fn lost_part(partition: Option<TaskId>, node: NodeId) -> String {
+    match partition {
+        Some(task) => format!("no node holds its partition {} any more (node {node} did)", task.partition),
+        None => format!("no node holds its plan any more (node {node} looked for it)"),
+    }
 }
 
 /// The longest text that is kept of a failure.

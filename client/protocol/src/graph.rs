@@ -10,15 +10,19 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::columns;
 use crate::frame;
+use crate::function::Blob;
 use crate::ids::{NodeId, StageId};
 
 /// A job's stages in topological order; the last one's partitions, in order, are the result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageGraph {
     /// The stages; a stage reads only from stages before it.
     pub stages: Vec<Stage>,
     /// The result's schema, as an Arrow IPC stream without batches, so that an empty result has columns.
     pub schema: Bytes,
+    /// The job's plan: where this is given, what workers alone read of the stages and tasks (fragments, functions, splits),
+    /// and the schema, are in an object of their own, and empty here. What is left says what is to be scheduled.
+    pub plan: Option<Blob>,
 }
 
 impl StageGraph {
@@ -41,6 +45,7 @@ pub struct Stage {
     /// How its rows leave it.
     pub exchange: Exchange,
     /// One task per output partition.
+    #[serde(with = "columns::tasks")]
     pub tasks: Vec<TaskSpec>,
     /// Its operators, from input to output, for people (`explain`).
     pub operators: Vec<String>,
@@ -125,6 +130,13 @@ impl Exchange {
         match self {
             Self::Pass | Self::Gather | Self::Broadcast => 1,
             Self::Hash { buckets, .. } | Self::Range { buckets, .. } => *buckets,
+        }
+    }
+
+    /// Drops what is there for people only.
+    pub fn forget_keys(&mut self) {
+        if let Self::Hash { keys, .. } | Self::Range { keys, .. } = self {
+            keys.clear();
         }
     }
 }

@@ -123,6 +123,8 @@ pub struct Assignment {
     pub fence: Fence,
     /// The attempt.
     pub attempt: AttemptId,
+    /// The job's plan, where the next two are in there, and empty here.
+    pub plan: Option<Blob>,
     /// What the stage does: [`Work::Fragment`] or [`Work::Function`].
     pub work: Work,
     /// The task's part of the scans (`TaskSpec::split`).
@@ -338,6 +340,12 @@ pub enum Request {
         /// Their digest and size.
         blob: Blob,
     },
+    /// Node to node: keep this plan of a job that is about to be accepted; it follows as a bulk body -> [`Response::Done`]
+    /// once it is synced.
+    PutPlan {
+        /// Its digest and size.
+        plan: Blob,
+    },
     /// These bytes -> [`Response::Blob`], then the bytes as a bulk body. If a driver asks, they come from whichever
     /// node has them.
     GetBlob {
@@ -367,12 +375,14 @@ pub enum Request {
         paths: Vec<FilePath>,
     },
     /// Node to node: plan this for me, since you see its files; the spec follows as a bulk body
-    /// -> [`Response::Planned`]
+    /// -> [`Response::Planned`], then the graph as a bulk body: that of many files is longer than a frame
     Plan {
         /// The job it is for.
         id: JobId,
         /// Whether a node may have died of it, so that it is planned in a process of its own.
         apart: bool,
+        /// Whether frames that come with it are kept.
+        keep: bool,
     },
     /// Node to node: keep this partition; its body follows -> [`Response::Done`]
     Put {
@@ -476,8 +486,8 @@ pub enum Response {
     },
     /// To [`Request::Explain`].
     Explained(StageGraph),
-    /// To [`Request::Plan`].
-    Planned(StageGraph),
+    /// To [`Request::Plan`]: a [`StageGraph`] follows.
+    Planned,
     /// To [`Request::Job`] and [`Request::Watch`].
     Job(JobStatus),
     /// To [`Request::Jobs`].

@@ -118,7 +118,11 @@ pub(crate) fn parts_of(failure: &Failure) -> Parts {
             Parts::new("lost", text).with("partition", partition).with("node", node)
         }
         Failure::SubmissionLost { partition, node } => {
-            Parts::new("lost", text).with("partition", partition).with("node", node)
+            let parts = Parts::new("lost", text).with("node", node);
+            match partition {
+                Some(partition) => parts.with("partition", partition),
+                None => parts,
+            }
         }
         Failure::NodeLost { node } => Parts::new("lost", text).with("node", node),
         Failure::Exhausted { what, .. } => Parts::new("exhausted", text).with("what", what),

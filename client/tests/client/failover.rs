@@ -54,7 +54,7 @@ async fn what_a_lost_node_was_to_plan_is_asked_for_again_as_such() {
     let second = Fake::start(&key, &[], |request, mut stream| async move {
         let answer = match request {
             Request::Submit { id, .. } => Response::Accepted { id },
-            _ => Response::Explained(StageGraph { stages: Vec::new(), schema: Bytes::new() }),
+            _ => Response::Explained(StageGraph::default()),
         };
         // Whoever answers before all was said breaks the transfer off.
         Body::new(&mut stream).read_all(1 << 20).await.unwrap();

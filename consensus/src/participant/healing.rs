@@ -16,6 +16,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use floe_protocol::message::MeshView;
@@ -432,11 +433,11 @@ impl Participant {
 fn next_batch(state: &StateMachine, adopted: &BTreeSet<JobId>) -> Option<Vec<(JobId, Job)>> {
     let mut bytes = 0;
     let left = state.jobs().iter().filter(|(id, _)| !adopted.contains(id));
-    let fits = |(_, job): &(&JobId, &Job)| {
+    let fits = |(_, job): &(&JobId, &Arc<Job>)| {
         let first = bytes == 0;
         bytes += job.weight_bytes();
         first || bytes <= HAND_OVER_BYTES
     };
-    let batch: Vec<_> = left.take_while(fits).map(|(id, job)| (*id, job.clone())).collect();
+    let batch: Vec<_> = left.take_while(fits).map(|(id, job)| (*id, Job::clone(job))).collect();
     (!batch.is_empty()).then_some(batch)
 }

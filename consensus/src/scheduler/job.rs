@@ -88,6 +88,8 @@ pub(super) enum Refusal {
     Blind(String),
     /// It lacks what the stage's function needs.
     Unfit { needs: String, why: String },
+    /// It did not find the job's plan anywhere.
+    Planless,
 }
 
 /// One task.

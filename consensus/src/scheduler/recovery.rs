@@ -73,6 +73,10 @@ impl Scheduler {
                 stage.missed = Some(path);
                 job.abandon(place, attempt);
             }
+            Failure::SubmissionLost { partition: None, .. } => {
+                job.stages[place.stage].refused.insert(node, Refusal::Planless);
+                job.abandon(place, attempt);
+            }
             Failure::Unfit { needs, why } => {
                 job.stages[place.stage].refused.insert(node, Refusal::Unfit { needs, why });
                 job.abandon(place, attempt);

@@ -27,6 +27,9 @@ const MAX_LISTED: usize = 8;
 /// The part of a node's reason that is quoted in a failure, in characters.
 const MAX_WHY_CHARS: usize = 300;
 
+/// Said of a node that lacks a job's plan.
+const NO_PLAN: &str = "did not find the job's plan";
+
 impl Scheduler {
     /// Ends a job that can run nowhere: at once if no node that is away could help, else after a while.
     pub(super) fn check_stuck(&mut self, id: JobId) {
@@ -59,7 +62,7 @@ impl Scheduler {
                 |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing == Standing::Absent);
             let away = job.task(lost).away.iter().any(absent);
             let patience_ms = if away { AWAY_PATIENCE_MS } else { UNSEEN_PATIENCE_MS };
-            return Some((Failure::SubmissionLost { partition, node }, patience_ms));
+            return Some((Failure::SubmissionLost { partition: Some(partition), node }, patience_ms));
         }
         for position in 0..job.stages.len() {
             if job.next_ready(position).is_none() {
@@ -67,8 +70,9 @@ impl Scheduler {
             }
             let (seen_by, stage) = (&job.graph.stages[position].seen_by, &job.stages[position]);
             let refuses = |node: &NodeId| stage.refused.contains_key(node);
-            let unfit = stage.needs().next().is_some();
-            // Of files every node was asked, of what a function needs only those that got a task.
+            let planless = stage.refused.iter().find(|(_, refusal)| **refusal == Refusal::Planless);
+            let unfit = planless.is_some() || stage.needs().next().is_some();
+            // Of files every node was asked, of what a function needs, or of the plan, only those that got a task.
             let may_run = |(id, node): (NodeId, &Node)| {
                 node.standing != Standing::Absent && !refuses(&id) && (node.takes_tasks() || !unfit)
             };
@@ -86,7 +90,10 @@ impl Scheduler {
             let lately = |node: &Node| now_ms < node.heard_ms + UNSEEN_PATIENCE_MS;
             let others = self.nodes.iter().filter(|(id, node)| absent(id) && !refuses(id) && lately(node));
             away.extend(others.map(|(id, _)| id));
-            let failure = stage.none_fits(&self.nodes, &away);
+            let failure = match planless {
+                Some((node, _)) => Failure::SubmissionLost { partition: None, node: *node },
+                None => stage.none_fits(&self.nodes, &away),
+            };
             return Some((failure, patience_ms(!away.is_empty())));
         }
         None
@@ -98,7 +105,7 @@ impl Stage {
     fn needs(&self) -> impl Iterator<Item = &str> {
         self.refused.values().filter_map(|refusal| match refusal {
             Refusal::Unfit { needs, .. } => Some(needs.as_str()),
-            Refusal::Blind(_) => None,
+            Refusal::Blind(_) | Refusal::Planless => None,
         })
     }
 
@@ -110,6 +117,7 @@ impl Stage {
     fn unseen(&self, nodes: &Nodes, away: &BTreeSet<NodeId>) -> Failure {
         let found = self.refused.iter().map(|(node, refusal)| match refusal {
             Refusal::Blind(why) | Refusal::Unfit { why, .. } => (*node, cut(why)),
+            Refusal::Planless => (*node, NO_PLAN.to_owned()),
         });
         let gone = away.iter().map(|node| (*node, "saw it and is gone".to_owned()));
         let looked = [list(nodes, found), list(nodes, gone)].concat().join("; ");
@@ -123,6 +131,7 @@ impl Stage {
             Refusal::Unfit { why, .. } if needs.len() == 1 => (*node, cut(why)),
             Refusal::Unfit { needs, why } => (*node, format!("{} (needs {})", cut(why), cut(needs))),
             Refusal::Blind(why) => (*node, format!("does not see {}: {}", self.path(), cut(why))),
+            Refusal::Planless => (*node, NO_PLAN.to_owned()),
         });
         let gone = away.iter().map(|node| (*node, "is away".to_owned()));
         let looked = [list(nodes, found), list(nodes, gone)].concat().join("; ");

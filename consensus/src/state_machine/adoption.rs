@@ -1,6 +1,7 @@
 //! Taking over another era's jobs: what becomes of those that both know, and of ends that contradict each other.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use floe_protocol::job::MAX_OTHER_ENDS;
 use floe_protocol::{Claim, Era, Failure, Freed, JobId, JobPhase, WhyFreed};
@@ -161,7 +162,7 @@ impl StateMachine {
         let Some(freed) = other.filter(|freed| freed.why == WhyFreed::Released) else { return };
         self.release(&[id], freed, events);
         // Nor is one that a third part of the mesh has.
-        if let Some(known) = self.jobs.get_mut(&id)
+        if let Some(known) = self.job_mut(id)
             && known.freed.is_some_and(gives_way)
         {
             known.freed = Some(freed);
@@ -171,7 +172,7 @@ impl StateMachine {
 
     /// Remembers how else a job has ended.
     fn note_ends(&mut self, id: JobId, other: &Job) {
-        if let Some(known) = self.jobs.get(&id) {
+        if let Some(known) = self.job(id) {
             self.set_other_ends(id, all_ends(known, other));
         }
     }
@@ -187,14 +188,14 @@ impl StateMachine {
     fn set_other_ends(&mut self, id: JobId, other_ends: Vec<JobPhase>) {
         let Some(known) = self.jobs.get(&id) else { return };
         if other_ends != known.other_ends
-            && let Some(mut job) = self.jobs.remove(&id)
+            && let Some(mut job) = self.jobs.remove(&id).map(Arc::unwrap_or_clone)
         {
             let more_bytes = ends_bytes(&other_ends).saturating_sub(ends_bytes(&job.other_ends));
             job.other_ends = other_ends;
             job.weight_bytes += more_bytes;
             if job.work.is_some() {
                 self.work_bytes += more_bytes;
-                self.jobs.insert(id, job);
+                self.jobs.insert(id, Arc::new(job));
             } else {
                 self.history.forget(id);
                 self.insert(id, job);
@@ -206,7 +207,7 @@ impl StateMachine {
     /// A job that runs here has ended elsewhere, so long ago that it is not remembered how.
     fn end_as_buried(&mut self, id: JobId, tombstone: Tombstone, events: &mut Vec<Event>) {
         let (phase, freed) = (tombstone.phase(id), tombstone.freed);
-        if let Some(job) = self.jobs.get_mut(&id) {
+        if let Some(job) = self.job_mut(id) {
             (job.phase, job.ended_at) = (phase.clone(), Some(freed.at));
             self.unfinished -= 1;
             events.push(Event::JobEnded { job: id, phase });

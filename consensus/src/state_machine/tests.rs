@@ -48,7 +48,7 @@ fn graph(tasks: usize) -> StageGraph {
         unseen_by: vec![],
     };
     let gather = StageInput { stage: StageId(0), read: Read::All };
-    StageGraph { stages: vec![stage(0, tasks, vec![]), stage(1, 1, vec![gather])], schema: Bytes::new() }
+    StageGraph { stages: vec![stage(0, tasks, vec![]), stage(1, 1, vec![gather])], ..StageGraph::default() }
 }
 
 fn placed(node: u64) -> Placed {
@@ -302,7 +302,7 @@ proptest! {
         let unfinished = state.jobs.values().filter(|job| !job.phase.is_terminal());
         prop_assert_eq!(state.unfinished, unfinished.count());
         let with_work = state.jobs.values().filter(|job| job.work.is_some());
-        prop_assert_eq!(state.work_bytes, with_work.map(Job::weight_bytes).sum::<usize>());
+        prop_assert_eq!(state.work_bytes, with_work.map(|job| job.weight_bytes()).sum::<usize>());
         let gone = state.jobs.values().filter(|job| job.work.is_none());
         prop_assert!(gone.clone().all(|job| job.freed.is_some() && job.phase.is_terminal()));
     }
@@ -360,9 +360,9 @@ proptest! {
 
 #[test]
 fn another_version_s_snapshot_is_named() {
-    let snapshot = frame::encode(&(7_u32, "what only version 7 understands")).unwrap();
+    let snapshot = frame::encode(&(SNAPSHOT_VERSION + 1, "what only that version understands")).unwrap();
     let error = StateMachine::restore(&snapshot).unwrap_err();
-    assert!(error.to_string().contains("format 7"), "{error}");
+    assert!(error.to_string().contains(&format!("format {}", SNAPSHOT_VERSION + 1)), "{error}");
 }
 
 #[test]
@@ -567,7 +567,7 @@ fn a_job_is_unknown_or_there_or_was_freed_and_says_why() {
 #[test]
 fn a_job_whose_submission_was_lost_runs_when_it_is_submitted_again_and_no_other_does() {
     let partition = TaskId { job: JobId(1), stage: StageId(0), partition: 0 };
-    let lost = JobPhase::Failed(Failure::SubmissionLost { partition, node: NodeId(1) });
+    let lost = JobPhase::Failed(Failure::SubmissionLost { partition: Some(partition), node: NodeId(1) });
     let mut state = StateMachine::default();
     apply(&mut state, [genesis(), submit(1), submit(2), submit(3)]);
     apply(&mut state, [end(1, lost.clone()), end(2, JobPhase::Cancelled), end(3, lost)]);
@@ -704,7 +704,7 @@ fn what_a_job_weighs_is_not_the_other_s_word() {
     let mut state = StateMachine::default();
     let claim = |weight_bytes| Job { weight_bytes, ..running_job() };
     apply(&mut state, [genesis(), adopt([(4, claim(usize::MAX)), (5, claim(0)), (6, running_job())])]);
-    let weights: BTreeSet<_> = state.jobs().values().map(Job::weight_bytes).collect();
+    let weights: BTreeSet<_> = state.jobs().values().map(|job| job.weight_bytes()).collect();
     assert_eq!(weights, [running_job().weight_bytes].into());
     let ended = |weight_bytes| Job { weight_bytes, ..released_job() };
     apply(&mut state, [adopt([(7, ended(usize::MAX)), (8, ended(usize::MAX))])]);

@@ -35,7 +35,7 @@ fn stage(position: u32, tasks: usize, split: &str) -> Stage {
 }
 
 fn submit(job: u64, stages: Vec<Stage>) -> Command {
-    let graph = StageGraph { stages, schema: Bytes::new() };
+    let graph = StageGraph { stages, ..StageGraph::default() };
     Command::Submit {
         job: JobId(job),
         label: format!("job {job}"),

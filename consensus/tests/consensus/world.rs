@@ -388,7 +388,7 @@ pub(crate) fn graph(lines: &[String]) -> StageGraph {
         }
         stages.push(stage);
     }
-    StageGraph { stages, schema: Bytes::new() }
+    StageGraph { stages, ..StageGraph::default() }
 }
 
 /// `1/0/2 try 3.0`: task 2 of stage 0 of job 1, the first try under the leader of term 3.

@@ -93,7 +93,7 @@ impl Submitter {
             add_merge(&mut stages, &merge)?;
         }
         // What a function returns is known when it has returned it.
-        Ok(StageGraph { stages, schema: Bytes::new() })
+        Ok(StageGraph { stages, ..StageGraph::default() })
     }
 
     /// The stages of the query whose result is the function's input.

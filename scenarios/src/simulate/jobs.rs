@@ -52,7 +52,7 @@ impl Order {
         let job = JobId(number as u64 + 1);
         let mut calls = stage(0, 1, Vec::new());
         calls.work = Work::Calls;
-        let graph = StageGraph { stages: vec![calls], schema: Bytes::new() };
+        let graph = StageGraph { stages: vec![calls], ..StageGraph::default() };
         let command = Command::Submit {
             job,
             label: format!("calls {job}"),
@@ -182,7 +182,7 @@ fn graph(dice: &mut Dice, nodes: &[NodeId]) -> StageGraph {
             stage.tasks[partition].split = Bytes::from_static(POISON);
         }
     }
-    StageGraph { stages, schema: Bytes::new() }
+    StageGraph { stages, ..StageGraph::default() }
 }
 
 fn stage(position: u32, tasks: u32, inputs: Vec<StageInput>) -> Stage {

@@ -163,7 +163,7 @@ fn measure(nodes: u64, blocked: u64) -> Result<Cost> {
         anyhow::ensure!(pinned.len() as u64 == nodes, "not every node has something to do");
         let stages = wide(&pinned);
         // More than a mesh takes on: they are given to the scheduler alone.
-        let graph = Arc::new(StageGraph { stages, schema: Bytes::new() });
+        let graph = Arc::new(StageGraph { stages, ..StageGraph::default() });
         for job in (FIRST_BLOCKED..FIRST_BLOCKED + blocked).map(JobId) {
             leader.step(Input::JobAccepted { job, graph: Arc::clone(&graph), owner: job.0 % 100 });
         }
@@ -216,7 +216,7 @@ impl Leader {
     }
 
     fn submit(&mut self, job: JobId, stages: Vec<Stage>) {
-        let graph = StageGraph { stages, schema: Bytes::new() };
+        let graph = StageGraph { stages, ..StageGraph::default() };
         self.commit(Command::Submit {
             job,
             label: String::new(),

@@ -1165,7 +1165,8 @@ impl World {
             }
             let JobPhase::Failed(failure) = &job.phase else { continue };
             let excused = match failure {
-                Failure::InputLost { partition, .. } | Failure::SubmissionLost { partition, .. } => {
+                Failure::InputLost { partition, .. }
+                | Failure::SubmissionLost { partition: Some(partition), .. } => {
                     self.orders.iter().any(|order| order.frames.iter().any(|(task, _)| task == partition))
                 }
                 Failure::Refused { message } if message.contains("its driver is gone") => {
