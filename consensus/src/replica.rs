@@ -79,7 +79,13 @@ const MAX_PENDING_READS: usize = 1024;
 /// Log that is kept behind a snapshot, so that a follower that lags a little needs no snapshot.
 const KEPT_TAIL_BYTES: usize = 8 << 20;
 
-/// Applied entries after which a snapshot is taken though they are few.
+/// Roughly what an entry takes besides its data.
+const ENTRY_BYTES: usize = 64;
+
+/// The part of the last snapshot's size that the entries since then have when the next one is taken.
+const CHECKPOINT_PART: usize = 4;
+
+/// Size of applied entries after which a snapshot is taken though they are few.
 const CHECKPOINT_BYTES: usize = 16 << 20;
 
 /// A snapshot on its way that nobody reported the fate of counts as lost after this many ticks, and one more for each
@@ -777,7 +783,7 @@ impl Replica {
 
     fn apply(&mut self, entries: Vec<RaftEntry>, events: &mut Vec<Event>) {
         for entry in entries {
-            self.checkpoint_bytes += entry.data.len();
+            self.checkpoint_bytes += ENTRY_BYTES + entry.data.len();
             match entry.entry_type {
                 EntryType::EntryNormal if entry.data.is_empty() => self.state.skip(entry.index),
                 EntryType::EntryNormal => match Entry::decode(&entry.data) {
@@ -835,9 +841,12 @@ impl Replica {
     }
 
     fn checkpoint_due(&self) -> bool {
-        let due = self.state.applied() >= self.checkpoint_index + self.config.checkpoint_entries
-            || self.checkpoint_bytes >= CHECKPOINT_BYTES
-            || self.checkpoint_outdated;
+        let many = self.state.applied() >= self.checkpoint_index + self.config.checkpoint_entries
+            || self.checkpoint_bytes >= CHECKPOINT_BYTES;
+        // A large state is written again only when the log has grown by a part of that, so that what is written in all
+        // stays in proportion to what was agreed on.
+        let written = self.log().parts().snapshot.data.len();
+        let due = many && self.checkpoint_bytes >= written / CHECKPOINT_PART || self.checkpoint_outdated;
         due && !self.unwritten.has_checkpoint()
     }
 
