@@ -848,7 +848,7 @@ fn choose(
 fn refuses(job: &Job, place: Place, node: NodeId) -> bool {
     let task = job.task(place);
     job.stages[place.stage].refused.contains_key(&node)
-        || task.excluded.contains(&node)
+        || task.troubles().excluded.contains(&node)
         || task.attempts.iter().any(|attempt| attempt.node == node)
 }
 

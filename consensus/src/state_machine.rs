@@ -532,12 +532,7 @@ impl StateMachine {
             )));
         }
         check_graph(graph).map_err(refused)?;
-        let weight_bytes = work_bytes(label, graph).map_err(Failure::internal)?;
-        if weight_bytes > MAX_JOB_BYTES {
-            return Err(refused(format!(
-                "the job's plan takes {weight_bytes} bytes, the limit is {MAX_JOB_BYTES}: read fewer files, or use fewer partitions"
-            )));
-        }
+        let weight_bytes = work_bytes(label, graph).map_err(refused)?;
         self.check_room(weight_bytes)?;
         let outputs: Vec<_> = graph
             .stages

@@ -70,14 +70,18 @@ impl Scheduler {
         match gone.filter(|_| ran && !task.once_done) {
             // Only what ran inside the node can have ended it.
             Some(Attempt { apart: false, .. })
-                if is_fragment && task.deaths.len() < MAX_CRASHES && !task.deaths.contains(&node) =>
+                if is_fragment
+                    && task.troubles().deaths.len() < MAX_CRASHES
+                    && !task.troubles().deaths.contains(&node) =>
             {
-                task.deaths.push(node);
+                task.troubles_mut().deaths.push(node);
             }
             Some(Attempt { since_ms, .. }) if !is_fragment => {
-                let count = task.sudden.add(node, since_ms, self.losses, self.now_ms);
+                let troubles = task.troubles_mut();
+                let count = troubles.sudden.add(node, since_ms, self.losses, self.now_ms);
                 if count >= MAX_DEATHS {
-                    let nodes: Vec<_> = task.sudden.nodes.iter().map(|node| self.nodes.name(*node)).collect();
+                    let nodes: Vec<_> =
+                        troubles.sudden.nodes.iter().map(|node| self.nodes.name(*node)).collect();
                     let message = format!(
                         "task {} of stage {} was given up: {count} nodes in a row went away within {} s after it began \
                          there ({}); see whether its function ends the node that runs it, or exhausts the machine",
@@ -90,7 +94,7 @@ impl Scheduler {
                 }
                 if count > 1 {
                     // It may be the node.
-                    task.excluded.push(node);
+                    troubles.excluded.push(node);
                 }
                 pause_ms = count.checked_sub(1).and_then(|last| PAUSES_MS.get(last)).copied().unwrap_or(0);
             }

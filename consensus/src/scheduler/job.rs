@@ -11,7 +11,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use floe_protocol::graph::{BucketMeta, TaskSpec};
 use floe_protocol::job::TaskRun;
@@ -99,6 +99,17 @@ pub(super) struct Task {
     pub(super) attempts: Vec<Attempt>,
     /// Counts attempts under this leader.
     pub(super) tries: u32,
+    /// Whether a node went away to which it was given: it may have run there, unheard.
+    pub(super) suspect: bool,
+    /// Whether it ever ended well: then its partition is counted, and made anew it is as large.
+    pub(super) once_done: bool,
+    /// Of most tasks, none; and there may be a million tasks.
+    troubles: Option<Box<Troubles>>,
+}
+
+/// What went wrong with a task.
+#[derive(Debug, Default)]
+pub(super) struct Troubles {
     /// Attempts that failed for want of resources or by a fault.
     pub(super) failures: u32,
     /// Times an input turned out to be lost.
@@ -109,10 +120,6 @@ pub(super) struct Task {
     pub(super) sudden: Sudden,
     /// Nodes where a process of its own crashed.
     pub(super) crashes: Vec<NodeId>,
-    /// Whether a node went away to which it was given: it may have run there, unheard.
-    pub(super) suspect: bool,
-    /// Whether it ever ended well: then its partition is counted, and made anew it is as large.
-    pub(super) once_done: bool,
     /// Nodes where it failed.
     pub(super) excluded: Vec<NodeId>,
     /// Nodes that held its partition when they were last heard of.
@@ -236,7 +243,10 @@ impl Job {
     /// Functions always run so.
     pub(super) fn runs_apart(&self, place: Place) -> bool {
         let task = self.task(place);
-        let suspect = self.inherited || task.suspect || !task.crashes.is_empty() || !task.attempts.is_empty();
+        let suspect = self.inherited
+            || task.suspect
+            || !task.troubles().crashes.is_empty()
+            || !task.attempts.is_empty();
         suspect && !task.once_done && self.is_fragment(place.stage)
     }
 
@@ -418,8 +428,9 @@ impl Job {
             return false;
         }
         placed.nodes.retain(|holder| *holder != node);
-        if !task.away.contains(&node) {
-            task.away.push(node);
+        let away = &mut task.troubles.get_or_insert_default().away;
+        if !away.contains(&node) {
+            away.push(node);
         }
         stage.agreed = false;
         stage.proposed_ms = None;
@@ -452,12 +463,11 @@ impl Job {
     pub(super) fn not_with(&mut self, node: NodeId, holds: impl Fn(&TaskId) -> bool) {
         let id = self.id;
         for (number, stage) in self.stages.iter_mut().enumerate() {
-            for (partition, task) in
-                stage.tasks.iter_mut().enumerate().filter(|(_, task)| !task.away.is_empty())
-            {
+            let tasks = stage.tasks.iter_mut().enumerate();
+            for (partition, troubles) in tasks.filter_map(|(at, task)| Some((at, task.troubles.as_mut()?))) {
                 let task_id = TaskId { job: id, stage: StageId(number as u32), partition: partition as u32 };
                 if !holds(&task_id) {
-                    task.away.retain(|holder| *holder != node);
+                    troubles.away.retain(|holder| *holder != node);
                 }
             }
         }
@@ -589,16 +599,19 @@ impl Task {
             state: State::Idle,
             attempts: Vec::new(),
             tries: 0,
-            failures: 0,
-            input_losses: 0,
-            deaths: Vec::new(),
-            sudden: Sudden::default(),
-            crashes: Vec::new(),
             suspect: false,
             once_done: false,
-            excluded: Vec::new(),
-            away: Vec::new(),
+            troubles: None,
         }
+    }
+
+    pub(super) fn troubles(&self) -> &Troubles {
+        static NONE: LazyLock<Troubles> = LazyLock::new(Troubles::default);
+        self.troubles.as_deref().unwrap_or(&NONE)
+    }
+
+    pub(super) fn troubles_mut(&mut self) -> &mut Troubles {
+        self.troubles.get_or_insert_default()
     }
 
     pub(super) fn is_done(&self) -> bool {

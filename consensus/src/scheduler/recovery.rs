@@ -50,7 +50,7 @@ impl Scheduler {
         match failure {
             failure if failure.is_deterministic() => return self.fail(id, failure),
             Failure::InputLost { partition, node: holder } => {
-                let task = job.task_mut(place);
+                let task = job.task_mut(place).troubles_mut();
                 task.input_losses += 1;
                 if task.input_losses > MAX_INPUT_LOSSES {
                     return self.fail(id, Failure::InputLost { partition, node: holder });
@@ -82,7 +82,7 @@ impl Scheduler {
                 job.abandon(place, attempt);
             }
             Failure::Crashed { name, how, output } if job.is_fragment(place.stage) => {
-                let task = job.task_mut(place);
+                let task = job.task_mut(place).troubles_mut();
                 task.crashes.push(node);
                 task.excluded.push(node);
                 if task.deaths.len() + task.crashes.len() >= MAX_CRASHES {
@@ -104,7 +104,7 @@ impl Scheduler {
             Failure::NodeLost { .. } | Failure::Cancelled => {
                 // Nothing is known against the task or the node. One that leaves in order is not asked any more; what
                 // others say so is bounded all the same.
-                let task = job.task_mut(place);
+                let task = job.task_mut(place).troubles_mut();
                 task.failures += 1;
                 if task.failures >= MAX_ATTEMPTS {
                     return self.fail(id, failure);
@@ -112,7 +112,7 @@ impl Scheduler {
                 job.abandon(place, attempt);
             }
             failure => {
-                let task = job.task_mut(place);
+                let task = job.task_mut(place).troubles_mut();
                 task.failures += 1;
                 task.excluded.push(node);
                 if task.failures >= MAX_ATTEMPTS {
@@ -441,7 +441,7 @@ fn at(node: &str, failure: Failure) -> Failure {
 /// that may run it: then it may be tried there again. Otherwise others of its stage need not wait behind it.
 pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) -> bool {
     let (spec, stage) = (&job.graph.stages[place.stage], &job.stages[place.stage]);
-    let excluded = &job.task(place).excluded;
+    let excluded = &job.task(place).troubles().excluded;
     if excluded.is_empty() {
         return false;
     }
@@ -456,7 +456,7 @@ pub(super) fn relent(nodes: &Nodes, job: &mut Job, place: Place) -> bool {
     if elsewhere {
         job.stages[place.stage].ready.rotate_left(1);
     } else {
-        job.task_mut(place).excluded.clear();
+        job.task_mut(place).troubles_mut().excluded.clear();
     }
     !elsewhere
 }

@@ -60,7 +60,7 @@ impl Scheduler {
             let node = placed.get(lost.partition as usize)?.nodes.first().copied().unwrap_or(NodeId(0));
             let absent =
                 |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing == Standing::Absent);
-            let away = job.task(lost).away.iter().any(absent);
+            let away = job.task(lost).troubles().away.iter().any(absent);
             let patience_ms = if away { AWAY_PATIENCE_MS } else { UNSEEN_PATIENCE_MS };
             return Some((Failure::SubmissionLost { partition: Some(partition), node }, patience_ms));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use floe_protocol::columns;
-use floe_protocol::frame::{self, FrameError};
+use floe_protocol::frame;
 use floe_protocol::graph::BucketMeta;
 use floe_protocol::job::{MAX_OTHER_ENDS, MAX_TIMELINE, TaskRun};
 use floe_protocol::{Freed, JobPhase, Placed, Read, Stage, StageGraph, StageProgress, WallTime, Work};
@@ -16,6 +16,9 @@ const OUTPUTS_BYTES: usize = 100;
 
 /// Roughly what one partition's place takes in a snapshot.
 const PLACE_BYTES: usize = 24;
+
+/// What a task counts for besides: what the leader knows of it takes several times as much, in memory alone.
+pub(super) const TASK_BYTES: usize = 32;
 
 /// Roughly what the size of one of a stage's buckets takes in a snapshot.
 const BUCKET_BYTES: usize = 16;
@@ -123,10 +126,19 @@ pub(super) fn outputs_fit(stage: &Stage, outputs: &StageOutputs) -> bool {
         && (stage.work != Work::Calls || empty())
 }
 
-/// Roughly what a job will take in a snapshot.
-pub(super) fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, FrameError> {
-    let known = RECORD_BYTES + label.len() + frame::encode(graph)?.len();
-    Ok(results_bytes(graph).saturating_add(known))
+/// What a job counts for: roughly what it will take in a snapshot, and what its tasks take in memory. Or what is too large
+/// of it for one entry.
+pub(super) fn work_bytes(label: &str, graph: &StageGraph) -> Result<usize, String> {
+    let graph_bytes = frame::encode(graph).map_err(|error| error.to_string())?.len();
+    let bytes = results_bytes(graph).saturating_add(RECORD_BYTES + label.len() + graph_bytes);
+    if bytes > MAX_JOB_BYTES {
+        return Err(format!(
+            "the job's stages and tasks take {bytes} bytes of what the mesh remembers, the limit is {MAX_JOB_BYTES}: read \
+             fewer files, or use fewer partitions"
+        ));
+    }
+    let tasks: usize = graph.stages.iter().map(|stage| stage.tasks.len()).sum();
+    Ok(bytes.saturating_add(tasks.saturating_mul(TASK_BYTES)))
 }
 
 /// What ends take in a snapshot that a job had elsewhere.
@@ -190,12 +202,7 @@ pub(super) fn check_job(job: &Job) -> Result<usize, String> {
     if !fits {
         return Err(format!("it is said to be {}, and its outputs say otherwise", job.phase.name()));
     }
-    let bytes = work_bytes(&job.label, &work.graph).map_err(|error| error.to_string())?;
-    let bytes = bytes.saturating_add(ends_bytes(&job.other_ends));
-    if bytes > MAX_JOB_BYTES {
-        return Err(format!("it takes {bytes} bytes, the limit is {MAX_JOB_BYTES}"));
-    }
-    Ok(bytes)
+    Ok(work_bytes(&job.label, &work.graph)?.saturating_add(ends_bytes(&job.other_ends)))
 }
 
 /// Whether a job's outputs fit its graph, which is sound.

@@ -9,6 +9,7 @@ use floe_protocol::{
 };
 use proptest::prelude::*;
 
+use super::job::TASK_BYTES;
 use super::*;
 
 /// What the wall clock showed.
@@ -755,11 +756,13 @@ fn whatever_was_accepted_can_be_handed_over_in_one_entry() {
         apply(&mut state, [submit(bytes)]);
         state.job(JobId(1)).unwrap().weight_bytes()
     };
-    let most = MAX_JOB_BYTES - weight(1 << 20) + (1 << 20);
+    let memory_bytes = (MAX_TIMELINE + 1) * TASK_BYTES;
+    let most = MAX_JOB_BYTES + memory_bytes - weight(1 << 20) + (1 << 20);
     let mut state = StateMachine::default();
     apply(&mut state, [submit(most), done(1, 0, MAX_TIMELINE, u64::MAX), done(1, 1, 1, u64::MAX)]);
     let job = state.job(JobId(1)).expect("it is accepted").clone();
-    assert_eq!((job.weight_bytes(), job.timeline.len()), (MAX_JOB_BYTES, MAX_TIMELINE));
+    assert_eq!(job.weight_bytes(), MAX_JOB_BYTES + memory_bytes);
+    assert_eq!(job.timeline.len(), MAX_TIMELINE);
     let ended = vec![LOSER; MAX_ENDED_ERAS];
     let command = Command::Adopt {
         claim: claim(LOSER),
