@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// So many times as long as it was to wait, a node may have waited: on a busy machine it is woken late, which must cost it
+/// no time. After longer it was stalled.
+const LATE: u32 = 2;
+
 /// What has been ticked, and what is due.
 #[derive(Debug)]
 pub struct Ticks {
@@ -30,8 +34,8 @@ impl Ticks {
         self.last + self.tick * self.quiet
     }
 
-    /// How many to tick now. Where more have passed than may, the node was stalled: then it is one, since that says nothing
-    /// about the others.
+    /// How many to tick now: no more than may pass at once. Where far more have passed the node was stalled: then it is one,
+    /// since that says nothing about the others.
     pub fn passed(&mut self, now: Instant) -> u32 {
         let passed = now.saturating_duration_since(self.last).as_nanos() / self.tick.as_nanos().max(1);
         let Ok(passed) = u32::try_from(passed) else {
@@ -39,7 +43,7 @@ impl Ticks {
             return 1;
         };
         self.last += self.tick * passed;
-        if passed > self.quiet { 1 } else { passed }
+        if passed > self.quiet.saturating_mul(LATE) { 1 } else { passed.min(self.quiet) }
     }
 }
 
@@ -58,6 +62,8 @@ mod tests {
         assert_eq!(ticks.passed(at(310)), 4);
         // It keeps to its steps, also after a stall.
         assert_eq!(ticks.due(2), at(400));
+        assert_eq!([ticks.passed(at(499)), ticks.passed(at(499))], [2, 0], "late is not stalled");
+        assert_eq!(ticks.due(2), at(550));
         assert_eq!([ticks.passed(at(1_020)), ticks.passed(at(1_049))], [1, 0]);
         assert_eq!(ticks.due(0), at(1_050));
         assert_eq!(ticks.passed(at(1_050)), 1);
