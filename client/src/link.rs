@@ -84,12 +84,16 @@ pub(crate) struct Exchange {
     channel: Channel,
     /// The stream ends with its connection.
     connection: Connection,
+    /// Whether another question may follow on the stream after the last answer.
+    leaves_stream: bool,
 }
 
 /// What comes next on an exchange's stream.
 enum Channel {
     Frames(Stream),
     Body(Box<Body<Stream>>),
+    /// Nothing.
+    Ended,
 }
 
 /// A question that brought no answer: another node may have one.
@@ -391,40 +395,98 @@ pub(crate) async fn ask_once(
         Request::GetBlob { .. } => DECISION_TIMEOUT,
         _ => ANSWER_TIMEOUT,
     };
+    if let Some(stream) = connection.reuse() {
+        match ask_on(connection, stream, request, bodies, waited).await {
+            // The node has closed it meanwhile.
+            Err(lost) if lost.is_closed() => {}
+            asked => return asked,
+        }
+    }
+    let stream = tokio::time::timeout(waited, connection.open(CALL)).await;
+    let stream = stream.map_err(|_| CallError::Timeout { waited })?.map_err(CallError::Open)?;
+    ask_on(connection, stream, request, bodies, waited).await
+}
+
+/// Asks on this stream.
+async fn ask_on(
+    connection: &Connection,
+    mut stream: Stream,
+    request: &Request,
+    bodies: &[Vec<Bytes>],
+    waited: Duration,
+) -> Result<(Response, Exchange), Lost> {
     let timeout = |_| CallError::Timeout { waited };
-    let ask = async {
-        let mut stream = connection.open(CALL).await.map_err(CallError::Open)?;
-        write_frame(&mut stream, request).await?;
-        Ok::<_, CallError>(stream)
-    };
-    let mut stream = tokio::time::timeout(waited, ask).await.map_err(timeout)??;
+    tokio::time::timeout(waited, write_frame(&mut stream, request)).await.map_err(timeout)??;
     for body in bodies {
         // However long it takes: the transfer itself notices when it stands still.
         match send_body(&mut stream, futures::stream::iter(body.iter().cloned().map(Ok))).await {
             Ok(_) => {}
             Err(BodyError::Refused(failure)) => {
                 let address = connection.address().clone();
-                let exchange =
-                    Exchange { address, channel: Channel::Frames(stream), connection: connection.clone() };
+                let (channel, connection) = (Channel::Frames(stream), connection.clone());
+                let exchange = Exchange { address, channel, connection, leaves_stream: false };
                 return Ok((Response::Failed(failure), exchange));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    tokio::time::timeout(waited, Exchange::read(connection.clone(), stream)).await.map_err(timeout)?
+    let read = Exchange::read(connection.clone(), stream, leaves_stream(request, bodies));
+    tokio::time::timeout(waited, read).await.map_err(timeout)?
+}
+
+/// Whether another question may follow on the stream after the last answer to this one.
+fn leaves_stream(request: &Request, bodies: &[Vec<Bytes>]) -> bool {
+    match request {
+        Request::Submit { .. } => bodies.len() == 1,
+        Request::Watch { .. }
+        | Request::Job { .. }
+        | Request::Status
+        | Request::Cancel { .. }
+        | Request::Release { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether nothing follows a response to what leaves its stream.
+fn is_last(response: &Response) -> bool {
+    match response {
+        Response::Accepted { .. } | Response::Done | Response::Status(_) => true,
+        Response::Job(job) => job.phase.is_terminal(),
+        _ => false,
+    }
+}
+
+impl Lost {
+    /// See [`CallError::is_closed`].
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Call(error) => error.is_closed(),
+            Self::Body(error) => matches!(error, BodyError::Io(_)),
+        }
+    }
 }
 
 impl Exchange {
-    /// Reads a response, and prepares for what follows it.
-    async fn read(connection: Connection, mut stream: Stream) -> Result<(Response, Self), Lost> {
+    /// Reads a response, and prepares for what follows it. After the last one the stream is kept for another question, if it
+    /// can be.
+    async fn read(
+        connection: Connection,
+        mut stream: Stream,
+        leaves_stream: bool,
+    ) -> Result<(Response, Self), Lost> {
         let response = read_frame(&mut stream).await?;
         let channel = match &response {
+            response if leaves_stream && is_last(response) => {
+                connection.keep(stream);
+                Channel::Ended
+            }
             Response::Result { .. } | Response::Fetching { .. } | Response::Blob { .. } => {
                 Channel::Body(Box::new(Body::new(stream)))
             }
             _ => Channel::Frames(stream),
         };
-        Ok((response, Self { address: connection.address().clone(), channel, connection }))
+        let address = connection.address().clone();
+        Ok((response, Self { address, channel, connection, leaves_stream }))
     }
 
     /// The node's address.
@@ -435,8 +497,8 @@ impl Exchange {
     /// The next response of a question that has several.
     pub(crate) async fn next_response(self) -> Result<(Response, Self), Lost> {
         match self.channel {
-            Channel::Frames(stream) => Self::read(self.connection, stream).await,
-            Channel::Body(_) => Err(CallError::Ended.into()),
+            Channel::Frames(stream) => Self::read(self.connection, stream, self.leaves_stream).await,
+            Channel::Body(_) | Channel::Ended => Err(CallError::Ended.into()),
         }
     }
 
@@ -449,7 +511,7 @@ impl Exchange {
     /// The next piece of the answer's body; nothing at its end.
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Lost> {
         match &mut self.channel {
-            Channel::Frames(_) => Ok(None),
+            Channel::Frames(_) | Channel::Ended => Ok(None),
             Channel::Body(body) => Ok(body.next().await.transpose()?),
         }
     }
@@ -457,7 +519,7 @@ impl Exchange {
     /// The answer's whole body, of which no more than `limit_bytes` are taken.
     pub(crate) async fn read_body(&mut self, limit_bytes: u64) -> Result<Bytes, Lost> {
         match &mut self.channel {
-            Channel::Frames(_) => Err(CallError::Ended.into()),
+            Channel::Frames(_) | Channel::Ended => Err(CallError::Ended.into()),
             Channel::Body(body) => {
                 let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX);
                 Ok(body.read_all(limit).await?.into())
@@ -468,7 +530,7 @@ impl Exchange {
     /// The Arrow IPC files that [`Response::Fetching`] has announced.
     pub(crate) async fn read_files(&mut self, segments: &[(u64, u64)]) -> Result<Vec<Bytes>, Lost> {
         match &mut self.channel {
-            Channel::Frames(_) => Err(CallError::Ended.into()),
+            Channel::Frames(_) | Channel::Ended => Err(CallError::Ended.into()),
             Channel::Body(body) => Ok(read_checked(body, segments).await?),
         }
     }
@@ -477,7 +539,7 @@ impl Exchange {
     pub(crate) fn into_stream(self) -> Option<(Stream, Connection)> {
         match self.channel {
             Channel::Frames(stream) => Some((stream, self.connection)),
-            Channel::Body(_) => None,
+            Channel::Body(_) | Channel::Ended => None,
         }
     }
 

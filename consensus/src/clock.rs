@@ -10,7 +10,7 @@
 
 use floe_protocol::WallTime;
 
-/// Nothing came to pass here for this long, although ticks are due all the time: this node was stalled.
+/// Nothing came to pass here for this long, although ticks are due several times as often: this node was stalled.
 pub const STALL_MS: u64 = 1_000;
 
 /// What such a gap counts for, so that time passes also where a slow disk leaves nothing but gaps.
@@ -64,8 +64,8 @@ impl Clock {
         Self { last: reading, now_ms: reading.awake_ms, resumed_ms: reading.awake_ms }
     }
 
-    /// Something happened. To be called at least every [`crate::replica::TICK_MS`], so that a longer gap means that
-    /// this node was stalled.
+    /// Something happened. To be called at least every [`crate::replica::MAX_QUIET_TICKS`], so that a much longer gap means
+    /// that this node was stalled.
     pub fn observe(&mut self, reading: Reading) -> Now {
         let awake_ms = reading.awake_ms.saturating_sub(self.last.awake_ms);
         let asleep_ms = reading.asleep_ms.saturating_sub(self.last.asleep_ms);

@@ -214,10 +214,24 @@ impl Participant {
         participant
     }
 
-    /// [`crate::replica::TICK_MS`] passed. After a stall call it once.
-    pub fn tick(&mut self, reading: Reading) {
+    /// How many ticks may pass before one of them has anything to do, unless something else happens first; at least one.
+    /// See [`Replica::quiet_ticks`]. A node that has nothing to do is woken by its leader alone.
+    pub fn quiet_ticks(&self) -> u32 {
+        let busy = match &self.scheduler {
+            Some(scheduler) => !scheduler.is_quiet(),
+            None => self.leader().is_none(),
+        };
+        let heals = self.leaving_for.is_some() || self.healing.is_under_way();
+        if busy || heals || !self.unsent.is_empty() { 1 } else { self.replica.quiet_ticks() }
+    }
+
+    /// As many times [`crate::replica::TICK_MS`] passed: no more than [`Participant::quiet_ticks`] said, and after a stall
+    /// one.
+    pub fn tick(&mut self, reading: Reading, ticks: u32) {
         let now_ms = self.clock.observe(reading).ms;
-        self.replica.tick();
+        for _ in 0..ticks {
+            self.replica.tick();
+        }
         self.schedule(Input::Tick);
         for report in mem::take(&mut self.unsent) {
             self.report(report);

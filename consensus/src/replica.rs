@@ -54,8 +54,16 @@ pub use unwritten::Written;
 
 use unwritten::{Promise, Unwritten};
 
-/// How often [`Replica::tick`] is to be called.
+/// How long a tick is, see [`Replica::tick`].
 pub const TICK_MS: u64 = 50;
+
+/// The most that [`Replica::quiet_ticks`] says: others than raft-rs look at the time too, and a longer gap would look like
+/// a stall.
+pub const MAX_QUIET_TICKS: u32 = 5;
+
+/// Ticks between a leader's heartbeats. Two of them may be late before anybody doubts it; and each costs an idle mesh more
+/// than all else that it does, on every node.
+const HEARTBEAT_TICKS: usize = 4;
 
 /// The longest entry that is proposed: any job fits it, and with its message it fits a frame.
 pub const MAX_ENTRY_BYTES: usize = 12 << 20;
@@ -118,7 +126,13 @@ pub struct Config {
 impl Config {
     /// The settings to use outside of tests.
     pub fn new(id: NodeId) -> Self {
-        Self { id, election_ticks: 10..20, heartbeat_ticks: 2, checkpoint_entries: 1024, kept_entries: 256 }
+        Self {
+            id,
+            election_ticks: 10..20,
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            checkpoint_entries: 1024,
+            kept_entries: 256,
+        }
     }
 }
 
@@ -424,6 +438,25 @@ impl Replica {
             self.arriving = snapshot.map(|state| Arriving { state, founding: None });
         }
         stepped
+    }
+
+    /// How many ticks may pass before one of them does anything, unless something else happens first; at least one.
+    /// Whoever waits for so long, or is called on meanwhile, then calls [`Replica::tick`] once for each that passed.
+    ///
+    /// No tick but the first that follows such a wait makes a node campaign, so that it hears first what came meanwhile.
+    pub fn quiet_ticks(&self) -> u32 {
+        let raft = &self.raw.raft;
+        if !self.unwritten.is_empty() || !self.snapshots.is_empty() || !self.is_settled() {
+            return 1;
+        }
+        let quiet = if self.leads() {
+            self.config.heartbeat_ticks.saturating_sub(raft.heartbeat_elapsed())
+        } else if raft.leader_id != raft::INVALID_ID {
+            raft.randomized_election_timeout().saturating_sub(raft.election_elapsed + 1)
+        } else {
+            1
+        };
+        u32::try_from(quiet).unwrap_or(MAX_QUIET_TICKS).clamp(1, MAX_QUIET_TICKS)
     }
 
     /// [`TICK_MS`] passed. After a stall call it once, not once for every tick that was missed: the stall says

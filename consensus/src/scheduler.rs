@@ -197,7 +197,8 @@ pub enum Input {
         /// Whether that has it now.
         done: bool,
     },
-    /// Time passed. To be given every 50 to 100 ms.
+    /// Time passed. To be given every 50 to 100 ms; several times a second suffices while all is quiet
+    /// ([`Scheduler::is_quiet`]).
     Tick,
 }
 
@@ -253,6 +254,7 @@ pub struct Scheduler {
     ticked_ms: u64,
     aborts: BTreeMap<NodeId, Vec<AttemptId>>,
     effects: Vec<Effect>,
+    quiet: bool,
 }
 
 impl Scheduler {
@@ -289,6 +291,7 @@ impl Scheduler {
             ticked_ms: now_ms,
             aborts: BTreeMap::new(),
             effects: Vec::new(),
+            quiet: false,
         };
         for node in state.members().keys() {
             scheduler.nodes.entry(*node).heard_ms = now_ms;
@@ -308,6 +311,7 @@ impl Scheduler {
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
         self.now_ms = self.now_ms.max(now.ms);
         self.wall = now.wall;
+        self.quiet &= matches!(input, Input::Alive { .. });
         match input {
             Input::JobAccepted { job, graph, owner } => self.job_accepted(job, graph, owner),
             Input::JobAdopted { job, work, succeeded, owner } => {
@@ -350,6 +354,12 @@ impl Scheduler {
             .into_iter()
             .map(|(node, attempts)| Effect::Send(node, PeerMessage::Abort { fence: self.fence, attempts }));
         aborts.chain(mem::take(&mut self.effects)).collect()
+    }
+
+    /// Whether nothing but leases went on at the last tick, nor began since: nothing runs or waits, and every node is there
+    /// or known to be gone.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// The fence under which everything is sent.
@@ -632,6 +642,12 @@ impl Scheduler {
         if self.adopted_ms.is_some() {
             self.lose_absent();
         }
+        self.quiet = self.settling.is_none()
+            && self.adopted_ms.is_none()
+            && self.ending.is_empty()
+            && self.paused.is_empty()
+            && self.turns.is_empty()
+            && self.nodes.are_quiet();
     }
 
     /// Of few jobs all, of many a part in turn, so that a tick costs no more than what came of it is worth.

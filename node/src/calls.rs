@@ -11,12 +11,14 @@ use floe_protocol::{
     Failure, Freed, InvitationId, JobPhase, KeyName, OutputMeta, Request, Response, Secret, TaskId, WhyFreed,
     frame,
 };
-use floe_transport::call::write_frame;
+use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::{Body, BodyError, send_body};
+use floe_transport::substreams::KEPT_OPEN;
 use floe_transport::{Gate, node_id};
 use futures::StreamExt;
 use libp2p::{PeerId, Stream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use crate::blobs::Blobs;
 use crate::clock::wall_time;
@@ -61,26 +63,38 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Serves one call in the background.
+    /// Serves a call in the background, and those that come after it on its stream.
     pub fn serve(&self, from: Caller, request: Request, stream: Stream) {
         let calls = self.clone();
         tokio::spawn(async move {
-            if let Err(failure) = calls.answer(from, request, stream).await {
-                tracing::debug!(%failure, "a call ended early");
+            let mut next = Some((request, stream));
+            while let Some((request, stream)) = next.take() {
+                match calls.answer(&from, request, stream).await {
+                    Ok(Some(stream)) => next = next_call(stream).await,
+                    Ok(None) => {}
+                    Err(failure) => tracing::debug!(%failure, "a call ended early"),
+                }
             }
         });
     }
 
-    async fn answer(&self, from: Caller, request: Request, mut stream: Stream) -> Result<(), Failure> {
-        let _place = match self.places.take(&from, &request) {
+    /// Answers a call. Where it is a short one, another may follow on the stream.
+    async fn answer(
+        &self,
+        from: &Caller,
+        request: Request,
+        mut stream: Stream,
+    ) -> Result<Option<Stream>, Failure> {
+        let _place = match self.places.take(from, &request) {
             Ok(place) => place,
-            Err(failure) => return refuse(stream, &request, failure).await,
+            Err(failure) => return refuse(stream, &request, failure).await.map(|()| None),
         };
         if !from.is_node() && is_for_nodes(&request) {
             let message = "only a node of the mesh may ask this".to_owned();
-            return reply(&mut stream, Response::Failed(Failure::Refused { message })).await;
+            reply(&mut stream, Response::Failed(Failure::Refused { message })).await?;
+            return Ok(None);
         }
-        if let Caller::Guest { peer, invitation } = from {
+        if let Caller::Guest { peer, invitation } = *from {
             let response = match request {
                 Request::Enter => self.enter(peer, invitation).await,
                 _ => {
@@ -88,22 +102,46 @@ impl Calls {
                     Err(Failure::Refused { message })
                 }
             };
-            return reply(&mut stream, response.unwrap_or_else(Response::Failed)).await;
+            reply(&mut stream, response.unwrap_or_else(Response::Failed)).await?;
+            return Ok(None);
         }
         match request {
             Request::Submit { id, again } => {
-                let owner = owner(&from);
+                let owner = owner(from);
                 if let Err(failure) = self.submitter.admit(id).await {
-                    return refuse(stream, &request, failure).await;
+                    return refuse(stream, &request, failure).await.map(|()| None);
                 }
                 let _use = self.submitter.begin(id);
                 let outcome = match self.read_spec(&mut stream).await {
                     Ok((spec, _room)) => self.submitter.submit(id, owner, spec, again, &mut stream).await,
                     Err(failure) => Err(failure),
                 };
+                let accepted = outcome.is_ok();
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Accepted { id }))
-                    .await
+                    .await?;
+                Ok(accepted.then_some(stream))
             }
+            Request::Watch { id } => {
+                let said = job_status::watch(&self.mailbox, &self.progress, &mut stream, id).await?;
+                Ok(said.then_some(stream))
+            }
+            long if is_long(&long) => self.answer_at_length(from, long, stream).await.map(|()| None),
+            short => {
+                let response = self.short(short).await.unwrap_or_else(Response::Failed);
+                reply(&mut stream, response).await?;
+                Ok(Some(stream))
+            }
+        }
+    }
+
+    /// Answers a call that has a stream to itself.
+    async fn answer_at_length(
+        &self,
+        from: &Caller,
+        request: Request,
+        mut stream: Stream,
+    ) -> Result<(), Failure> {
+        match request {
             Request::Explain { again } => {
                 let outcome = match self.read_spec(&mut stream).await {
                     Ok((spec, _room)) => self.submitter.explain(spec, again).await,
@@ -126,7 +164,6 @@ impl Calls {
                     Err(failure) => reply(&mut stream, Response::Failed(failure)).await,
                 }
             }
-            Request::Watch { id } => job_status::watch(&self.mailbox, &self.progress, &mut stream, id).await,
             Request::Result { id, from_partition } => {
                 let _use = self.reading.begin(id);
                 self.results.result(stream, id, from_partition).await
@@ -143,10 +180,10 @@ impl Calls {
                 let _use = (!from.is_node()).then(|| self.reading.begin(partition.job));
                 self.streams.serve_fetch(stream, partition, bucket).await
             }
-            Request::Session { id, label } => self.sessions.attend(stream, id, owner(&from), label).await,
+            Request::Session { id, label } => self.sessions.attend(stream, id, owner(from), label).await,
             Request::Seat { session } => self.sessions.seat(stream, session).await,
             Request::PutBlob { blob } => {
-                let outcome = self.keep_blob(&from, &mut stream, blob).await;
+                let outcome = self.keep_blob(from, &mut stream, blob).await;
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
             Request::PutPlan { plan } => {
@@ -163,7 +200,7 @@ impl Calls {
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
             Request::Raft { era, incarnation, bytes } => {
-                let outcome = match from {
+                let outcome = match *from {
                     Caller::Node(node) => {
                         self.large.receive(&self.mailbox, node, &mut stream, (era, incarnation), bytes).await
                     }
@@ -173,10 +210,7 @@ impl Calls {
                 };
                 reply(&mut stream, outcome.map_or_else(Response::Failed, |()| Response::Done)).await
             }
-            short => {
-                let response = self.short(short).await.unwrap_or_else(Response::Failed);
-                reply(&mut stream, response).await
-            }
+            other => Err(Failure::internal(format!("{other:?} was not served"))),
         }
     }
 
@@ -341,6 +375,40 @@ impl Calls {
             .map_err(|error| Failure::internal(format!("a copied partition was not received: {error}")))?;
         arrived.stored().await.map(drop)
     }
+}
+
+/// Waits for the next call on a stream.
+async fn next_call(mut stream: Stream) -> Option<(Request, Stream)> {
+    match timeout(KEPT_OPEN, read_frame(&mut stream)).await {
+        Ok(Ok(request)) => Some((request, stream)),
+        Ok(Err(error)) if error.is_garbage() => {
+            tracing::debug!(%error, "a call cannot be read");
+            None
+        }
+        // Most callers close it, or have nothing more to ask.
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+/// Whether a call has bodies or more than one answer, so that nothing follows on its stream.
+fn is_long(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Explain { .. }
+            | Request::Plan { .. }
+            | Request::Result { .. }
+            | Request::Partitions { .. }
+            | Request::Partition { .. }
+            | Request::Fetch { .. }
+            | Request::Session { .. }
+            | Request::Seat { .. }
+            | Request::PutBlob { .. }
+            | Request::PutPlan { .. }
+            | Request::GetBlob { .. }
+            | Request::Logs { .. }
+            | Request::Put { .. }
+            | Request::Raft { .. }
+    )
 }
 
 fn is_for_nodes(request: &Request) -> bool {

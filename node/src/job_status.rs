@@ -50,16 +50,17 @@ pub async fn live(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
     Ok(job)
 }
 
-/// Sends a job's status now and at every change, until it has ended. Only the last one has the timeline.
+/// Sends a job's status now and at every change, until it has ended. Only the last one has the timeline. False if this
+/// node could not say it.
 pub async fn watch(
     mailbox: &Mailbox,
     progress: &Progress,
     stream: &mut Stream,
     id: JobId,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let mut say = async |response| write_frame(stream, &response).await.map_err(Failure::internal);
     if let Err(failure) = known(mailbox, id).await {
-        return say(Response::Failed(failure)).await;
+        return say(Response::Failed(failure)).await.map(|()| true);
     }
     // The first status may be behind, the last one never is, so a mesh without a majority can be watched too.
     let mut statuses = progress.follow(id);
@@ -67,11 +68,10 @@ pub async fn watch(
         let seen = match statuses.wait_for(Option::is_some).await {
             Ok(seen) => seen.clone(),
             // This node stops.
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(false),
         };
         let ended = match seen {
-            Some(Ok(job)) if job.phase.is_final() => mailbox.ask(|reply| Ask::Job(id, reply)).await?,
-            // It may have been submitted again.
+            // The leader may have said so, and this node be a moment behind; or it may have been submitted again.
             Some(Ok(job)) if job.phase.is_terminal() => match current(mailbox, id).await {
                 Ok(job) if !job.phase.is_terminal() => {
                     statuses = progress.follow(id);
@@ -82,13 +82,13 @@ pub async fn watch(
             Some(Ok(job)) => {
                 say(Response::Job(JobStatus::clone(&job))).await?;
                 if statuses.changed().await.is_err() {
-                    return Ok(());
+                    return Ok(false);
                 }
                 continue;
             }
             Some(Err(failure)) => Err(failure),
             None => continue,
         };
-        return say(ended.map_or_else(Response::Failed, Response::Job)).await;
+        return say(ended.map_or_else(Response::Failed, Response::Job)).await.map(|()| true);
     }
 }

@@ -55,4 +55,5 @@ pub mod store;
 pub mod stream;
 pub mod submit;
 pub mod ticket;
+pub mod ticks;
 pub mod worker;

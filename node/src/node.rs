@@ -13,6 +13,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ use floe_transport::{Gate, Refusal, node_id};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant as Moment, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::blobs::{self, Blobs};
@@ -60,6 +61,7 @@ use crate::session::Sessions;
 use crate::store::{self, Budget, Store};
 use crate::stream::Streams;
 use crate::submit::Submitter;
+use crate::ticks::Ticks;
 use crate::worker::hosts::{Hosts, HostsConfig};
 use crate::worker::{self, Worker};
 
@@ -370,7 +372,6 @@ enum Event {
     Report(Report),
     Ask(Ask),
     Written(Written),
-    Tick,
 }
 
 struct Loop {
@@ -415,9 +416,8 @@ impl Loop {
         mut reports: mpsc::Receiver<Report>,
         mut stop: oneshot::Receiver<()>,
     ) -> Result<(), Error> {
-        let mut ticks = interval(Duration::from_millis(TICK_MS));
-        // After a stall one tick is reported, not all that were missed: it says nothing about the leader.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut ticks = Ticks::new(Duration::from_millis(TICK_MS));
+        let mut tick = pin!(sleep_until(Moment::now()));
         self.follow_door();
         loop {
             self.settle()?;
@@ -425,17 +425,27 @@ impl Loop {
                 self.worker.hosts().shutdown().await;
                 return Err(Error::Refused(Failure::Refused { message: Refusal::Forgotten.to_string() }));
             }
+            let due = ticks.due(self.participant.quiet_ticks());
+            if tick.deadline() != due {
+                tick.as_mut().reset(due);
+            }
             let event = tokio::select! {
                 biased;
                 _ = &mut stop => break,
-                _ = ticks.tick() => Event::Tick,
-                written = self.log.written() => Event::Written(written?),
-                Some(event) = events.recv() => Event::Network(event),
-                Some(report) = reports.recv() => Event::Report(report),
-                Some(ask) = asks.recv() => Event::Ask(ask),
+                () = &mut tick => None,
+                written = self.log.written() => Some(Event::Written(written?)),
+                Some(event) = events.recv() => Some(Event::Network(event)),
+                Some(report) = reports.recv() => Some(Event::Report(report)),
+                Some(ask) = asks.recv() => Some(Event::Ask(ask)),
                 else => break,
             };
-            self.handle(event)?;
+            match ticks.passed(Moment::now()) {
+                0 => {}
+                passed => self.tick(passed),
+            }
+            if let Some(event) = event {
+                self.handle(event)?;
+            }
             // What has come meanwhile is taken in together.
             for _ in 0..MAX_AT_ONCE {
                 let next = match events.try_recv() {
@@ -474,15 +484,16 @@ impl Loop {
             Event::Report(report) => self.report(report),
             Event::Ask(ask) => self.handle_ask(ask),
             Event::Written(written) => self.participant.persisted(written)?,
-            Event::Tick => {
-                self.participant.tick(clock::read());
-                // A read may be lost; whoever waited for it asks again.
-                self.reads.retain(|_, reply| !reply.is_closed());
-                self.hang_up();
-                self.publish_hint();
-            }
         }
         Ok(())
+    }
+
+    fn tick(&mut self, ticks: u32) {
+        self.participant.tick(clock::read(), ticks);
+        // A read may be lost; whoever waited for it asks again.
+        self.reads.retain(|_, reply| !reply.is_closed());
+        self.hang_up();
+        self.publish_hint();
     }
 
     fn handle_network(&mut self, event: NetworkEvent) {

@@ -16,8 +16,8 @@ use floe_protocol::{
 use floe_query::{Planned, Shape};
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::{Body, send_body};
-use futures::future::join_all;
-use futures::{AsyncRead, AsyncWrite, StreamExt, stream};
+use futures::future::{join_all, try_join};
+use futures::{AsyncRead, AsyncWrite, FutureExt, StreamExt, stream};
 use libp2p::Stream;
 use tokio::time::timeout;
 
@@ -199,8 +199,11 @@ impl Submitter {
             return Err(Failure::Refused { message: "only queries are planned for other nodes".to_owned() });
         };
         let status = self.mailbox.ask(Ask::Status).await?;
-        let looked = self.look(&status, &paths_of(&query, apart).await?).await?;
-        self.cut(id, query, &status, &looked, Planning { keep_frames, apart }).await
+        let paths = paths_of(&query, apart).await?;
+        let own = Looked(BTreeMap::from([(status.node, Ok(look_here(&paths).await?))]));
+        let others = self.look_elsewhere(&status, &paths);
+        let (planned, others) = try_join(plan(query, &status, apart), others.map(Ok)).await?;
+        self.cut(id, planned, &status, &own.and(others), Planning { keep_frames, apart }).await
     }
 
     /// Waits until this node's own state has the job, so that a driver may ask for it at once.
@@ -235,21 +238,31 @@ impl Submitter {
     ) -> Result<StageGraph, Failure> {
         let status = self.mailbox.ask(Ask::Status).await?;
         let paths = paths_of(&query, planning.apart).await?;
-        let looked = self.look(&status, &paths).await?;
-        let here = status.node;
-        if looked.sees_all(here) {
-            return self.cut(id, query, &status, &looked, planning).await;
+        let own = Looked(BTreeMap::from([(status.node, Ok(look_here(&paths).await?))]));
+        let others = self.look_elsewhere(&status, &paths);
+        if own.sees_all(status.node) {
+            // Who else sees the files is only needed of the plan's scans.
+            let planned = plan(query, &status, planning.apart);
+            let (planned, others) = try_join(planned, others.map(Ok)).await?;
+            return self.cut(id, planned, &status, &own.and(others), planning).await;
         }
+        let looked = own.and(others.await);
         match looked.0.keys().copied().find(|node| looked.sees_all(*node)) {
             Some(node) => self.plan_at(node, id, encoded, planning).await,
             None => Err(looked.unseen(&paths, &status)),
         }
     }
 
-    /// Asks every live node what it sees of some files.
+    /// What every live node sees of some files.
     async fn look(&self, status: &Status, paths: &[FilePath]) -> Result<Looked, Failure> {
+        let (own, others) = tokio::join!(look_here(paths), self.look_elsewhere(status, paths));
+        Ok(Looked(BTreeMap::from([(status.node, Ok(own?))])).and(others))
+    }
+
+    /// Asks every other live node what it sees of some files.
+    async fn look_elsewhere(&self, status: &Status, paths: &[FilePath]) -> Looked {
         if paths.is_empty() {
-            return Ok(Looked(BTreeMap::from([(status.node, Ok(Vec::new()))])));
+            return Looked(BTreeMap::new());
         }
         let request = Request::Inspect { paths: paths.to_vec() };
         let others = status.nodes.iter().filter(|info| info.alive && info.member.id != status.node);
@@ -262,12 +275,7 @@ impl Submitter {
             };
             (node, found)
         });
-        let own_paths = paths.to_vec();
-        let own = blocking(move || floe_query::inspect(&own_paths));
-        let (own, others) = tokio::join!(own, join_all(answers));
-        let mut looked: BTreeMap<_, _> = others.into_iter().collect();
-        looked.insert(status.node, Ok(own?));
-        Ok(Looked(looked))
+        Looked(join_all(answers).await.into_iter().collect())
     }
 
     /// Lets another node plan, since it sees the files.
@@ -314,18 +322,16 @@ impl Submitter {
         blocking(move || frame::decode(&graph)).await?.map_err(|error| lost(&error))
     }
 
-    /// Plans on this node and keeps the driver's frames.
+    /// Makes of what was planned on this node a job's stages, and keeps the driver's frames.
     async fn cut(
         &self,
         id: JobId,
-        query: Query,
+        planned: Planned,
         status: &Status,
         looked: &Looked,
         planning: Planning,
     ) -> Result<StageGraph, Failure> {
-        let shape = shape_of(status);
-        let plan = if planning.apart && apart::is_known() { apart::plan } else { floe_query::plan };
-        let Planned { mut graph, frames, scans } = blocking(move || plan(&query, &shape)).await??;
+        let Planned { mut graph, frames, scans } = planned;
         for (stage, files) in &scans {
             let Some(stage) = graph.stages.get_mut(stage.0 as usize) else {
                 continue;
@@ -415,6 +421,11 @@ fn full() -> Failure {
 }
 
 impl Looked {
+    fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     fn sees_all(&self, node: NodeId) -> bool {
         matches!(self.0.get(&node), Some(Ok(found))
             if found.iter().all(|path| matches!(path, Inspected::Files(files) if !files.is_empty())))
@@ -484,6 +495,22 @@ fn shape_of(status: &Status) -> Shape {
         .min();
     let task_bytes = smallest.unwrap_or(0) / TASK_MEMORY_PART;
     Shape { slots, task_bytes: task_bytes.clamp(*TASK_BYTES.start(), *TASK_BYTES.end()) }
+}
+
+/// Plans a query on this node.
+async fn plan(query: Query, status: &Status, apart: bool) -> Result<Planned, Failure> {
+    let shape = shape_of(status);
+    let plan = if apart && apart::is_known() { apart::plan } else { floe_query::plan };
+    blocking(move || plan(&query, &shape)).await?
+}
+
+/// What this node sees of some files.
+async fn look_here(paths: &[FilePath]) -> Result<Vec<Inspected>, Failure> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let paths = paths.to_vec();
+    blocking(move || floe_query::inspect(&paths)).await
 }
 
 /// Off the async threads: a plan may carry frames.

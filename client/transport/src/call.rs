@@ -1,5 +1,8 @@
 //! Calls: on a [`crate::CALL`] stream goes one request frame, perhaps a body, then response frames, perhaps a body.
 //!
+//! After a call that has no body after its answer another may follow on its stream, which both ends keep for a while
+//! (`substreams.rs`).
+//!
 //! Frames are read exactly, never beyond their end: what follows on the stream is the next reader's.
 
 use std::io;
@@ -41,6 +44,11 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether the stream ended before an answer, as one does that was kept for too long.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Ended | Self::Io(_))
+    }
+
     /// Whether the other side broke the protocol, rather than the connection it.
     pub fn is_garbage(&self) -> bool {
         matches!(self, Self::Frame(_))

@@ -161,6 +161,16 @@ impl Connection {
         self.0.opener.open(self.0.peer, protocol).await
     }
 
+    /// See [`Opener::reuse`].
+    pub fn reuse(&self) -> Option<Stream> {
+        self.0.opener.reuse(self.0.peer)
+    }
+
+    /// See [`Opener::keep`].
+    pub fn keep(&self, stream: Stream) {
+        self.0.opener.keep(self.0.peer, stream);
+    }
+
     /// Asks on a new [`CALL`] stream and waits up to `timeout` for the first response. More responses, or a body,
     /// may follow on the stream.
     pub async fn call(&self, request: &Request, timeout: Duration) -> Result<(Response, Stream), CallError> {

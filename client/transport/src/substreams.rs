@@ -10,6 +10,7 @@ use std::future::{Ready, ready};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use floe_protocol::NodeId;
 use libp2p::core::Endpoint;
@@ -37,6 +38,17 @@ const MAX_WAITING: usize = 256;
 
 /// How many accepted streams of all connections wait for the acceptor before they wait at their connection.
 const MAX_ACCEPTED: usize = 64;
+
+/// Streams of calls that have ended, kept for the next ones on a connection: as many as a driver has calls under way that
+/// matter how long they take. To open another one costs both ends a round trip and more than a short call itself.
+const MAX_KEPT: usize = 4;
+
+/// For how long a stream is used again. The other end keeps it for [`KEPT_OPEN`].
+const REUSED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long whoever has answered a call waits for another one on its stream: longer than anybody begins one there, so that
+/// a call seldom meets a stream that has just been closed.
+pub const KEPT_OPEN: Duration = Duration::from_secs(5);
 
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +96,8 @@ pub struct Opener(Arc<Mutex<HashMap<PeerId, Vec<Link>>>>);
 struct Link {
     connection: ConnectionId,
     asks: mpsc::Sender<Ask>,
+    /// Where a call has ended, and when; the last one behind.
+    kept: Vec<(Stream, Instant)>,
 }
 
 /// A stream wanted.
@@ -101,6 +115,29 @@ impl Opener {
         let broken = || OpenError::Io(io::ErrorKind::ConnectionReset.into());
         asks.send(Ask { protocol, answer }).await.map_err(|_| broken())?;
         answered.await.map_err(|_| broken())?
+    }
+
+    /// A stream of [`crate::CALL`] to a peer on which a call has ended not long ago, if there is one. The peer may have closed
+    /// it meanwhile: then the same is to be asked on a new one.
+    pub fn reuse(&self, peer: PeerId) -> Option<Stream> {
+        let mut links = self.lock();
+        let kept = &mut links.get_mut(&peer)?.last_mut()?.kept;
+        let (stream, since) = kept.pop()?;
+        if since.elapsed() <= REUSED_WITHIN {
+            return Some(stream);
+        }
+        // Those before it are older.
+        kept.clear();
+        None
+    }
+
+    /// Keeps a stream for the next call to a peer: the last answer was read from it, and the peer waits for another request.
+    pub fn keep(&self, peer: PeerId, stream: Stream) {
+        if let Some(link) = self.lock().get_mut(&peer).and_then(|links| links.last_mut())
+            && link.kept.len() < MAX_KEPT
+        {
+            link.kept.push((stream, Instant::now()));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Vec<Link>>> {
@@ -190,7 +227,7 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
                 if let Some(asks) = self.pending.remove(&event.connection_id) {
-                    let link = Link { connection: event.connection_id, asks };
+                    let link = Link { connection: event.connection_id, asks, kept: Vec::new() };
                     self.opener.lock().entry(event.peer_id).or_default().push(link);
                 }
             }

@@ -130,6 +130,11 @@ impl Healing {
         self.handing_over.as_ref().is_some_and(|handing| handing.freezes)
     }
 
+    /// Whether there is another era to come together with.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.seen.is_empty() || self.handing_over.is_some() || !self.adopting.is_empty()
+    }
+
     /// A node is not connected any more.
     pub(super) fn forget(&mut self, node: NodeId) {
         self.seen.remove(&node);

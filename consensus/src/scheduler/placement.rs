@@ -140,6 +140,15 @@ impl Nodes {
         self.nodes.get(&node).is_some_and(|node| node.standing != Standing::Absent)
     }
 
+    /// Whether nothing runs, and each is there or known to be gone.
+    pub(super) fn are_quiet(&self) -> bool {
+        self.nodes.values().all(|node| match node.standing {
+            Standing::Live => node.connected && node.running.is_empty(),
+            Standing::Absent => true,
+            Standing::Asked => false,
+        })
+    }
+
     /// Whether any node can take a task.
     pub(super) fn any_free(&self) -> bool {
         !self.free.is_empty()

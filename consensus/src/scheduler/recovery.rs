@@ -166,6 +166,7 @@ impl Scheduler {
     /// A node is connected, or speaks after a silence: nothing is assigned to it until its inventory came.
     pub(super) fn ask(&mut self, node: NodeId) {
         let now_ms = self.now_ms;
+        self.quiet = false;
         self.nodes.update(node, |node| {
             node.standing = Standing::Asked;
             node.asked_ms = now_ms;

@@ -94,6 +94,11 @@ impl Blocked {
 }
 
 impl Turns {
+    /// Whether no job has tasks to assign.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
     /// A job that has tasks to assign has changed.
     pub(super) fn touched(&mut self, job: JobId, owner: u64) {
         self.unblock(job);

@@ -174,7 +174,7 @@ impl Mesh {
             let ids: Vec<_> = self.nodes.keys().filter(|id| !self.paused.contains(id)).copied().collect();
             for id in ids {
                 let node = self.nodes.get_mut(&id).unwrap();
-                node.participant.tick(Reading::at(self.now_ms));
+                node.participant.tick(Reading::at(self.now_ms), 1);
                 self.drain(id);
                 self.find_mesh(id);
             }

@@ -275,7 +275,7 @@ fn a_node_that_slept_does_not_take_the_others_for_dead() {
     let mut wait = |ms: u64| {
         for _ in 0..ms / TICK_MS {
             now_ms += TICK_MS;
-            node.tick(Reading::at(now_ms));
+            node.tick(Reading::at(now_ms), 1);
             while let Some(action) = node.poll().unwrap() {
                 if let Action::Write(persist) = action {
                     node.persisted(written(&persist)).unwrap();
@@ -546,4 +546,63 @@ proptest! {
             prop_assert_eq!(phase, Some(true), "job {}\n{}", id, mesh.story);
         }
     }
+}
+
+/// A mesh of three that has nothing to do, its leader first.
+fn idle() -> (Mesh, [u64; 3]) {
+    let mut mesh = Mesh::new();
+    (1..=3).for_each(|id| mesh.boot(id, 7));
+    mesh.run(20_000);
+    let leads = |id: &u64| mesh.nodes[id].participant.replica().leads();
+    let leader = (1..=3).find(leads).unwrap();
+    let others: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
+    (mesh, [leader, others[0], others[1]])
+}
+
+#[test]
+fn an_idle_mesh_is_woken_by_its_leaders_heartbeats_alone() {
+    let (mut mesh, ids) = idle();
+    const SECONDS: u64 = 10;
+    let mut due = [0; 3];
+    for _ in 0..SECONDS * 1_000 / TICK_MS {
+        for (count, id) in due.iter_mut().zip(&ids) {
+            *count += u64::from(mesh.nodes[id].participant.quiet_ticks() == 1);
+        }
+        mesh.run(TICK_MS);
+    }
+    let [leader, followers @ ..] = due;
+    assert!(leader <= 6 * SECONDS, "an idle leader has {leader} ticks with something to do");
+    assert_eq!(followers, [0, 0], "followers have more to do than to hear their leader");
+    // It has its eyes open again as soon as there is something to do.
+    mesh.submit(ids[0], 1, graph(&["scan x2".to_owned()])).unwrap();
+    mesh.run(TICK_MS);
+    assert_eq!(mesh.nodes[&ids[0]].participant.quiet_ticks(), 1);
+}
+
+#[test]
+fn whoever_sleeps_through_quiet_ticks_campaigns_no_later() {
+    let campaign = |quietly: bool| {
+        let (mut mesh, [leader, follower, _]) = idle();
+        let begin_ms = mesh.now_ms;
+        mesh.paused.insert(leader);
+        let node = &mut mesh.nodes.get_mut(&follower).unwrap().participant;
+        let (mut now_ms, mut last) = (begin_ms, 0);
+        loop {
+            let ticks = if quietly { node.quiet_ticks() } else { 1 };
+            now_ms += u64::from(ticks) * TICK_MS;
+            last = if node.replica().leader().is_some() { ticks } else { last };
+            node.tick(Reading::at(now_ms), ticks);
+            let mut asks = false;
+            while let Some(action) = node.poll().unwrap() {
+                asks |= matches!(action, Action::Send(_, PeerMessage::Raft { .. }));
+            }
+            if asks {
+                return (now_ms - begin_ms, last);
+            }
+            assert!(now_ms < begin_ms + AWAIT_MS);
+        }
+    };
+    let (alone_ms, _) = campaign(false);
+    // And with a tick of its own, so that it has heard all that came meanwhile.
+    assert_eq!(campaign(true), (alone_ms, 1));
 }

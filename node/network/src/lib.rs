@@ -248,7 +248,8 @@ impl Network {
         }
     }
 
-    /// Asks a node and waits for its first response. For calls with bodies, [`Network::open`] a stream.
+    /// Asks a node for something that has one response, and waits for it. For other calls, [`Network::open`] a stream. It may
+    /// be asked twice, if the stream of an earlier call was closed meanwhile.
     pub async fn call(
         &self,
         to: NodeId,
@@ -256,8 +257,21 @@ impl Network {
         timeout: Duration,
     ) -> Result<Response, CallError> {
         let work = async {
-            let mut stream = self.open(to).await?;
-            call::call(&mut stream, request, timeout).await
+            let peer = self.0.peers.peer(to).ok_or(OpenError::NotConnected(to))?;
+            if let Some(mut stream) = self.0.opener.reuse(peer) {
+                match call::call(&mut stream, request, timeout).await {
+                    Ok(response) => {
+                        self.0.opener.keep(peer, stream);
+                        return Ok(response);
+                    }
+                    Err(error) if error.is_closed() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let mut stream = self.0.opener.open(peer, CALL).await?;
+            let response = call::call(&mut stream, request, timeout).await?;
+            self.0.opener.keep(peer, stream);
+            Ok(response)
         };
         tokio::time::timeout(timeout, work).await.unwrap_or(Err(CallError::Timeout { waited: timeout }))
     }

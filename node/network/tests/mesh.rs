@@ -291,6 +291,38 @@ async fn many_calls_at_once_all_get_their_answer() {
 }
 
 #[tokio::test]
+async fn calls_share_a_stream_and_one_that_was_closed_costs_no_call() {
+    let key = MeshKey::generate();
+    let mut callee = Node::start(config(&key)).await;
+    let mut caller = Node::join(&key, &callee).await;
+    let node = callee.id();
+    caller.wait_for_peers(&[node]).await;
+    let network = caller.network.clone();
+    let ask = |id: u64| {
+        let network = network.clone();
+        tokio::spawn(async move { network.call(node, &Request::Job { id: JobId(id) }, PATIENCE).await })
+    };
+    let first = ask(1);
+    let (_, request, mut stream) = callee.next_call().await;
+    assert_eq!(request, Request::Job { id: JobId(1) });
+    write_frame(&mut stream, &Response::Done).await.unwrap();
+    assert!(matches!(first.await.unwrap(), Ok(Response::Done)));
+    // The second one comes after it on the stream.
+    let second = ask(2);
+    let request: Request = tokio::time::timeout(PATIENCE, read_frame(&mut stream)).await.unwrap().unwrap();
+    assert_eq!(request, Request::Job { id: JobId(2) });
+    write_frame(&mut stream, &Response::Done).await.unwrap();
+    assert!(matches!(second.await.unwrap(), Ok(Response::Done)));
+    // The third one finds it closed.
+    drop(stream);
+    let third = ask(3);
+    let (_, request, mut stream) = callee.next_call().await;
+    assert_eq!(request, Request::Job { id: JobId(3) });
+    write_frame(&mut stream, &Response::Done).await.unwrap();
+    assert!(matches!(third.await.unwrap(), Ok(Response::Done)));
+}
+
+#[tokio::test]
 async fn two_meshes_keep_apart_and_both_sides_say_why() {
     let (key, other_key) = (MeshKey::generate(), MeshKey::generate());
     let mut node = Node::start(config(&key)).await;

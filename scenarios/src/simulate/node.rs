@@ -180,6 +180,8 @@ pub(super) struct Node {
     /// Since when it has looked for a mesh, if it has none.
     looking_since_ms: u64,
     look_due_ms: u64,
+    /// Ticks that the participant has not heard of.
+    passed: u32,
     ask_due_ms: u64,
     leaving_since_ms: Option<u64>,
     joins: bool,
@@ -216,6 +218,7 @@ impl Node {
             started: BTreeMap::new(),
             looking_since_ms: reading.awake_ms,
             look_due_ms: 0,
+            passed: 0,
             ask_due_ms: 0,
             leaving_since_ms: None,
             joins,
@@ -266,27 +269,41 @@ impl Node {
         self.leaving_since_ms.is_some()
     }
 
-    /// [`TICK_MS`] passed.
+    /// [`TICK_MS`] passed. The participant hears of it when it must, or before anything else that happens.
     pub(super) fn tick(&mut self) {
-        self.participant.tick(self.reading);
+        self.passed += 1;
+        if self.passed >= self.participant.quiet_ticks() {
+            self.catch_up();
+        }
         if self.now_ms() >= self.look_due_ms {
             self.look_due_ms = self.now_ms() + LOOK_INTERVAL_MS;
             self.keep_place();
         }
     }
 
+    /// Tells the participant of the ticks that have passed.
+    fn catch_up(&mut self) {
+        match std::mem::take(&mut self.passed) {
+            0 => {}
+            passed => self.participant.tick(self.reading, passed),
+        }
+    }
+
     pub(super) fn peer_up(&mut self, peer: NodeId) {
+        self.catch_up();
         self.peers.insert(peer);
         self.participant.connected(self.reading, peer);
     }
 
     pub(super) fn peer_down(&mut self, peer: NodeId) {
+        self.catch_up();
         self.peers.remove(&peer);
         self.views.remove(&peer);
         self.participant.disconnected(self.reading, peer);
     }
 
     pub(super) fn receive(&mut self, from: NodeId, wire: Wire) {
+        self.catch_up();
         match wire {
             Wire::Peer(message) => {
                 self.go_wrong(&message);
