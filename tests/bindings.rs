@@ -23,6 +23,15 @@ const REQUIREMENTS: &[&str] = &[
     "psycopg[binary]",
 ];
 
+/// Tests that mostly wait: for nodes that were killed, for programs that end. They run beside all others, with a mesh of
+/// their own.
+const WAITING: [&str; 4] = [
+    "tests/test_connect.py",
+    "tests/test_documentation.py",
+    "tests/test_failures.py",
+    "tests/test_programs.py",
+];
+
 /// What of cargo's environment is its user's.
 const KEPT: [&str; 2] = ["CARGO_HOME", "CARGO_NET_OFFLINE"];
 
@@ -48,14 +57,22 @@ fn the_python_package_passes_its_tests() {
         }
     }
     run(build.env("CARGO_TARGET_DIR", target_dir().join("python")));
-    let mut tests = Command::new(bin.join("python"));
-    tests.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]).current_dir(&package);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("FLOE_") {
-            tests.env_remove(name);
+    let pytest = || {
+        let mut tests = Command::new(bin.join("python"));
+        tests.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).current_dir(&package);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("FLOE_") {
+                tests.env_remove(name);
+            }
         }
-    }
-    run(tests.env("FLOE_BINARY", FLOE).env("VIRTUAL_ENV", &environment).env("PYTHONDONTWRITEBYTECODE", "1"));
+        tests.env("FLOE_BINARY", FLOE).env("VIRTUAL_ENV", &environment).env("PYTHONDONTWRITEBYTECODE", "1");
+        tests
+    };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| run(pytest().args(WAITING)));
+        run(pytest().arg("tests").args(WAITING.map(|file| format!("--ignore={file}"))));
+        waiting.join().unwrap();
+    });
 }
 
 /// An interpreter that is new enough.

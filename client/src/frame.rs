@@ -60,8 +60,7 @@ impl Mesh {
 
 /// A lazy frame as a job, for [`Mesh::submit`] and [`Mesh::explain`].
 pub fn lazy_spec(frame: &LazyFrame) -> Result<JobSpec> {
-    let mut dsl = Vec::new();
-    frame.logical_plan.serialize_versioned(&mut dsl, Default::default())?;
+    let dsl = floe_plan::encode(frame)?;
     let query = Query::Plan { dsl: dsl.into(), directory: working_directory()?, schema: Bytes::new() };
     Ok(JobSpec { label: PLAN_LABEL.to_owned(), kind: JobKind::Query(query) })
 }

@@ -121,7 +121,11 @@ pub(crate) fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Se
             loop {
                 match tokio::time::timeout(SIGNAL_INTERVAL, &mut future).await {
                     Ok(output) => return Ok(output),
-                    Err(_) => Python::attach(|py| py.check_signals())?,
+                    Err(_) => match Python::try_attach(|py| py.check_signals()) {
+                        Some(checked) => checked?,
+                        // The interpreter has ended, and its process soon will: there is nobody to return to.
+                        None => std::future::pending().await,
+                    },
                 }
             }
         })

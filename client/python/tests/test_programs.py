@@ -82,12 +82,15 @@ def test_a_program_with_a_job_ends_and_the_job_goes_on(cluster, mesh):
     print(job.id)
     """
     done = run(cluster, script)
-    assert (done.returncode, done.stderr) == (0, "")
     job = mesh.job(done.stdout.strip())
-    assert job.status()["phase"] == "running"
-    # Both slots are taken for long, and calls are served all the same.
-    assert mesh.parallel(abs)(-3).result(60) == 3
-    job.cancel()
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert job.status()["phase"] == "running"
+        # Both slots are taken for long, and calls are served all the same.
+        assert mesh.parallel(abs)(-3).result(60) == 3
+    finally:
+        # Whatever went wrong, the tests after this one need the slots.
+        job.cancel()
 
 
 def test_a_fork_is_told_at_once_and_can_connect(cluster):

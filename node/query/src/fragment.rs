@@ -28,8 +28,8 @@ use crate::files::{self, Rows, ScanSplit};
 use crate::stack::on_deep_stack;
 use crate::{panic_message, query_failure};
 
-/// Raised whenever a fragment changes its meaning.
-const VERSION: u32 = 2;
+/// Raised whenever a fragment changes its form or its meaning.
+const VERSION: u32 = 3;
 
 /// The largest fragment that is accepted: it is replicated with its job.
 pub(crate) const MAX_FRAGMENT_BYTES: usize = 8 << 20;
@@ -42,14 +42,29 @@ const READ_AT_ONCE_BYTES: usize = 4 << 20;
 pub type Stop = Arc<AtomicBool>;
 
 /// A stage's work.
-#[derive(Serialize, Deserialize)]
 pub(crate) struct Fragment {
-    pub(crate) version: u32,
     pub(crate) inputs: Vec<Input>,
     /// The plan's nodes that read files, in the order of a split's parts.
     pub(crate) scans: Vec<Node>,
     pub(crate) output: Output,
     pub(crate) plan: IRPlan,
+}
+
+/// A fragment as it is written.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    version: u32,
+    inputs: Vec<Input>,
+    scans: Vec<Node>,
+    output: Output,
+    /// As [`floe_plan`] writes it.
+    plan: Bytes,
+}
+
+/// What every version of a fragment tells.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 /// One input of a stage.
@@ -88,16 +103,19 @@ pub(crate) enum Output {
 
 impl Fragment {
     pub(crate) fn new(inputs: Vec<Input>, scans: Vec<Node>, output: Output, plan: IRPlan) -> Self {
-        Self { version: VERSION, inputs, scans, output, plan }
+        Self { inputs, scans, output, plan }
     }
 
     /// A plan with a closure in it cannot be written.
-    pub(crate) fn write(&self) -> Result<Bytes, Failure> {
-        let bytes = encode(self).map_err(|error| Failure::Refused {
+    pub(crate) fn write(self) -> Result<Bytes, Failure> {
+        let plan = floe_plan::encode_ir(&self.plan).map_err(|error| Failure::Refused {
             message: format!(
                 "the query cannot be sent to other nodes: {error}; express it without functions of your own"
             ),
         })?;
+        let Self { inputs, scans, output, .. } = self;
+        let written = Written { version: VERSION, inputs, scans, output, plan: plan.into() };
+        let bytes = encode(&written).map_err(Failure::internal)?;
         if bytes.len() > MAX_FRAGMENT_BYTES {
             let message = format!(
                 "a stage of the query takes {} bytes to write down, of at most {MAX_FRAGMENT_BYTES}: \
@@ -110,14 +128,16 @@ impl Fragment {
     }
 
     fn read(bytes: &[u8]) -> Result<Self, Failure> {
-        let fragment: Self = decode(bytes)
-            .map_err(|error| Failure::internal(format!("a fragment cannot be read: {error}")))?;
-        if fragment.version != VERSION {
-            let message =
-                format!("a fragment of version {} met a node that reads {VERSION}", fragment.version);
+        let unreadable =
+            |error: PolarsError| Failure::internal(format!("a fragment cannot be read: {error}"));
+        let Versioned { version } = decode(bytes).map_err(unreadable)?;
+        if version != VERSION {
+            let message = format!("a fragment of version {version} met a node that reads {VERSION}");
             return Err(Failure::Version { message });
         }
-        Ok(fragment)
+        let Written { inputs, scans, output, plan, .. } = decode(bytes).map_err(unreadable)?;
+        let plan = floe_plan::decode_ir(&plan).map_err(unreadable)?;
+        Ok(Self { inputs, scans, output, plan })
     }
 }
 
@@ -129,8 +149,7 @@ pub(crate) fn write_split(parts: &[ScanSplit]) -> Result<Bytes, Failure> {
     encode(&parts).map(Bytes::from).map_err(Failure::internal)
 }
 
-/// Polars' own encoding of plans, MessagePack with names: frames and long literals within them are byte
-/// strings, which not every serde format reads back.
+/// The encoding that plans have, for what is around them.
 fn encode<T: Serialize>(value: &T) -> PolarsResult<Vec<u8>> {
     pl_serialize::serialize_to_bytes::<_, true>(value)
 }
@@ -199,7 +218,7 @@ fn run_task(
     buckets: u32,
     stop: &Stop,
 ) -> Result<Vec<DataFrame>, Failure> {
-    let Fragment { inputs: wanted, scans, output, mut plan, .. } = fragment;
+    let Fragment { inputs: wanted, scans, output, mut plan } = fragment;
     if scans.len() != parts.len() {
         return Err(Failure::internal(format!("a task of {} scans was given {}", scans.len(), parts.len())));
     }
@@ -402,5 +421,25 @@ fn name_file(failure: Failure, parts: &[ScanSplit]) -> Failure {
     match first {
         Some(file) => Failure::Query { message: format!("{}: {message}", file.path) },
         None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_fragment_of_another_version_says_so_whatever_else_is_in_it() {
+        #[derive(Serialize)]
+        struct Other {
+            version: u32,
+            plan: Vec<u64>,
+            more: &'static str,
+        }
+        let other = Other { version: VERSION + 1, plan: vec![1, 2], more: "than is known here" };
+        let read = Fragment::read(&encode(&other).unwrap());
+        assert!(matches!(read, Err(Failure::Version { .. })), "{:?}", read.err());
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use floe_protocol::message::{FileMark, FilePath};
 use floe_protocol::{Failure, Query, StageGraph, StageId};
 use polars::prelude::*;
-use polars_plan::dsl::{DslPlan, FileScanDsl, PlanSerializationContext, ScanSources};
+use polars_plan::dsl::{DslPlan, FileScanDsl, ScanSources};
 use polars_plan::frame::OptFlags;
 use polars_plan::plans::{IR, IRPlan};
 use serde::{Deserialize, Serialize};
@@ -153,9 +153,9 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
     depth::check_plan(&dsl[header.len()..])?;
     let (version, writer) = translate::writer(&dsl[form..header.len()]);
     let Translated { bytes, queries } = translate::translate(&dsl[header.len()..], writer, header)?;
-    let read = catch_unwind(|| DslPlan::deserialize_versioned(bytes.as_slice()));
+    let read = catch_unwind(|| floe_plan::decode(&bytes));
     let why = match read {
-        Ok(Ok(plan)) => return resolved(plan, queries, writer, directory),
+        Ok(Ok(frame)) => return resolved(frame.logical_plan, queries, writer, directory),
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic_message(&*panic),
     };
@@ -170,9 +170,7 @@ fn read_plan(dsl: &[u8], directory: &str) -> Result<ReadPlan, Failure> {
 
 /// What plans of this build begin with: magic word, version, hash.
 fn own_header() -> Result<Vec<u8>, Failure> {
-    let mut own = Vec::new();
-    let empty = DataFrame::empty().lazy().logical_plan;
-    empty.serialize_versioned(&mut own, PlanSerializationContext::default()).map_err(query_failure)?;
+    let mut own = floe_plan::encode(&DataFrame::empty().lazy()).map_err(query_failure)?;
     own.truncate(b"DSL_VERSION".len() + 4 + 64);
     Ok(own)
 }

@@ -20,6 +20,7 @@
 //!       temporal.rs     dates and intervals
 //!       like.rs         patterns
 //!       delegate.rs     what Polars SQL translates by itself: most functions
+//!   walk.rs         a visitor's way through what was parsed
 //!   relation.rs     rows with named columns while planning
 //!   statistics.rs   what is known of tables
 //!   place.rs        errors with their line and column
@@ -45,6 +46,7 @@ mod statistics;
 mod subquery;
 mod temporal;
 mod value;
+mod walk;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,11 +57,12 @@ use floe_protocol::message::FilePath;
 use polars::prelude::*;
 use polars_plan::dsl::DslPlan;
 use sqlparser::ast::{
-    Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, ObjectNamePart, Query, TableFactor, Value, Visit,
-    VisitMut, Visitor, VisitorMut,
+    Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, ObjectNamePart, Query, TableFactor, Value,
+    Visitor, VisitorMut,
 };
 
 use self::planner::Table;
+use self::walk::{walk, walk_mut};
 use crate::paths::{Expanded, Found, Kind, absolute};
 use crate::query_failure;
 
@@ -90,11 +93,11 @@ impl Sql {
     ) -> Result<Self, Failure> {
         let mut query = statement::query(text)?;
         let mut functions = Functions { directory, tables: BTreeMap::new() };
-        if let ControlFlow::Break(failure) = VisitMut::visit(&mut query, &mut functions) {
+        if let ControlFlow::Break(failure) = walk_mut(&mut query, &mut functions) {
             return Err(failure);
         }
         let mut relations = Relations::default();
-        let _ = Visit::visit(&query, &mut relations);
+        let _ = walk(&query, &mut relations);
         let mut found = functions.tables;
         for (name, quoted) in relations.names {
             let path = match tables.get(&name) {

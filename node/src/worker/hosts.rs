@@ -59,7 +59,7 @@ use crate::private;
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A host that came to hold more than this part of what one may take is not used again: the next function would
-/// start with that much less.
+/// start with that much less. All idle ones together hold no more than this part of what all may take.
 const KEPT_MEMORY_PART: u64 = 2;
 
 /// By when a host that has sent its last result has looked what was left behind.
@@ -164,7 +164,10 @@ impl Hosts {
             environments: Environments::new(config.environments.clone(), config.python.clone(), guardian),
             family,
             meter: Meter::default(),
-            pool: Mutex::new(Idle { pool: Pool::new(slots), attended: false }),
+            pool: Mutex::new(Idle {
+                pool: Pool::new(slots.max(pool::KINDS_KEPT), config.memory_bytes / KEPT_MEMORY_PART),
+                attended: false,
+            }),
             running: AtomicUsize::new(0),
             threads: (cores / slots).max(1),
             config,
@@ -217,9 +220,10 @@ impl Hosts {
         self.0.running.load(Ordering::Relaxed)
     }
 
-    /// Whether there are more hosts than can run at once: then none should be kept by who does not need it.
+    /// Whether more hosts are in use than can run at once: then none should be kept by who does not need it.
     pub fn are_many(&self) -> bool {
-        self.0.family.len() > self.0.config.slots.max(1) as usize
+        let idle = self.0.idle().pool.len();
+        self.0.family.len().saturating_sub(idle) > self.0.config.slots.max(1) as usize
     }
 
     /// Kills all children, starts no more, and waits until they are gone.
@@ -263,7 +267,7 @@ impl Hosts {
         };
         // What its last call left is found after its result was sent. What that started is not to wait for the next.
         let asked_later = host.is_unasked();
-        let gone = if too_large { vec![host] } else { self.keep(host, &runtime) };
+        let gone = if too_large { vec![host] } else { self.keep(host, held_bytes, &runtime) };
         for host in gone {
             runtime.spawn(host.part());
         }
@@ -277,9 +281,9 @@ impl Hosts {
         }
     }
 
-    fn keep(&self, host: Host, runtime: &Handle) -> Vec<Host> {
+    fn keep(&self, host: Host, held_bytes: u64, runtime: &Handle) -> Vec<Host> {
         let mut idle = self.0.idle();
-        let gone = idle.pool.put(host, Instant::now());
+        let gone = idle.pool.put(host, held_bytes, Instant::now());
         if !idle.attended {
             idle.attended = true;
             // The hosts end when nobody uses this any more.

@@ -6,7 +6,7 @@ use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
     DuplicateTreatment, Expr as Sql, Function, FunctionArg, FunctionArgExpr, FunctionArguments, OrderByExpr,
-    Query, Spanned, Visit, Visitor,
+    Query, Spanned, Visitor,
 };
 use sqlparser::tokenizer::Span;
 
@@ -16,6 +16,7 @@ use super::planner::Planner;
 use super::relation::{Column, Relation, Size};
 use super::scalar::{Outer, Scope};
 use super::value::{Typed, dtype_of};
+use super::walk::walk;
 
 /// A function's name as texts compare it.
 pub(super) fn name(function: &Function) -> String {
@@ -104,7 +105,7 @@ pub(super) fn calls(expr: &Sql, wanted: fn(&Function) -> bool, found: &mut Vec<S
             ControlFlow::Continue(())
         }
     }
-    let _ = expr.visit(&mut Calls { wanted, found, queries: 0, within: 0 });
+    let _ = walk(expr, &mut Calls { wanted, found, queries: 0, within: 0 });
 }
 
 /// Whether a call aggregates groups of rows.

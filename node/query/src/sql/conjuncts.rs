@@ -2,8 +2,11 @@
 
 use std::ops::ControlFlow;
 
+use floe_protocol::Failure;
 use polars::prelude::*;
-use sqlparser::ast::{BinaryOperator, Expr as Sql, Query, Value, Visit, Visitor, VisitorMut};
+use sqlparser::ast::{BinaryOperator, Expr as Sql, Query, Value, Visitor, VisitorMut};
+
+use super::walk::walk;
 
 /// The operands of a chain of one operator, however long and in whatever parentheses.
 pub(super) fn operands(expr: &Sql, op: &BinaryOperator) -> Vec<Sql> {
@@ -102,7 +105,7 @@ pub(super) fn has_subquery(expr: &Sql) -> bool {
             ControlFlow::Break(())
         }
     }
-    expr.visit(&mut Any).is_break()
+    walk(expr, &mut Any).is_break()
 }
 
 /// Makes every chain of `AND` or `OR` a balanced tree and takes the parentheses away, which the tree tells by itself: a
@@ -110,9 +113,9 @@ pub(super) fn has_subquery(expr: &Sql) -> bool {
 pub(super) struct Balance;
 
 impl VisitorMut for Balance {
-    type Break = ();
+    type Break = Failure;
 
-    fn pre_visit_expr(&mut self, expr: &mut Sql) -> ControlFlow<()> {
+    fn pre_visit_expr(&mut self, expr: &mut Sql) -> ControlFlow<Failure> {
         let take = |expr: &mut Sql| std::mem::replace(expr, Sql::Value(Value::Null.into()));
         while let Sql::Nested(inner) = expr {
             *expr = take(inner);

@@ -6,14 +6,14 @@ use std::ops::ControlFlow;
 use floe_protocol::Failure;
 use polars::prelude::*;
 use sqlparser::ast::{
-    Expr as Sql, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Spanned, Value, VisitMut,
-    VisitorMut,
+    Expr as Sql, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Spanned, Value, VisitorMut,
 };
 
 use super::place::{rejected, unsupported};
 use super::planner::Planner;
 use super::scalar::Scope;
 use super::value::{Typed, dtype_of};
+use super::walk::walk_mut;
 
 /// What is in errors of Polars SQL that show a syntax tree.
 const SHOWING: [&str; 4] =
@@ -39,9 +39,9 @@ impl Operands {
 }
 
 impl VisitorMut for Operands {
-    type Break = ();
+    type Break = Failure;
 
-    fn pre_visit_expr(&mut self, expr: &mut Sql) -> ControlFlow<()> {
+    fn pre_visit_expr(&mut self, expr: &mut Sql) -> ControlFlow<Failure> {
         self.depth += 1;
         if self.depth == 2 && !literal(expr) {
             let name = format!("__operand_{}", self.taken.len());
@@ -51,7 +51,7 @@ impl VisitorMut for Operands {
         ControlFlow::Continue(())
     }
 
-    fn post_visit_expr(&mut self, _: &mut Sql) -> ControlFlow<()> {
+    fn post_visit_expr(&mut self, _: &mut Sql) -> ControlFlow<Failure> {
         self.depth -= 1;
         ControlFlow::Continue(())
     }
@@ -77,7 +77,7 @@ pub(super) fn translate(
     let span = expr.span();
     let mut node = expr.clone();
     let mut operands = Operands::default();
-    let _ = VisitMut::visit(&mut node, &mut operands);
+    let _ = walk_mut(&mut node, &mut operands);
     let translated =
         polars::sql::sql_expr(node.to_string()).map_err(|error| match rejected(error, span) {
             // Such a text shows a syntax tree.

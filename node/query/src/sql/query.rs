@@ -14,6 +14,7 @@ use super::relation::{Column, Relation, Size};
 use super::scalar::{Outer, Scope};
 use super::select::{Block, common_types, limited, position, sorted};
 use super::value::{Typed, unify};
+use super::walk::walk;
 use super::windows::windowed;
 
 /// Which rows of a result are wanted.
@@ -364,7 +365,7 @@ fn mentions(query: &Query, name: &Ident) -> bool {
             }
         }
     }
-    sqlparser::ast::Visit::visit(query, &mut Named(name)).is_break()
+    walk(query, &mut Named(name)).is_break()
 }
 
 fn limit(query: &Query) -> Result<Limit, Failure> {

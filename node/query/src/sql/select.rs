@@ -12,8 +12,8 @@ use polars::prelude::*;
 use sqlparser::ast::{
     Distinct, ExceptSelectItem, ExcludeSelectItem, Expr as Sql, Function, GroupByExpr, Ident,
     NamedWindowDefinition, NamedWindowExpr, OrderBy, OrderByExpr, OrderByKind, OrderByOptions, Query,
-    RenameSelectItem, Select, SelectItem, SelectItemQualifiedWildcardKind, Spanned, Value, VisitMut,
-    VisitorMut, WildcardAdditionalOptions, WindowSpec, WindowType,
+    RenameSelectItem, Select, SelectItem, SelectItemQualifiedWildcardKind, Spanned, Value, VisitorMut,
+    WildcardAdditionalOptions, WindowSpec, WindowType,
 };
 use sqlparser::tokenizer::Span;
 
@@ -28,6 +28,7 @@ use super::query::Limit;
 use super::relation::{Column, Relation, Size, leaves};
 use super::scalar::{Outer, Scope};
 use super::value::{Typed, common};
+use super::walk::walk_mut;
 use super::windows::Rows;
 
 /// A planned query.
@@ -823,7 +824,7 @@ fn named_windows(select: &Select) -> Result<Select, Failure> {
     }
     let mut select = select.clone();
     let windows = std::mem::take(&mut select.named_window);
-    match VisitMut::visit(&mut select, &mut Named(&windows, 0)) {
+    match walk_mut(&mut select, &mut Named(&windows, 0)) {
         std::ops::ControlFlow::Break(failure) => Err(failure),
         std::ops::ControlFlow::Continue(()) => Ok(select),
     }

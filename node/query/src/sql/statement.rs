@@ -3,19 +3,19 @@
 //! A text may make views before its query and drop them after it, as TPC-H's Q15 does: they become common table
 //! expressions of the query.
 
-use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use floe_protocol::Failure;
 use sqlparser::ast::{
     BinaryOperator, Cte, Expr, ObjectType, Query, Spanned, Statement, TableAlias, TableAliasColumnDef,
-    UnaryOperator, Value, VisitMut, VisitorMut, With,
+    UnaryOperator, Value, VisitorMut, With,
 };
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser, ParserError, ParserOptions};
 
 use super::conjuncts::Balance;
 use super::place::{unsupported, wrong};
+use super::walk::walk_mut;
 use crate::depth::{self, MAX_SQL_BRACKETS};
 use crate::stack::on_deep_stack;
 
@@ -24,8 +24,8 @@ pub(super) fn query(text: &str) -> Result<Query, Failure> {
     depth::check_sql(text)?;
     on_deep_stack(|| {
         let mut query = parse(text)?;
-        let _ = VisitMut::visit(&mut query, &mut Distinct);
-        let _ = VisitMut::visit(&mut query, &mut Balance);
+        let _ = walk_mut(&mut query, &mut Distinct);
+        let _ = walk_mut(&mut query, &mut Balance);
         Ok(query)
     })
 }
@@ -37,9 +37,9 @@ pub(super) fn query(text: &str) -> Result<Query, Failure> {
 struct Distinct;
 
 impl VisitorMut for Distinct {
-    type Break = Infallible;
+    type Break = Failure;
 
-    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Infallible> {
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Failure> {
         let (last, binds) = match expr {
             Expr::IsDistinctFrom(_, right) | Expr::IsNotDistinctFrom(_, right) => (right, u8::MAX),
             Expr::UnaryOp { op: UnaryOperator::Not, expr } => (expr, u8::MAX),

@@ -190,9 +190,7 @@ fn a_file_that_changed_after_planning_is_not_read() {
 #[test]
 fn what_cannot_be_sent_is_refused() {
     let frame = rows().map(Ok, Default::default(), None, Some("my function"));
-    let mut dsl = Vec::new();
-    let written = frame.logical_plan.serialize_versioned(&mut dsl, Default::default());
-    assert!(written.is_err(), "Polars refuses closures itself");
+    assert!(floe_plan::encode(&frame).is_err(), "Polars refuses closures itself");
     let Query::Plan { dsl, directory, schema } = lazy(rows()) else { panic!("sql") };
     let sink = sql("copy t to 'x.csv'");
     assert!(matches!(failure(&sink), Failure::Refused { .. } | Failure::Query { .. }));

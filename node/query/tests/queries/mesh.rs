@@ -7,7 +7,6 @@ use bytes::Bytes;
 use floe_protocol::{Failure, Query, Read, Stage, StageGraph, StageId, Work};
 use floe_query::{Planned, Shape};
 use polars::prelude::*;
-use polars_plan::dsl::PlanSerializationContext;
 
 /// Few slots and little memory: everything that can be split is, many times.
 pub(crate) const TIGHT: Shape = Shape { slots: 3, task_bytes: 48 << 10 };
@@ -26,8 +25,7 @@ pub(crate) fn sql(text: &str) -> Query {
 }
 
 pub(crate) fn lazy(frame: LazyFrame) -> Query {
-    let mut dsl = Vec::new();
-    frame.logical_plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
+    let dsl = floe_plan::encode(&frame).unwrap();
     Query::Plan { dsl: dsl.into(), directory: crate::data::directory(), schema: Bytes::new() }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use floe_protocol::message::Inspected;
 use floe_protocol::{Failure, Query};
 use polars::prelude::*;
-use polars_plan::dsl::{DslBuilder, DslPlan, PlanSerializationContext};
+use polars_plan::dsl::{DslBuilder, DslPlan};
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -106,9 +106,7 @@ impl Tree {
     /// By a plan.
     fn planned(&self, paths: &[&str], glob: bool) -> Result<Vec<i64>, String> {
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
-        let plan: DslPlan = self.scan(&paths, glob).logical_plan;
-        let mut dsl = Vec::new();
-        plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
+        let dsl = floe_plan::encode(&self.scan(&paths, glob)).unwrap();
         read(collect(
             &Query::Plan { dsl: dsl.into(), directory: self.root().to_owned(), schema: Default::default() },
             &ALONE,
@@ -309,8 +307,7 @@ fn a_directory_keeps_its_partitions_whatever_it_is_called() {
             fs::copy(tree.at(&format!("plain/b.{format}")), path).unwrap();
         }
         let frame = tree.scan(&[directory.to_owned()], true);
-        let mut dsl = Vec::new();
-        frame.logical_plan.serialize_versioned(&mut dsl, PlanSerializationContext::default()).unwrap();
+        let dsl = floe_plan::encode(&frame).unwrap();
         let query =
             Query::Plan { dsl: dsl.into(), directory: tree.root().to_owned(), schema: Default::default() };
         let found = collect(&query, &ALONE).unwrap();

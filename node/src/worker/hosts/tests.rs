@@ -55,13 +55,17 @@ impl Fixture {
     }
 
     fn with_guard(guard: Guard, python: Python) -> Self {
+        Self::with_memory(guard, python, 2 << 30)
+    }
+
+    fn with_memory(guard: Guard, python: Python, memory_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let blobs = dir.path().join("blobs");
         std::fs::create_dir(&blobs).unwrap();
         let config = HostsConfig {
             disk: Disk::of(dir.path()).unwrap(),
             slots: 2,
-            memory_bytes: 2 << 30,
+            memory_bytes,
             scratch: dir.path().join("scratch"),
             logs: dir.path().join("logs"),
             environments: dir.path().join("environments"),
@@ -238,6 +242,44 @@ async fn hosts_are_used_again() {
     assert!(!lives(first.parse().unwrap()));
     let failure = it.run(&function).await.unwrap_err();
     assert!(matches!(failure, Failure::Unavailable { .. }), "{failure}");
+}
+
+/// A function in Python that runs in hosts of its own.
+fn of_kind(it: &Fixture, kind: usize, source: &str) -> Function {
+    let env = BTreeMap::from([("KIND".to_owned(), kind.to_string())]);
+    Function { host: Kind::Python(Python { env, ..it.python.clone() }), ..it.function(source) }
+}
+
+#[tokio::test]
+async fn functions_of_several_kinds_by_turns_find_their_hosts_again() {
+    let Some(it) = Fixture::new() else { return };
+    let pid = "import os\ndef f(a, p): return ('object', str(os.getpid()).encode())";
+    let mut rounds = Vec::new();
+    for _ in 0..2 {
+        let mut round = Vec::new();
+        for kind in 0..pool::KINDS_KEPT {
+            round.push(it.run(&of_kind(&it, kind, pid)).await.unwrap());
+        }
+        rounds.push(round);
+    }
+    assert_eq!(rounds[0], rounds[1]);
+    assert_eq!(it.pooled(), pool::KINDS_KEPT);
+    assert!(!it.hosts.are_many(), "idle hosts are in nobody's way");
+    // One more makes the one go that was not used for longest.
+    it.run(&of_kind(&it, pool::KINDS_KEPT, pid)).await.unwrap();
+    assert_eq!(it.pooled(), pool::KINDS_KEPT);
+    assert_ne!(it.run(&of_kind(&it, 0, pid)).await.unwrap(), rounds[0][0]);
+}
+
+#[tokio::test]
+async fn idle_hosts_hold_no_more_memory_than_their_part() {
+    let Some(it) = Fixture::new() else { return };
+    let it = Fixture::with_memory(Guard::new(), it.python, 400 << 20);
+    let holds = "import json\ndef f(*_):\n    json.held = b'x' * (80 << 20)\n    return ('object', b'')";
+    for (kind, pooled) in [(0, 1), (1, 2), (2, 2)] {
+        it.run(&of_kind(&it, kind, holds)).await.unwrap();
+        assert_eq!(it.pooled(), pooled, "each of them is less than half of what one may hold");
+    }
 }
 
 #[tokio::test]
