@@ -31,8 +31,8 @@ use crate::{panic_message, query_failure};
 /// Raised whenever a fragment changes its form or its meaning.
 const VERSION: u32 = 3;
 
-/// The largest fragment that is accepted: it is replicated with its job.
-pub(crate) const MAX_FRAGMENT_BYTES: usize = 8 << 20;
+/// The largest fragment that is accepted: every task of its stage holds it in memory beside what it reads.
+pub(crate) const MAX_FRAGMENT_BYTES: usize = 32 << 20;
 
 /// Inputs up to this size are read at once; larger ones are streamed out of their segments.
 const READ_AT_ONCE_BYTES: usize = 4 << 20;
