@@ -480,9 +480,10 @@ impl Exchange {
                 connection.keep(stream);
                 Channel::Ended
             }
-            Response::Result { .. } | Response::Fetching { .. } | Response::Blob { .. } => {
-                Channel::Body(Box::new(Body::new(stream)))
-            }
+            Response::Result { .. }
+            | Response::Fetching { .. }
+            | Response::Blob { .. }
+            | Response::Planned => Channel::Body(Box::new(Body::new(stream))),
             _ => Channel::Frames(stream),
         };
         let address = connection.address().clone();

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use floe_protocol::frame::{self, FrameError};
 use floe_protocol::function::FunctionInput;
+use floe_protocol::graph::MAX_GRAPH_BYTES;
 use floe_protocol::message::{Request, Response, Status};
 use floe_protocol::{JobId, JobKind, JobSpec, JobStatus, KeyName, NodeId, Query, Secret, StageGraph};
 use floe_transport::{InvitationSecret, MeshKey};
@@ -125,10 +127,26 @@ impl Mesh {
     /// The stages that a job would become, without running it.
     pub async fn explain(&self, spec: &JobSpec) -> Result<StageGraph> {
         let body = vec![encode(spec)?];
-        let (answer, exchange) = self.ask(&Request::Explain { again: false }, &[body]).await?;
-        match answer {
-            Response::Explained(graph) => Ok(graph),
-            other => Err(exchange.unexpected(&other)),
+        let mut patience = self.link().patience();
+        loop {
+            let request = Request::Explain { again: false };
+            let (answer, mut exchange) =
+                self.link().ask(&request, std::slice::from_ref(&body), &mut patience).await?;
+            let Response::Planned = answer else { return Err(exchange.unexpected(&answer)) };
+            let address = exchange.address();
+            let reason = match exchange.read_body(MAX_GRAPH_BYTES).await {
+                Ok(graph) => {
+                    let malformed =
+                        |error: FrameError| Error::Malformed { address, reason: error.to_string() };
+                    return frame::decode(&graph).map_err(malformed);
+                }
+                Err(lost) => lost.to_string(),
+            };
+            self.link().give_up(exchange).await;
+            if !patience.pause().await {
+                let tried = vec![(address, reason)];
+                return Err(Error::Unreachable { tried, waited: patience.waited() });
+            }
         }
     }
 

@@ -8,8 +8,8 @@ use floe_network::Caller;
 use floe_protocol::function::Blob;
 use floe_protocol::message::Inspected;
 use floe_protocol::{
-    Failure, Freed, InvitationId, JobPhase, KeyName, OutputMeta, Request, Response, Secret, TaskId, WhyFreed,
-    frame,
+    Failure, Freed, InvitationId, JobPhase, KeyName, OutputMeta, Request, Response, Secret, StageGraph,
+    TaskId, WhyFreed, frame,
 };
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::{Body, BodyError, send_body};
@@ -147,22 +147,14 @@ impl Calls {
                     Ok((spec, _room)) => self.submitter.explain(spec, again).await,
                     Err(failure) => Err(failure),
                 };
-                reply(&mut stream, outcome.map_or_else(Response::Failed, Response::Explained)).await
+                reply_with_graph(&mut stream, outcome).await
             }
             Request::Plan { id, apart, keep } => {
                 let outcome = match self.read_spec(&mut stream).await {
                     Ok((spec, _room)) => self.submitter.plan_here(id, spec, apart, keep).await,
                     Err(failure) => Err(failure),
                 };
-                let encode = |graph| frame::encode(&graph).map(Bytes::from).map_err(Failure::internal);
-                match outcome.and_then(encode) {
-                    Ok(graph) => {
-                        reply(&mut stream, Response::Planned).await?;
-                        let chunks = futures::stream::iter(chunks_of(graph).map(Ok));
-                        send_body(&mut stream, chunks).await.map(drop).map_err(Failure::internal)
-                    }
-                    Err(failure) => reply(&mut stream, Response::Failed(failure)).await,
-                }
+                reply_with_graph(&mut stream, outcome).await
             }
             Request::Result { id, from_partition } => {
                 let _use = self.reading.begin(id);
@@ -464,6 +456,18 @@ async fn refuse(mut stream: Stream, request: &Request, failure: Failure) -> Resu
         return Ok(());
     }
     reply(&mut stream, Response::Failed(failure)).await
+}
+
+async fn reply_with_graph(stream: &mut Stream, outcome: Result<StageGraph, Failure>) -> Result<(), Failure> {
+    let encode = |graph| frame::encode(&graph).map(Bytes::from).map_err(Failure::internal);
+    match outcome.and_then(encode) {
+        Ok(graph) => {
+            reply(stream, Response::Planned).await?;
+            let chunks = futures::stream::iter(chunks_of(graph).map(Ok));
+            send_body(stream, chunks).await.map(drop).map_err(Failure::internal)
+        }
+        Err(failure) => reply(stream, Response::Failed(failure)).await,
+    }
 }
 
 async fn reply(stream: &mut Stream, response: Response) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use floe_consensus::Command;
 use floe_consensus::state_machine::MAX_LABEL_BYTES;
+use floe_protocol::graph::MAX_GRAPH_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
     Failure, JobId, JobKind, JobSpec, JobStatus, NodeId, NodeInfo, Placed, Query, Request, Response,
@@ -26,7 +27,7 @@ use crate::clock::wall_time;
 use crate::config;
 use crate::in_use::{InUse, Use};
 use crate::mailbox::{Ask, Mailbox};
-use crate::plan::{self, MAX_PLAN_BYTES};
+use crate::plan;
 use crate::plans::Plans;
 use crate::store::{Keep, Store};
 use crate::stream::{Streams, chunks_of};
@@ -310,7 +311,7 @@ impl Submitter {
             let mut graph = BytesMut::new();
             while let Some(chunk) = body.next().await {
                 graph.extend_from_slice(&chunk.map_err(|error| lost(&error))?);
-                if graph.len() as u64 > MAX_PLAN_BYTES {
+                if graph.len() as u64 > MAX_GRAPH_BYTES {
                     return Err(Failure::internal(format!(
                         "node {node} made a plan that is longer than any"
                     )));

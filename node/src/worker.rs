@@ -585,9 +585,9 @@ mod tests {
     async fn what_a_task_does_is_read_in_the_plan_where_it_does_not_come_along() {
         let gate =
             Arc::new(Gate { arrived: watch::Sender::new(0), open: Mutex::new(0), opened: Condvar::new() });
-        let (said, mut ran) = mpsc::unbounded_channel();
+        let (said, mut ran) = mpsc::channel(1);
         let mut fixture = Fixture::with_run(1, 1 << 20, gate, move |assignment, fragment, _, _| {
-            said.send((fragment.clone(), assignment.split.clone())).unwrap();
+            said.try_send((fragment.clone(), assignment.split.clone())).unwrap();
             Ok(vec![df!("a" => [1]).unwrap()])
         });
         let plan = Some(Blob { id: floe_protocol::BlobId(1), bytes: 77 });

@@ -13,6 +13,9 @@ use crate::frame;
 use crate::function::Blob;
 use crate::ids::{NodeId, StageId};
 
+/// The longest encoding of a graph: that of a job over many files says what each of its tasks reads.
+pub const MAX_GRAPH_BYTES: u64 = 256 << 20;
+
 /// A job's stages in topological order; the last one's partitions, in order, are the result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageGraph {

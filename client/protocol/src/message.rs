@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::columns::{self, Holders, Uneven};
 use crate::failure::Failure;
 use crate::function::Blob;
-use crate::graph::{OutputMeta, Placed, StageGraph, Summary, Work};
+use crate::graph::{OutputMeta, Placed, Summary, Work};
 use crate::ids::{
     AttemptId, BlobId, Claim, Era, Fence, InvitationId, JobId, KeyName, NodeId, RequestId, StageId, TaskId,
 };
@@ -256,7 +256,7 @@ pub enum Request {
         /// Whether a node that was asked before gave no answer: it may have died of the planning.
         again: bool,
     },
-    /// Plan without running; the spec follows as a bulk body -> [`Response::Explained`]
+    /// Plan without running; the spec follows as a bulk body -> [`Response::Planned`], then the graph as another
     Explain {
         /// As of [`Request::Submit`].
         again: bool,
@@ -484,9 +484,8 @@ pub enum Response {
         /// The job.
         id: JobId,
     },
-    /// To [`Request::Explain`].
-    Explained(StageGraph),
-    /// To [`Request::Plan`]: a [`StageGraph`] follows.
+    /// To [`Request::Explain`] and [`Request::Plan`]: a [`crate::StageGraph`] follows, of up to
+    /// [`crate::graph::MAX_GRAPH_BYTES`].
     Planned,
     /// To [`Request::Job`] and [`Request::Watch`].
     Job(JobStatus),

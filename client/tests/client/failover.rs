@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use floe_client::{Error, Failure, JobPhase, Mesh, MeshKey};
-use floe_protocol::{Request, Response, StageGraph};
+use floe_protocol::{Request, Response, StageGraph, frame};
 use floe_transport::send_body;
 use floe_transport::stream::Body;
 use futures::{StreamExt, TryStreamExt};
@@ -52,13 +52,15 @@ async fn a_node_that_cannot_answer_now_is_asked_again_and_its_excuses_stay_hidde
 async fn what_a_lost_node_was_to_plan_is_asked_for_again_as_such() {
     let key = MeshKey::generate();
     let second = Fake::start(&key, &[], |request, mut stream| async move {
-        let answer = match request {
-            Request::Submit { id, .. } => Response::Accepted { id },
-            _ => Response::Explained(StageGraph::default()),
-        };
         // Whoever answers before all was said breaks the transfer off.
         Body::new(&mut stream).read_all(1 << 20).await.unwrap();
-        say(&mut stream, &answer).await;
+        let Request::Submit { id, .. } = request else {
+            say(&mut stream, &Response::Planned).await;
+            let graph = frame::encode(&StageGraph::default()).unwrap();
+            send_body(&mut stream, futures::stream::iter([Ok(graph.into())])).await.unwrap();
+            return;
+        };
+        say(&mut stream, &Response::Accepted { id }).await;
     })
     .await;
     // It closes the stream without a word.
