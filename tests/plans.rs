@@ -72,7 +72,6 @@ async fn every_voter_has_the_plans_and_a_driver_sends_one_again_that_all_have_lo
     let mut cluster = cluster().nodes(3).start().await.unwrap();
     cluster.settled().await.unwrap();
     let mesh = cluster.client(0).await.unwrap();
-    let job = submit(&mesh, &cluster, "a").await;
     let everywhere = async |cluster: &Cluster| {
         wait_until("the plan is on every voter", DEADLINE, async || {
             (0..3).all(|node| plans(cluster, node).len() == 1).then_some(())
@@ -80,6 +79,15 @@ async fn every_voter_has_the_plans_and_a_driver_sends_one_again_that_all_have_lo
         .await
         .unwrap();
     };
+    // A result without rows has its columns, also where they are too many for the log.
+    let columns: Vec<_> = (0..400).map(|n| format!("{n} AS c{n}")).collect();
+    let text = format!("SELECT {} WHERE 1 = 0", columns.join(", "));
+    let output = cluster.run(1, &["sql", "--format", "csv", &text]).await.unwrap().success().unwrap();
+    assert_eq!(output.trim().split(',').count(), 400, "{output}");
+    everywhere(&cluster).await;
+    (0..3).for_each(|node| lose_plans(&cluster, node));
+
+    let job = submit(&mesh, &cluster, "a").await;
     everywhere(&cluster).await;
 
     // One that has lost it gets it again, though nobody asks it for anything.

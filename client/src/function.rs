@@ -11,7 +11,7 @@ use crate::mesh::Mesh;
 
 /// How many bytes of arguments travel within a job: the node that plans it holds them in memory several times. Arguments
 /// beyond this go apart, each once to the node that runs its task.
-const MAX_INLINE_ARGUMENTS_BYTES: usize = 16 << 20;
+const MAX_INLINE_ARGUMENTS_BYTES: usize = 12 << 20;
 
 /// How many arguments are put into the mesh at once.
 const PUTS_AT_ONCE: usize = 8;

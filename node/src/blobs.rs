@@ -23,7 +23,7 @@ use floe_network::Network;
 use floe_protocol::function::{Blob, MAX_BLOB_BYTES};
 use floe_protocol::{BlobId, Failure, NodeId, Request, Response};
 use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::{Body, send_body};
+use floe_transport::stream::{Body, BodyError, send_body};
 use floe_transport::{BlobHasher, blob_id};
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, Stream, StreamExt, stream};
@@ -102,8 +102,8 @@ struct Index {
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     bytes: u64,
-    /// Its last use; of one that a former process left, none is known.
-    used: Option<Instant>,
+    /// Its last use; of one that a former process left, when it was found: what the log says of it is yet to be heard.
+    used: Instant,
     /// The file as it was when its digest was last compared; none if this process has not done so.
     stamp: Option<Stamp>,
 }
@@ -151,11 +151,6 @@ impl Blobs {
         self.0.sound(id).await.is_some()
     }
 
-    /// Where it is if it is here.
-    pub fn path(&self, id: BlobId) -> PathBuf {
-        self.0.path(id)
-    }
-
     /// Whether it was here when it was last looked at.
     pub fn lists(&self, id: BlobId) -> bool {
         self.0.index().blobs.contains_key(&id)
@@ -182,6 +177,12 @@ impl Blobs {
             self.0.disk.promise_plan(plan.bytes)
         };
         self.receive_promised(plan, promise, stream).await
+    }
+
+    /// Keeps a plan of this node's own.
+    pub async fn put_plan(&self, bytes: Bytes) -> Result<Blob, Failure> {
+        drop(self.0.disk.promise_plan(bytes.len() as u64)?);
+        hosts::Blobs::put(self, bytes).await
     }
 
     async fn receive_promised<S>(
@@ -243,9 +244,13 @@ impl Blobs {
             if !self.are_many() {
                 return;
             }
-            self.0.index().forget(id);
-            self.0.remove(id);
+            self.0.remove_idle(id);
         }
+    }
+
+    /// Removes one that no job needs any more, unless it was used a moment ago: another such job may be on its way.
+    pub fn free(&self, id: BlobId) {
+        self.0.remove_idle(id);
     }
 
     /// Makes sure that another node has it too, if there is one that takes it soon enough. Further
@@ -278,7 +283,7 @@ impl Blobs {
         let (file, _) = self.0.open(blob.id).await?;
         let mut stream = network.open(node).await.map_err(Failure::internal)?;
         write_frame(&mut stream, &Request::PutBlob { blob }).await.map_err(Failure::internal)?;
-        send_body(&mut stream, pieces_of(file)).await.map_err(Failure::internal)?;
+        send_body(&mut stream, pieces_of(file)).await.map_err(refused)?;
         let answer = timeout(ANSWER_TIMEOUT, read_frame(&mut stream)).await.map_err(Failure::internal)?;
         match answer.map_err(Failure::internal)? {
             Response::Done => Ok(()),
@@ -382,6 +387,12 @@ impl Blobs {
     }
 }
 
+impl Kept {
+    fn is_in_use(&self) -> bool {
+        self.used.elapsed() <= IN_USE
+    }
+}
+
 impl Part {
     async fn write(mut self, bytes: Vec<u8>) -> Result<Self, Failure> {
         blocking(move || {
@@ -429,20 +440,31 @@ impl Inner {
         let path = self.path(blob.id);
         private::restrict(file.path(), 0o400).map_err(|error| no_room(&error))?;
         file.as_file().sync_all().map_err(|error| no_room(&error))?;
-        file.persist(&path).map_err(|error| no_room(&error.error))?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|error| no_room(&error))?;
-        let stamp = Stamp::of(&path).map_err(Failure::internal)?;
-        let mut index = self.index();
-        let kept = Kept { bytes: blob.bytes, used: Some(Instant::now()), stamp: Some(stamp) };
-        if index.blobs.insert(blob.id, kept).is_none() {
-            index.bytes += blob.bytes;
+        {
+            // Nobody must find it old, and remove it, between the two.
+            let mut index = self.index();
+            file.persist(&path).map_err(|error| no_room(&error.error))?;
+            let stamp = Stamp::of(&path).map_err(Failure::internal)?;
+            let kept = Kept { bytes: blob.bytes, used: Instant::now(), stamp: Some(stamp) };
+            if index.blobs.insert(blob.id, kept).is_none() {
+                index.bytes += blob.bytes;
+            }
         }
-        Ok(())
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|error| no_room(&error))
     }
 
-    fn remove(&self, id: BlobId) {
-        if let Err(error) = fs::remove_file(self.path(id)) {
-            tracing::warn!(blob = %id, %error, "an old object cannot be removed");
+    /// Removes one unless it was used lately.
+    fn remove_idle(&self, id: BlobId) {
+        self.remove_if(id, |kept| !kept.is_in_use());
+    }
+
+    /// Removes one if that holds of it at this moment: whoever uses it next must find all of it, or nothing.
+    fn remove_if(&self, id: BlobId, condition: impl FnOnce(&Kept) -> bool) {
+        let mut index = self.index();
+        if index.take_if(id, condition)
+            && let Err(error) = fs::remove_file(self.path(id))
+        {
+            tracing::warn!(blob = %id, %error, "an object cannot be removed");
         }
     }
 
@@ -457,15 +479,15 @@ impl Inner {
         let known = {
             let mut index = self.index();
             let kept = index.blobs.get_mut(&id)?;
-            kept.used = Some(Instant::now());
+            kept.used = Instant::now();
             kept.stamp
         };
         let stamp = Stamp::of(&path).ok();
         if stamp.is_none() || stamp != known {
             if digest_of(&path).ok() != Some(id) {
                 tracing::error!(blob = %id, path = %path.display(), "an object's file was changed: it is had anew");
-                self.index().forget(id);
-                self.remove(id);
+                // Unless it was had anew meanwhile.
+                self.remove_if(id, |kept| kept.stamp == known);
                 return None;
             }
             if let Some(kept) = self.index().blobs.get_mut(&id) {
@@ -529,14 +551,22 @@ impl Index {
         }
     }
 
+    /// Takes one out if that holds of it at this moment.
+    fn take_if(&mut self, id: BlobId, condition: impl FnOnce(&Kept) -> bool) -> bool {
+        let takes = self.blobs.get(&id).is_some_and(condition);
+        if takes {
+            self.forget(id);
+        }
+        takes
+    }
+
     fn are_many(&self) -> bool {
         self.bytes > MAX_KEPT_BYTES || self.blobs.len() > MAX_KEPT
     }
 
     /// Those that are not in use and that nobody needs, beginning with what was not used for longest.
     fn idle(&self, needed: &BTreeSet<BlobId>) -> Vec<BlobId> {
-        let in_use = |kept: &Kept| kept.used.is_some_and(|used| used.elapsed() <= IN_USE);
-        let idle = self.blobs.iter().filter(|(id, kept)| !in_use(kept) && !needed.contains(id));
+        let idle = self.blobs.iter().filter(|(id, kept)| !kept.is_in_use() && !needed.contains(id));
         let mut idle: Vec<_> = idle.map(|(id, kept)| (kept.used, *id)).collect();
         idle.sort_unstable();
         idle.into_iter().map(|(_, id)| id).collect()
@@ -597,7 +627,7 @@ fn scan(dir: &Path) -> io::Result<Index> {
                 let bytes = entry.metadata()?.len();
                 index.bytes += bytes;
                 private::restrict(&entry.path(), 0o400)?;
-                index.blobs.insert(id, Kept { bytes, used: None, stamp: None });
+                index.blobs.insert(id, Kept { bytes, used: Instant::now(), stamp: None });
             }
             None => fs::remove_file(entry.path())?,
         }
@@ -609,11 +639,16 @@ fn missing(id: BlobId) -> Failure {
     Failure::Unavailable { message: format!("object {id} lies on no node that is here: put it again") }
 }
 
-fn no_room(error: &io::Error) -> Failure {
-    Failure::Exhausted {
-        what: "disk".to_owned(),
-        message: format!("an object that a function needs cannot be written: {error}"),
+/// What the other side said of a body, or what became of it.
+pub(crate) fn refused(error: BodyError) -> Failure {
+    match error {
+        BodyError::Refused(failure) => failure,
+        other => Failure::internal(other),
     }
+}
+
+fn no_room(error: &io::Error) -> Failure {
+    Failure::Exhausted { what: "disk".to_owned(), message: format!("an object cannot be written: {error}") }
 }
 
 #[cfg(test)]
@@ -623,23 +658,28 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         let mut index = Index::default();
-        let mut add = |id, used: Option<Instant>| {
+        let mut add = |id, used: Instant| {
             index.blobs.insert(BlobId(id), Kept { bytes: 100, used, stamp: None });
             index.bytes += 100;
         };
-        let long_ago = Instant::now().checked_sub(IN_USE * 2);
-        add(1, Some(Instant::now()));
+        let before = |uses: u32| Instant::now().checked_sub(IN_USE * uses).unwrap();
+        let long_ago = before(2);
+        add(1, Instant::now());
         add(2, long_ago);
-        add(3, None);
-        add(4, Some(Instant::now()));
-        add(5, None);
+        add(3, before(3));
+        add(4, Instant::now());
+        add(5, before(3));
         let needed = BTreeSet::from([BlobId(5)]);
         let left = "all that is left is in use, or a job needs it";
         assert_eq!(index.idle(&needed), [BlobId(3), BlobId(2)], "{left}");
         assert_eq!(index.idle(&BTreeSet::new()), [BlobId(3), BlobId(5), BlobId(2)]);
+        // One that was used since the list was made stays.
+        index.blobs.get_mut(&BlobId(3)).unwrap().used = Instant::now();
+        assert!(!index.take_if(BlobId(3), |kept| !kept.is_in_use()) && index.blobs.contains_key(&BlobId(3)));
+        assert!(index.take_if(BlobId(2), |kept| !kept.is_in_use()) && !index.blobs.contains_key(&BlobId(2)));
         assert!(!index.are_many());
         for id in 0..MAX_KEPT as u128 {
-            index.blobs.insert(BlobId(100 + id), Kept { bytes: 0, used: None, stamp: None });
+            index.blobs.insert(BlobId(100 + id), Kept { bytes: 0, used: long_ago, stamp: None });
         }
         assert!(index.are_many(), "however short they are");
     }
@@ -684,6 +724,8 @@ mod tests {
         let index = scan(dir.path()).unwrap();
         assert_eq!((index.bytes, index.blobs.len()), (5, 1));
         assert!(index.blobs.contains_key(&id));
+        // What jobs need of it is not known before the log was read to its end.
+        assert_eq!(index.idle(&BTreeSet::new()), []);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

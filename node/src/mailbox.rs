@@ -5,7 +5,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use floe_consensus::{Command, Entry};
 use floe_network::Network;
-use floe_protocol::function::Blob;
 use floe_protocol::message::{Made, MeshView, Status, Survivor};
 use floe_protocol::{
     Era, Failure, JobId, JobStatus, Member, NodeId, PeerMessage, Placed, Request, RequestId, Response,
@@ -45,8 +44,6 @@ pub enum Ask {
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
     Outputs(JobId, oneshot::Sender<Result<Option<Outputs>, Failure>>),
-    /// The plan of a job, if it has one that is not in the log and is known here.
-    Plan(JobId, oneshot::Sender<Option<Blob>>),
     /// Where a partition of a job's result lies as far as this node knows, or why it never will; and who leads and
     /// may know more.
     Made(JobId, u32, oneshot::Sender<(Result<Made, Failure>, Option<NodeId>)>),

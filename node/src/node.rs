@@ -195,7 +195,6 @@ impl Node {
         let results = Results::new(
             mailbox.clone(),
             streams.clone(),
-            plans.clone(),
             progress.clone(),
             Outgoing::new(settings.memory_bytes),
         );
@@ -815,11 +814,6 @@ impl Loop {
             Ask::Jobs(reply) => {
                 let _ = reply.send(self.newest_jobs());
             }
-            Ask::Plan(id, reply) => {
-                let job = self.participant.state().job(id);
-                let plan = job.and_then(|job| job.work.as_ref()).and_then(|work| work.graph.plan);
-                let _ = reply.send(plan);
-            }
             Ask::Outputs(id, reply) => {
                 let _ = reply.send(self.outputs(id));
             }
@@ -949,12 +943,11 @@ impl Loop {
             let works = state.jobs().values().filter_map(|job| job.work.as_ref());
             works.map(|work| Arc::clone(&work.graph)).collect()
         });
-        if self.participant.replica().standing().configuration.voters.contains(&self.me()) {
-            self.plans.look(state.jobs_changed(), || {
-                let works = state.jobs().values().filter_map(|job| job.work.as_ref());
-                works.filter_map(|work| work.graph.plan).collect()
-            });
-        }
+        let votes = self.participant.replica().standing().configuration.voters.contains(&self.me());
+        self.plans.look(state.jobs_changed(), votes, || {
+            let works = state.jobs().values().filter_map(|job| job.work.as_ref());
+            works.filter_map(|work| work.graph.plan).collect()
+        });
         let member = self.participant.member();
         self.loads.insert(member.id, load);
         self.network.publish(Hint {

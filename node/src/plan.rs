@@ -5,18 +5,20 @@
 //!   S          first part of each stage, and the part after all stages   where each part begins, and the last one ends
 //!   ├── u64 ───┼───────────── S + 1 times u64 ──────────────────────────┼──────────── P + 1 times u64 ──────────────┼ parts
 //!
-//!   the parts:  the work of stage 0, the splits of its tasks, the work of stage 1, ...; last, the result's schema
+//!   the parts:  the work of stage 0, the splits of its tasks, the work of stage 1, ...
 //! ```
 //!
 //! Numbers are little-endian; places are counted from the file's begin.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
-use floe_protocol::{Failure, StageGraph, StageId, Work};
+use floe_protocol::function::{Argument, FunctionWork};
+use floe_protocol::{BlobId, Failure, Stage, StageGraph, StageId, Work, frame};
 
 /// What is no longer than this stays in the log: as many such jobs as may be unfinished have room there, and a short query
 /// need not wait for a file.
@@ -35,8 +37,9 @@ const MAX_NAME_BYTES: usize = 200;
 const WORD: u64 = 8;
 
 /// Leaves in a graph what the log is to know of it: what only people read goes, and so do long parts, which are given back
-/// as the bytes of a file.
+/// as the bytes of a file. What objects they need is noted.
 pub fn set_apart(graph: &mut StageGraph) -> Result<Option<Vec<u8>>, Failure> {
+    graph.objects = graph.stages.iter().flat_map(objects_of).collect();
     for stage in &mut graph.stages {
         let mut name = stage.operators.pop().unwrap_or_default();
         name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
@@ -45,9 +48,11 @@ pub fn set_apart(graph: &mut StageGraph) -> Result<Option<Vec<u8>>, Failure> {
         stage.exchange.forget_keys();
     }
     let bytes = parts_of(graph).map(|part| part.len()).fold(0, usize::saturating_add);
-    if bytes <= MAX_LOGGED_BYTES {
+    if bytes.saturating_add(graph.schema.len()) <= MAX_LOGGED_BYTES {
         return Ok(None);
     }
+    // Every partition has it too, also one without rows.
+    graph.schema.clear();
     let file = write(graph, bytes)?;
     for stage in &mut graph.stages {
         if let Some(work) = work_of(&mut stage.work) {
@@ -55,8 +60,21 @@ pub fn set_apart(graph: &mut StageGraph) -> Result<Option<Vec<u8>>, Failure> {
         }
         stage.tasks.iter_mut().for_each(|task| task.split.clear());
     }
-    graph.schema.clear();
     Ok(Some(file))
+}
+
+/// The objects that a stage needs, as far as nodes can tell: arguments may name others that only their hosts see, which
+/// are known by being used.
+fn objects_of(stage: &Stage) -> BTreeSet<BlobId> {
+    let Work::Function(work) = &stage.work else { return BTreeSet::new() };
+    let Ok(FunctionWork { function }) = frame::decode(work) else { return BTreeSet::new() };
+    let splits = stage.tasks.iter().filter(|task| !task.split.is_empty());
+    let arguments = splits.filter_map(|task| frame::decode::<Argument>(&task.split).ok());
+    let arguments = arguments.filter_map(|argument| match argument {
+        Argument::Payload(payload) => payload.blob().map(|blob| blob.id),
+        Argument::None | Argument::File(_) => None,
+    });
+    function.blobs().chain(arguments).collect()
 }
 
 fn write(graph: &StageGraph, bytes: usize) -> Result<Vec<u8>, Failure> {
@@ -68,7 +86,7 @@ fn write(graph: &StageGraph, bytes: usize) -> Result<Vec<u8>, Failure> {
         ),
     };
     let stages = graph.stages.len();
-    let parts = graph.stages.iter().map(|stage| 1 + stage.tasks.len()).sum::<usize>() + 1;
+    let parts = graph.stages.iter().map(|stage| 1 + stage.tasks.len()).sum::<usize>();
     let head = WORD as usize * (1 + (stages + 1) + (parts + 1));
     let whole = head.saturating_add(bytes) as u64;
     if whole > MAX_PLAN_BYTES {
@@ -98,14 +116,13 @@ fn write(graph: &StageGraph, bytes: usize) -> Result<Vec<u8>, Failure> {
 
 fn parts_of(graph: &StageGraph) -> impl Iterator<Item = &Bytes> {
     static NONE: Bytes = Bytes::new();
-    let stages = graph.stages.iter().flat_map(|stage| {
+    graph.stages.iter().flat_map(|stage| {
         let work = match &stage.work {
             Work::Fragment(work) | Work::Function(work) => work,
             Work::Held(_) | Work::Calls => &NONE,
         };
         std::iter::once(work).chain(stage.tasks.iter().map(|task| &task.split))
-    });
-    stages.chain(std::iter::once(&graph.schema))
+    })
 }
 
 fn work_of(work: &mut Work) -> Option<&mut Bytes> {
@@ -136,22 +153,6 @@ impl PlanFile {
         let split = first.checked_add(1 + u64::from(task)).filter(|part| *part < end);
         let split = split.ok_or_else(|| unreadable(&format!("stage {stage} has no task {task}")))?;
         Ok((self.part(first)?, self.part(split)?))
-    }
-
-    /// The columns of the job's result.
-    pub fn schema(&self) -> Result<Bytes, Failure> {
-        self.part(self.first_of(self.stages)?)
-    }
-
-    /// Puts back into a stage of the graph what was set apart of it.
-    pub fn complete(&self, stage: &mut floe_protocol::Stage) -> Result<(), Failure> {
-        for (position, task) in stage.tasks.iter_mut().enumerate() {
-            (_, task.split) = self.task(stage.id, position as u32)?;
-        }
-        if let Some(work) = work_of(&mut stage.work) {
-            *work = self.part(self.parts_of(stage.id)?.0)?;
-        }
-        Ok(())
     }
 
     /// The first part of a stage, and the one after its last.
@@ -195,7 +196,8 @@ fn unreadable(why: &dyn std::fmt::Display) -> Failure {
 mod tests {
     use std::io::Write;
 
-    use floe_protocol::{Exchange, Stage, TaskSpec};
+    use floe_protocol::function::{Blob, Function, Host, Limits, Payload, Python};
+    use floe_protocol::{Exchange, TaskSpec};
     use proptest::prelude::*;
     use tempfile::NamedTempFile;
 
@@ -235,7 +237,7 @@ mod tests {
         (stages, bytes(100)).prop_map(|(stages, schema)| {
             let stages = stages.into_iter().enumerate();
             let stages = stages.map(|(position, (work, splits))| stage(position, work, splits)).collect();
-            StageGraph { stages, schema, plan: None }
+            StageGraph { stages, schema, ..StageGraph::default() }
         })
     }
 
@@ -247,14 +249,16 @@ mod tests {
                 for (left, stage) in left.stages.iter().zip(&graph.stages) {
                     prop_assert_eq!((&left.work, &left.tasks), (&stage.work, &stage.tasks));
                 }
-                prop_assert!(parts_of(&graph).map(Bytes::len).sum::<usize>() <= MAX_LOGGED_BYTES);
+                let bytes = parts_of(&graph).map(Bytes::len).sum::<usize>() + graph.schema.len();
+                prop_assert!(bytes <= MAX_LOGGED_BYTES);
+                prop_assert_eq!(&left.schema, &graph.schema);
                 return Ok(());
             };
             prop_assert_eq!(parts_of(&left).map(Bytes::len).sum::<usize>(), 0);
             let file = file(&written);
             let plan = PlanFile::open(file.path()).unwrap();
-            prop_assert_eq!(plan.schema().unwrap(), graph.schema);
-            for (mut left, stage) in left.stages.into_iter().zip(graph.stages) {
+            prop_assert!(left.schema.is_empty());
+            for stage in graph.stages {
                 for (position, task) in stage.tasks.iter().enumerate() {
                     let (work, split) = plan.task(stage.id, position as u32).unwrap();
                     let whole = match &stage.work {
@@ -264,8 +268,6 @@ mod tests {
                     prop_assert_eq!((work, &split), (whole, &task.split));
                 }
                 prop_assert!(plan.task(stage.id, stage.tasks.len() as u32).is_err());
-                plan.complete(&mut left).unwrap();
-                prop_assert_eq!((left.work, left.tasks), (stage.work, stage.tasks));
             }
             prop_assert!(plan.task(StageId(7), 0).is_err());
         }
@@ -278,7 +280,6 @@ mod tests {
             }
             let file = file(&bytes);
             if let Ok(plan) = PlanFile::open(file.path()) {
-                let _ = plan.schema();
                 for (stage, task) in [(0, 0), (0, u32::MAX), (3, 2), (u32::MAX, u32::MAX)] {
                     let _ = plan.task(StageId(stage), task);
                 }
@@ -297,6 +298,28 @@ mod tests {
             (&stage.exchange, &stage.single_because),
             (&Exchange::Hash { keys: vec![], buckets: 3 }, &None)
         );
+    }
+
+    #[test]
+    fn the_log_knows_what_objects_a_job_needs() {
+        let blob = |id| Blob { id: BlobId(id), bytes: 1 };
+        let function = Function {
+            name: "f".to_owned(),
+            host: Host::Python(Python { modules: vec![blob(1)], ..Python::default() }),
+            code: Payload::Blob(blob(2)),
+            limits: Limits::default(),
+        };
+        let work = frame::encode(&FunctionWork { function }).unwrap();
+        let argument = |argument| Bytes::from(frame::encode(&argument).unwrap());
+        let splits = vec![
+            argument(Argument::Payload(Payload::Blob(blob(3)))),
+            argument(Argument::Payload(Payload::Inline(vec![0; 9_000].into()))),
+            Bytes::new(),
+        ];
+        let function = stage(0, Work::Function(work.into()), splits);
+        let mut graph = StageGraph { stages: vec![function], ..StageGraph::default() };
+        assert!(set_apart(&mut graph).unwrap().is_some());
+        assert_eq!(graph.objects, [BlobId(1), BlobId(2), BlobId(3)].into());
     }
 
     #[test]

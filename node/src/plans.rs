@@ -7,29 +7,41 @@
 //! ```
 //!
 //! So whoever can agree on anything has the plans of what was agreed: a majority of voters has a member in every other
-//! one, and new voters get what they lack. Nodes that run tasks get a plan with the first of its tasks.
+//! one, and new voters, or those of an era that takes another one's jobs over, get what they lack within moments. Nodes that
+//! run tasks get a plan with the first of its tasks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use floe_network::Network;
 use floe_protocol::function::Blob;
-use floe_protocol::{Failure, NodeId, Request, Response, TaskId};
+use floe_protocol::{BlobId, Failure, NodeId, Request, Response, TaskId};
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::stream::send_body;
 use futures::future::BoxFuture;
-use futures::stream;
+use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, refused};
 use crate::config;
 use crate::plan::PlanFile;
 use crate::stream::chunks_of;
 use crate::submit::blocking;
 use crate::worker::TaskPlans;
 use crate::worker::hosts::Blobs as _;
+
+/// What a link to a voter carries at least: a longer plan may take longer.
+const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
+
+/// How many plans a voter gets at once: enough not to wait for each file's sync.
+const FETCHED_AT_ONCE: usize = 8;
+
+/// How often a node looks for plans though no job has changed: some could not be had, or a file was damaged.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Keeps plans, and reads them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -46,7 +58,7 @@ impl Plans {
 
     /// Keeps a plan here and on other nodes until a majority of the voters has it on disk. The others are sent it, too.
     pub async fn keep(&self, file: Bytes, voters: &[NodeId]) -> Result<Blob, Failure> {
-        let plan = self.blobs.put(file.clone()).await?;
+        let plan = self.blobs.put_plan(file.clone()).await?;
         let here = self.network.node();
         let majority = voters.len() / 2 + 1;
         let mut kept = usize::from(voters.contains(&here));
@@ -89,84 +101,95 @@ impl Plans {
         let send = async {
             let mut stream = self.network.open(node).await.map_err(Failure::internal)?;
             write_frame(&mut stream, &Request::PutPlan { plan }).await.map_err(Failure::internal)?;
-            send_body(&mut stream, stream::iter(chunks_of(file).map(Ok))).await.map_err(Failure::internal)?;
+            send_body(&mut stream, stream::iter(chunks_of(file).map(Ok))).await.map_err(refused)?;
             read_frame(&mut stream).await.map_err(Failure::internal)
         };
-        match timeout(config::PROPOSE_PATIENCE, send).await.map_err(Failure::internal)?? {
+        let patience = config::PROPOSE_PATIENCE + Duration::from_secs(plan.bytes / SLOWEST_BYTES_PER_S);
+        match timeout(patience, send).await.map_err(Failure::internal)?? {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a plan with {other:?}"))),
         }
-    }
-
-    /// The columns of the result of a plan's job.
-    pub async fn schema(&self, plan: Blob) -> Result<Bytes, Failure> {
-        self.read(plan, |file| file.schema()).await
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        plan: Blob,
-        read: impl FnOnce(&PlanFile) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let path = self.blobs.get(plan).await.map_err(|failure| match failure {
-            Failure::Unavailable { .. } => {
-                Failure::SubmissionLost { partition: None, node: self.network.node() }
-            }
-            failure => failure,
-        })?;
-        blocking(move || read(&PlanFile::open(&path)?)).await?
     }
 }
 
 impl TaskPlans for Plans {
     /// A plan comes from another node if it is not here.
     fn task(&self, plan: Blob, task: TaskId) -> BoxFuture<'_, Result<(Bytes, Bytes), Failure>> {
-        Box::pin(self.read(plan, move |file| file.task(task.stage, task.partition)))
+        Box::pin(async move {
+            let path = self.blobs.get(plan).await.map_err(|failure| match failure {
+                Failure::Unavailable { .. } => {
+                    Failure::SubmissionLost { partition: None, node: self.network.node() }
+                }
+                failure => failure,
+            })?;
+            blocking(move || PlanFile::open(&path)?.task(task.stage, task.partition)).await?
+        })
     }
 }
 
-/// Sees to it that a voter has the plans of all jobs.
+/// Sees to it that a voter has the plans of all jobs, and that no node has those of jobs that are gone.
 #[derive(Debug)]
 pub struct PlanKeeper {
     plans: Plans,
-    /// What the state's jobs were when it was looked last.
-    seen: Option<u64>,
+    /// What was looked at last: the last change to a job, and whether this node voted; and when.
+    looked: Option<((u64, bool), Instant)>,
+    /// The plans of all jobs then.
+    known: BTreeSet<BlobId>,
+    /// Of jobs that are gone, and may be another's a moment from now.
+    retired: BTreeSet<BlobId>,
     under_way: Arc<AtomicBool>,
-    /// Whether some could not be had.
-    lacking: Arc<AtomicBool>,
 }
 
 impl PlanKeeper {
     /// A keeper of these plans.
     pub fn new(plans: Plans) -> Self {
-        Self { plans, seen: None, under_way: Arc::default(), lacking: Arc::default() }
+        let (known, retired) = Default::default();
+        Self { plans, looked: None, known, retired, under_way: Arc::default() }
     }
 
-    /// To be called now and then by a voter, with the number of the last change to a job and the plans of all jobs. It does
-    /// not wait for disk or network.
-    pub fn look(&mut self, changed: u64, plans: impl FnOnce() -> Vec<Blob>) {
-        if self.under_way.load(Ordering::Relaxed) {
+    /// To be called now and then, with the number of the last change to a job, whether this node votes, and the plans of
+    /// all jobs. It does not wait for disk or network.
+    pub fn look(&mut self, changed: u64, votes: bool, plans: impl FnOnce() -> Vec<Blob>) {
+        let seen = self.looked.is_some_and(|(of, at)| of == (changed, votes) && at.elapsed() < LOOK_AGAIN);
+        if seen || self.under_way.load(Ordering::Relaxed) {
             return;
         }
-        if self.seen.replace(changed) == Some(changed) && !self.lacking.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut missing = plans();
-        missing.retain(|plan| !self.plans.blobs.lists(plan.id));
-        self.lacking.store(false, Ordering::Relaxed);
-        if missing.is_empty() {
+        self.looked = Some(((changed, votes), Instant::now()));
+        let plans = plans();
+        let now: BTreeSet<BlobId> = plans.iter().map(|plan| plan.id).collect();
+        self.retired.extend(self.known.difference(&now));
+        self.retired.retain(|plan| !now.contains(plan) && self.plans.blobs.lists(*plan));
+        self.known = now;
+        let mut missing = plans;
+        missing.retain(|plan| votes && !self.plans.blobs.lists(plan.id));
+        if missing.is_empty() && self.retired.is_empty() {
             return;
         }
         self.under_way.store(true, Ordering::Relaxed);
-        let blobs = self.plans.blobs.clone();
-        let (under_way, lacking) = (Arc::clone(&self.under_way), Arc::clone(&self.lacking));
+        let (blobs, under_way) = (self.plans.blobs.clone(), Arc::clone(&self.under_way));
+        let retired = self.retired.clone();
         tokio::spawn(async move {
-            for plan in missing {
-                if let Err(failure) = blobs.get(plan).await {
+            let freeing = blobs.clone();
+            // What is still in use is looked at again.
+            drop(blocking(move || retired.into_iter().for_each(|plan| freeing.free(plan))).await);
+            let fetches = missing.into_iter().map(|plan| {
+                let blobs = blobs.clone();
+                async move { (plan, blobs.get(plan).await) }
+            });
+            let mut fetches = stream::iter(fetches).buffer_unordered(FETCHED_AT_ONCE);
+            while let Some((plan, fetched)) = fetches.next().await {
+                match fetched {
+                    Ok(_) => {}
+                    // The others have no more room.
+                    Err(failure @ Failure::Exhausted { .. }) => {
+                        tracing::warn!(%failure, "this node lacks plans of jobs");
+                        break;
+                    }
                     // Its job may have ended meanwhile, or those that have it may be coming back.
-                    tracing::info!(plan = %plan.id, %failure, "the plan of a job could not be had");
-                    lacking.store(true, Ordering::Relaxed);
+                    Err(failure) => {
+                        tracing::info!(plan = %plan.id, %failure, "a job's plan could not be had")
+                    }
                 }
             }
             under_way.store(false, Ordering::Relaxed);

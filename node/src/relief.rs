@@ -10,20 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use floe_protocol::function::{Argument, FunctionWork};
-use floe_protocol::{BlobId, Stage, StageGraph, Work, frame};
+use floe_protocol::{BlobId, StageGraph};
 
 use crate::blobs::Blobs;
 use crate::disk::{Disk, Reserve, Room};
-use crate::plan::PlanFile;
 use crate::store::Store;
 use crate::worker::task_logs::TaskLogs;
 
 /// How often it is said at most that the disk is nearly full.
 const SAID_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often objects are gone through at most for being many: what each job needs is looked up in its plan.
-const FREED_INTERVAL: Duration = Duration::from_secs(20);
+/// How often objects are gone through at most: there may be many, and none that can go.
+const FREED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Looks after a node's disk.
 #[derive(Debug)]
@@ -36,7 +34,7 @@ pub struct Relief {
     was_short: bool,
     /// When it was last said: a disk may be on the edge for long.
     said: Option<Instant>,
-    /// When objects were last gone through since there were many.
+    /// When objects were last gone through.
     freed: Option<Instant>,
     under_way: Arc<AtomicBool>,
 }
@@ -78,11 +76,11 @@ impl Relief {
             return;
         }
         // Where nothing can go, looking again at once is of no use.
-        let many = self.blobs.are_many() && self.freed.is_none_or(|freed| freed.elapsed() >= FREED_INTERVAL);
-        if many {
+        let due = self.freed.is_none_or(|freed| freed.elapsed() >= FREED_INTERVAL);
+        let graphs = if due && (short || self.blobs.are_many()) { Some(graphs()) } else { None };
+        if graphs.is_some() {
             self.freed = Some(Instant::now());
         }
-        let graphs = if short || many { graphs() } else { Vec::new() };
         let (disk, reserve) = (self.disk.clone(), self.reserve.clone());
         let (store, blobs, logs) = (self.store.clone(), self.blobs.clone(), self.logs.clone());
         let under_way = Arc::clone(&self.under_way);
@@ -90,8 +88,8 @@ impl Relief {
             if short {
                 store.free_spare_files();
             }
-            if short || many {
-                blobs.free_unused(&needed(&graphs, &blobs));
+            if let Some(graphs) = graphs {
+                blobs.free_unused(&needed(&graphs));
             }
             if short {
                 logs.free_old();
@@ -103,38 +101,9 @@ impl Relief {
     }
 }
 
-/// The objects that these need, as far as nodes can tell: arguments may name others that only their hosts see, which
-/// are known by being used.
-fn needed(graphs: &[Arc<StageGraph>], blobs: &Blobs) -> BTreeSet<BlobId> {
-    let mut needed = BTreeSet::new();
-    for graph in graphs {
-        needed.extend(graph.plan.map(|plan| plan.id));
-        // A node that lacks a plan has nothing that was had for it.
-        let plan = graph.plan.and_then(|plan| PlanFile::open(&blobs.path(plan.id)).ok());
-        for stage in graph.stages.iter().filter(|stage| matches!(stage.work, Work::Function(_))) {
-            match &plan {
-                None => needed.extend(needed_by(stage)),
-                Some(plan) => {
-                    let mut stage = stage.clone();
-                    if plan.complete(&mut stage).is_ok() {
-                        needed.extend(needed_by(&stage));
-                    }
-                }
-            }
-        }
-    }
-    needed
-}
-
-/// The same of a stage, of which everything is here.
-fn needed_by(stage: &Stage) -> BTreeSet<BlobId> {
-    let Work::Function(work) = &stage.work else { return BTreeSet::new() };
-    let Ok(FunctionWork { function }) = frame::decode(work) else { return BTreeSet::new() };
-    let splits = stage.tasks.iter().filter(|task| !task.split.is_empty());
-    let arguments = splits.filter_map(|task| frame::decode::<Argument>(&task.split).ok());
-    let arguments = arguments.filter_map(|argument| match argument {
-        Argument::Payload(payload) => payload.blob().map(|blob| blob.id),
-        Argument::None | Argument::File(_) => None,
-    });
-    function.blobs().chain(arguments).collect()
+/// The objects that these need.
+fn needed(graphs: &[Arc<StageGraph>]) -> BTreeSet<BlobId> {
+    let objects =
+        |graph: &Arc<StageGraph>| graph.objects.clone().into_iter().chain(graph.plan.map(|plan| plan.id));
+    graphs.iter().flat_map(objects).collect()
 }

@@ -24,7 +24,6 @@ use crate::config;
 use crate::job_status;
 use crate::mailbox::{Ask, Mailbox, Outputs};
 use crate::outgoing::Outgoing;
-use crate::plans::Plans;
 use crate::progress::Progress;
 use crate::stream::{Found, Streams, chunks_of};
 
@@ -46,7 +45,6 @@ const READ_AHEAD: usize = 2;
 pub struct Results {
     mailbox: Mailbox,
     streams: Arc<Streams>,
-    plans: Plans,
     progress: Progress,
     outgoing: Outgoing,
 }
@@ -61,14 +59,8 @@ struct Placement {
 
 impl Results {
     /// Results that lie in this node's store and others'.
-    pub fn new(
-        mailbox: Mailbox,
-        streams: Arc<Streams>,
-        plans: Plans,
-        progress: Progress,
-        outgoing: Outgoing,
-    ) -> Self {
-        Self { mailbox, streams, plans, progress, outgoing }
+    pub fn new(mailbox: Mailbox, streams: Arc<Streams>, progress: Progress, outgoing: Outgoing) -> Self {
+        Self { mailbox, streams, progress, outgoing }
     }
 
     /// Answers [`Request::Partitions`].
@@ -115,12 +107,8 @@ impl Results {
             Ok(outputs) => outputs,
             Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
         };
-        let schema = match self.schema(id, outputs.schema).await {
-            Ok(schema) => schema,
-            Err(failure) => return reply(&mut stream, Response::Failed(failure)).await,
-        };
         let partitions = outputs.partitions.iter().map(|placed| placed.summary).collect();
-        reply(&mut stream, Response::Result { schema, partitions }).await?;
+        reply(&mut stream, Response::Result { schema: outputs.schema, partitions }).await?;
         let count = outputs.partitions.len() as u32;
         let results = self.clone();
         let fetches = stream::iter(from..count).map(move |partition| {
@@ -163,10 +151,7 @@ impl Results {
             }
             match made {
                 Made::Here { stage, placed, schema } => {
-                    let schema = match placed.summary.rows {
-                        0 => self.schema(id, schema).await?,
-                        _ => Bytes::new(),
-                    };
+                    let schema = if placed.summary.rows == 0 { schema } else { Bytes::new() };
                     return Ok(Some(Placement { stage, placed, schema }));
                 }
                 Made::Beyond => return Ok(None),
@@ -184,17 +169,6 @@ impl Results {
                 () = news => {}
                 () = sleep(LONGEST_LOOK) => {}
             }
-        }
-    }
-
-    /// The columns of a job's result: as its graph says, or its plan.
-    async fn schema(&self, id: JobId, known: Bytes) -> Result<Bytes, Failure> {
-        if !known.is_empty() {
-            return Ok(known);
-        }
-        match self.mailbox.ask(|reply| Ask::Plan(id, reply)).await? {
-            Some(plan) => self.plans.schema(plan).await,
-            None => Ok(known),
         }
     }
 
@@ -216,7 +190,7 @@ impl Results {
         let deadline = Instant::now() + RECOMPUTE_PATIENCE;
         loop {
             let placement = self.placement(id, partition).await?;
-            // Of a function, an empty partition has columns that only it knows.
+            // Else only the partition knows its columns, be it empty.
             if placement.placed.summary.rows == 0 && !placement.schema.is_empty() {
                 return Ok(vec![placement.schema]);
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use floe_consensus::Command;
 use floe_consensus::state_machine::MAX_LABEL_BYTES;
+use floe_protocol::function::Blob;
 use floe_protocol::graph::MAX_GRAPH_BYTES;
 use floe_protocol::message::{FileMark, FilePath, Inspected, Status};
 use floe_protocol::{
@@ -164,12 +165,24 @@ impl Submitter {
             }
         };
         if let Some(file) = plan::set_apart(&mut graph)? {
-            let voters = self.mailbox.ask(Ask::Status).await?.voters;
-            graph.plan = Some(self.plans.keep(file.into(), &voters).await?);
+            graph.plan = Some(self.keep_plan(file.into()).await?);
         }
         let submitted_at = wall_time();
         self.mailbox.propose(Command::Submit { job: id, label, graph, owner, submitted_at }).await?;
         self.applied(id).await
+    }
+
+    /// Keeps a plan on a majority of the voters, also of those who are it when that is done.
+    async fn keep_plan(&self, file: Bytes) -> Result<Blob, Failure> {
+        let mut voters = self.mailbox.ask(Ask::Status).await?.voters;
+        loop {
+            let plan = self.plans.keep(file.clone(), &voters).await?;
+            let now = self.mailbox.ask(Ask::Status).await?.voters;
+            if now == voters {
+                return Ok(plan);
+            }
+            voters = now;
+        }
     }
 
     /// Plans without running; `again` as for [`Submitter::submit`].

@@ -16,7 +16,7 @@ use crate::graph::{BucketMeta, Placed, Summary, TaskSpec};
 use crate::ids::{JobId, NodeId, StageId, TaskId};
 
 /// How many tasks a list of them may have: many more than one stage is accepted with. A few bytes may say this number.
-const MAX_TASKS: usize = 1 << 20;
+const MAX_TASKS: usize = 1 << 18;
 
 /// Columns that do not belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,6 +4,8 @@
 //!   stage 0: scan, filter, partial group_by  --hash(carrier) 6-->  stage 1: final group_by  --gather-->  result
 //! ```
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -11,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::columns;
 use crate::frame;
 use crate::function::Blob;
-use crate::ids::{NodeId, StageId};
+use crate::ids::{BlobId, NodeId, StageId};
 
 /// The longest encoding of a graph: that of a job over many files says what each of its tasks reads.
 pub const MAX_GRAPH_BYTES: u64 = 256 << 20;
@@ -23,9 +25,12 @@ pub struct StageGraph {
     pub stages: Vec<Stage>,
     /// The result's schema, as an Arrow IPC stream without batches, so that an empty result has columns.
     pub schema: Bytes,
-    /// The job's plan: where this is given, what workers alone read of the stages and tasks (fragments, functions, splits),
-    /// and the schema, are in an object of their own, and empty here. What is left says what is to be scheduled.
+    /// The job's plan: where this is given, what workers alone read of the stages and tasks (fragments, functions, splits) is
+    /// in an object of its own, and empty here, as is the schema, which every partition has. What is left says what is to
+    /// be scheduled.
     pub plan: Option<Blob>,
+    /// Other objects that its functions need: no node lets go of those.
+    pub objects: BTreeSet<BlobId>,
 }
 
 impl StageGraph {

@@ -74,7 +74,7 @@ pub(crate) fn cut(plan: IRPlan, shape: &Shape) -> Result<Planned, Failure> {
     let schema = cutter.schema(plan.lp_top);
     let result = cutter.lower(plan.lp_top)?;
     cutter.seal(result, Output::Rows, Exchange::Gather)?;
-    let graph = StageGraph { stages: cutter.stages, schema: ipc_schema(&schema)?, plan: None };
+    let graph = StageGraph { stages: cutter.stages, schema: ipc_schema(&schema)?, ..StageGraph::default() };
     Ok(Planned { graph, frames: cutter.frames, scans: cutter.files })
 }
 
