@@ -98,14 +98,15 @@ impl Plans {
     }
 
     async fn send(&self, node: NodeId, plan: Blob, file: Bytes) -> Result<(), Failure> {
+        let lost = |error: &dyn std::fmt::Display| Failure::Unavailable { message: error.to_string() };
         let send = async {
-            let mut stream = self.network.open(node).await.map_err(Failure::internal)?;
-            write_frame(&mut stream, &Request::PutPlan { plan }).await.map_err(Failure::internal)?;
+            let mut stream = self.network.open(node).await.map_err(|error| lost(&error))?;
+            write_frame(&mut stream, &Request::PutPlan { plan }).await.map_err(|error| lost(&error))?;
             send_body(&mut stream, stream::iter(chunks_of(file).map(Ok))).await.map_err(refused)?;
-            read_frame(&mut stream).await.map_err(Failure::internal)
+            read_frame(&mut stream).await.map_err(|error| lost(&error))
         };
         let patience = config::PROPOSE_PATIENCE + Duration::from_secs(plan.bytes / SLOWEST_BYTES_PER_S);
-        match timeout(patience, send).await.map_err(Failure::internal)?? {
+        match timeout(patience, send).await.map_err(|error| lost(&error))?? {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a plan with {other:?}"))),
