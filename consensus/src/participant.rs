@@ -214,6 +214,11 @@ impl Participant {
         participant
     }
 
+    /// See [`Replica::withhold_vote`].
+    pub fn withhold_vote(&mut self, withholds: bool) {
+        self.replica.withhold_vote(withholds);
+    }
+
     /// How many ticks may pass before one of them has anything to do, unless something else happens first; at least one.
     /// See [`Replica::quiet_ticks`]. A node that has nothing to do is woken by its leader alone.
     pub fn quiet_ticks(&self) -> u32 {

@@ -245,6 +245,7 @@ pub struct Replica {
     /// The node leaves its era, once that is on disk: all that it has left then.
     leaving: Option<Vec<Era>>,
     /// Index of the newest snapshot, and bytes applied since.
+    withholds_vote: bool,
     checkpoint_index: u64,
     checkpoint_bytes: usize,
     /// The voters or learners changed since: raft-rs takes no snapshot on a node that it does not name.
@@ -303,6 +304,7 @@ impl Replica {
             durable_term,
             arriving: None,
             leaving: None,
+            withholds_vote: false,
             checkpoint_index: snapshot_index,
             checkpoint_bytes: 0,
             checkpoint_outdated: false,
@@ -412,10 +414,23 @@ impl Replica {
         self.step_message(message)
     }
 
+    /// Whether this node neither votes nor asks for votes: it has just started, and others have a leader. If it is a copy of a
+    /// node that runs, it must not elect anybody together with other copies.
+    pub fn withhold_vote(&mut self, withholds: bool) {
+        self.withholds_vote = withholds;
+    }
+
     /// Takes in a peer's message.
     pub fn step_message(&mut self, mut message: Message) -> Result<(), StepError> {
         // What begins is no part of what the peer speaks of.
         if !self.is_settled() {
+            return Err(StepError::Busy);
+        }
+        let asks_for_vote = matches!(
+            message.msg_type,
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote | MessageType::MsgTimeoutNow
+        );
+        if asks_for_vote && self.withholds_vote {
             return Err(StepError::Busy);
         }
         let snapshot = guard::check(&self.raw.raft, &message)?;
@@ -469,7 +484,7 @@ impl Replica {
         if !self.leads() {
             self.snapshots.clear();
             // A node whose disk lags could not vote for itself either.
-            if self.is_on_disk() {
+            if self.is_on_disk() && !self.withholds_vote {
                 self.raw.tick();
             }
             return;

@@ -68,7 +68,10 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             }
             // The mesh is known; its leader learns this start's addresses and capacity.
             match announce(mailbox, member, &own).await? {
-                Announced::Agreed if listed(mailbox, member).await? => return Ok(()),
+                Announced::Agreed if listed(mailbox, member).await? => {
+                    mailbox.tell(Ask::WithholdVote(false)).await;
+                    return Ok(());
+                }
                 Announced::Agreed | Announced::NotYet => named_since = None,
                 Announced::IsLeader => {
                     if named_since.get_or_insert_with(Instant::now).elapsed() > NAMED_PATIENCE {
@@ -97,7 +100,10 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
             Decision::Found => {
                 tracing::info!("no mesh found: founding one");
                 match mailbox.ask(Ask::Found).await? {
-                    Ok(()) if listed(mailbox, member).await? => return Ok(()),
+                    Ok(()) if listed(mailbox, member).await? => {
+                        mailbox.tell(Ask::WithholdVote(false)).await;
+                        return Ok(());
+                    }
                     Ok(()) => {}
                     // A mesh has spoken to this node meanwhile, and takes it in.
                     Err(failure) => tracing::info!(%failure, "not founding a mesh"),
@@ -221,6 +227,10 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<
         None => views_of_peers(mailbox, own).await,
     };
     let told = views.values().filter(|view| view.era == own.era).find_map(|view| view.leader);
+    if leader.is_none() {
+        // Whoever has a leader needs no vote of a start that the mesh does not know.
+        mailbox.tell(Ask::WithholdVote(told.is_some())).await;
+    }
     let outcome = match told.filter(|leader| *leader != own.node) {
         Some(leader) => {
             let request = Request::Join { member: member.clone() };

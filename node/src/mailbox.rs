@@ -51,6 +51,8 @@ pub enum Ask {
     Join(Member, oneshot::Sender<Proposed>),
     /// A message from another node came as a call of its own.
     Message(NodeId, PeerMessage),
+    /// Whether this node, which has just started, is to keep out of elections.
+    WithholdVote(bool),
     /// A message to another node, as a call of its own, did not get there.
     NotSent(NodeId, PeerMessage),
     /// A result partition could not be had from a node that should hold it.

@@ -827,6 +827,7 @@ impl Loop {
                 let _ = reply.send(self.refusals.iter().cloned().collect());
             }
             Ask::Message(from, message) => self.participant.receive(clock::read(), from, message),
+            Ask::WithholdVote(withholds) => self.participant.withhold_vote(withholds),
             Ask::NotSent(to, message) => self.participant.not_sent(to, message),
             Ask::Lost(partition, node) => self.participant.lost(partition, node),
             Ask::Copied(partition, node, done) => {
