@@ -1,13 +1,11 @@
 //! Disks that fill up: work goes, voters stay.
 
-use floe_client::function::{
-    Argument, Format, Function, FunctionInput, FunctionJob, Host, Limits, Payload, Program, ProgramFile,
-};
+use floe_client::function::{Argument, Format, FunctionInput, FunctionJob, Limits};
 use floe_client::{Job, Mesh};
 use floe_protocol::{Failure, JobPhase};
 use floe_scenarios::harness::{Cluster, DEADLINE, Unavailable, wait_until};
 
-use crate::cluster;
+use crate::{cluster, shell};
 
 /// The size of each node's disk. Most of it is the log's from the start.
 const DISK_BYTES: u64 = 112 << 20;
@@ -15,20 +13,8 @@ const DISK_BYTES: u64 = 112 << 20;
 /// Tasks that make 6 MB each, which is more than all disks and memories hold.
 async fn submit_flood(mesh: &Mesh, tasks: usize) -> Job {
     let script = "echo text; head -c 4500000 /dev/urandom | base64 -w 1000";
-    let program = Program {
-        file: ProgramFile::OnPath("sh".into()),
-        arguments: vec!["-c".into(), script.into()],
-        stdin: Format::Csv,
-        stdout: Format::Csv,
-        typed: false,
-        env: Default::default(),
-    };
-    let function = Function {
-        name: "flood".into(),
-        host: Host::Program(program),
-        code: Payload::Inline(Default::default()),
-        limits: Limits { memory_bytes: Some(256 << 20), time_ms: None },
-    };
+    let limits = Limits { memory_bytes: Some(256 << 20), time_ms: None };
+    let function = shell("flood", script, Format::Csv, limits);
     let input = FunctionInput::Arguments(vec![Argument::None; tasks]);
     let spec = mesh.function_spec("flood", FunctionJob { function, input, merge: None }).await.unwrap();
     mesh.submit(spec).await.unwrap()

@@ -3,9 +3,7 @@
 use std::io::Cursor;
 
 use bytes::Bytes;
-use floe_client::function::{
-    Format, Frame, Function, FunctionInput, FunctionJob, Host, Limits, Payload, Program, ProgramFile,
-};
+use floe_client::function::{Format, Frame, FunctionInput, FunctionJob, Limits};
 use floe_client::{Failure, Job, JobId, Mesh, NodeId, StageId, Submission, TaskId};
 use floe_protocol::message::Made;
 use floe_protocol::{Request, Response};
@@ -16,7 +14,7 @@ use futures::TryStreamExt;
 use futures::future::join_all;
 use polars::prelude::{DataFrame, IpcReader, IpcStreamReader, IpcWriter, SerReader, SerWriter, df};
 
-use crate::{cluster, connection};
+use crate::{cluster, connection, shell};
 
 /// A frame as it travels.
 fn file_of(mut frame: DataFrame) -> Vec<u8> {
@@ -32,20 +30,7 @@ async fn submit_cat(mesh: &Mesh, said: &[Frame], files: &[Vec<u8>]) -> Result<Jo
 
 /// Gives a shell's command frames of these files.
 async fn submit_shell(mesh: &Mesh, command: &str, said: &[Frame], files: &[Vec<u8>]) -> Result<Job, String> {
-    let program = Program {
-        file: ProgramFile::OnPath("sh".into()),
-        arguments: vec!["-c".into(), command.into()],
-        stdin: Format::Arrow,
-        stdout: Format::Arrow,
-        typed: false,
-        env: Default::default(),
-    };
-    let function = Function {
-        name: "cat".into(),
-        host: Host::Program(program),
-        code: Payload::Inline(Default::default()),
-        limits: Limits::default(),
-    };
+    let function = shell("cat", command, Format::Arrow, Limits::default());
     let job = FunctionJob { function, input: FunctionInput::Frames(said.to_vec()), merge: None };
     let spec = mesh.function_spec("cat", job).await.unwrap();
     let files = files.iter().cloned().map(Into::into).collect();

@@ -28,6 +28,7 @@ mod workload;
 
 use std::path::Path;
 
+use floe_client::function::{Format, Function, Host, Limits, Payload, Program, ProgramFile};
 use floe_scenarios::harness::{Builder, Cluster, DEADLINE, Floe};
 use floe_transport::{Connection, Credentials, Role};
 use libp2p::identity::Keypair;
@@ -37,6 +38,21 @@ const FLOE: &str = env!("CARGO_BIN_EXE_floe");
 
 fn cluster() -> Builder {
     Cluster::builder(FLOE)
+}
+
+/// A shell's command as a function, with its own format in and out.
+fn shell(name: &str, command: &str, format: Format, limits: Limits) -> Function {
+    let program = Program {
+        file: ProgramFile::OnPath("sh".into()),
+        arguments: vec!["-c".into(), command.into()],
+        stdin: format,
+        stdout: format,
+        // What has types of its own needs none told.
+        typed: format == Format::Ndjson,
+        env: Default::default(),
+    };
+    let code = Payload::Inline(Default::default());
+    Function { name: name.into(), host: Host::Program(program), code, limits }
 }
 
 /// `floe` with this directory as its home, apart from any mesh.

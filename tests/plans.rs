@@ -4,16 +4,14 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 
-use floe_client::function::{
-    Argument, Format, Function, FunctionInput, FunctionJob, Host, Limits, Payload, Program, ProgramFile,
-};
+use floe_client::function::{Argument, Format, FunctionInput, FunctionJob, Limits};
 use floe_client::{Failure, Job, Mesh};
 use floe_protocol::JobPhase;
 use floe_scenarios::harness::{Cluster, DEADLINE, Node, wait_until};
 use futures::TryStreamExt;
 use futures::future::join_all;
 
-use crate::cluster;
+use crate::{cluster, shell};
 
 /// How many tasks a job has.
 const TASKS: usize = 6;
@@ -26,20 +24,7 @@ async fn submit(mesh: &Mesh, cluster: &Cluster, label: &str) -> Job {
         gate.display(),
         label.repeat(10_000)
     );
-    let program = Program {
-        file: ProgramFile::OnPath("sh".into()),
-        arguments: vec!["-c".into(), script],
-        stdin: Format::Ndjson,
-        stdout: Format::Ndjson,
-        typed: true,
-        env: Default::default(),
-    };
-    let function = Function {
-        name: "row".into(),
-        host: Host::Program(program),
-        code: Payload::Inline(Default::default()),
-        limits: Limits::default(),
-    };
+    let function = shell("row", &script, Format::Ndjson, Limits::default());
     let input = FunctionInput::Arguments(vec![Argument::None; TASKS]);
     mesh.run_function(label, FunctionJob { function, input, merge: None }).await.unwrap()
 }
@@ -126,4 +111,28 @@ async fn every_voter_has_the_plans_and_a_driver_sends_one_again_that_all_have_lo
         panic!("{ended:?}")
     };
     assert!(failure.to_string().contains("no node holds its plan any more"), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_gets_a_vote_has_the_plans() {
+    const JOBS: usize = 150;
+    let mut cluster = cluster().nodes(1).start().await.unwrap();
+    let mesh = cluster.client(0).await.unwrap();
+    let labels: Vec<_> = (0..JOBS).map(|number| format!("job {number} ")).collect();
+    let jobs = join_all(labels.iter().map(|label| submit(&mesh, &cluster, label))).await;
+    let second = cluster.add().await.unwrap();
+    wait_until("the second node votes", DEADLINE, async || {
+        (cluster.status(0).await.ok()?.voters.len() == 2).then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(plans(&cluster, second).len(), JOBS);
+
+    // So the mesh may lose the first for good.
+    cluster.node(0).kill().await.unwrap();
+    fs::write(cluster.dir().join("gate"), "").unwrap();
+    let mesh = cluster.client(second).await.unwrap();
+    for job in jobs {
+        assert_eq!(rows(&mesh.job(job.id())).await, TASKS);
+    }
 }

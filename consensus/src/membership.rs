@@ -53,6 +53,19 @@ pub struct Configuration {
     pub outgoing: BTreeSet<NodeId>,
 }
 
+impl Configuration {
+    /// Everybody whose vote counts.
+    pub fn voting(&self) -> BTreeSet<NodeId> {
+        &self.voters | &self.outgoing
+    }
+
+    /// Whether these nodes can agree on something: a majority of the voters, and of the former ones while they change.
+    pub fn is_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let majority = |voters: &BTreeSet<NodeId>| voters.intersection(nodes).count() > voters.len() / 2;
+        majority(&self.voters) && (self.outgoing.is_empty() || majority(&self.outgoing))
+    }
+}
+
 /// One change of voters and learners, made at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {

@@ -33,7 +33,7 @@ use crate::clock::{Clock, Reading};
 use crate::command::{Command, Entry};
 use crate::event::Event;
 use crate::log::Persist;
-use crate::membership::{DEAD_MS, has_left, heir, next_change, survives};
+use crate::membership::{has_left, survives};
 use crate::replica::{BrokenError, Output, ProposeError, Replica, Written};
 use crate::scheduler::{Effect, Input, Scheduler};
 use crate::state_machine::StateMachine;
@@ -41,15 +41,14 @@ use crate::state_machine::StateMachine;
 mod doorkeeper;
 mod doubles;
 mod healing;
+mod voters;
 
 pub use healing::HandedOver;
 
 use doorkeeper::Doorkeeper;
 use doubles::Doubles;
 use healing::Healing;
-
-/// How often a leader looks at its voters.
-const MEMBERSHIP_INTERVAL_MS: u64 = 250;
+use voters::Voters;
 
 /// A leader that said nothing for this long counts as gone: a node without a vote holds no election, so it would
 /// believe in it for ever.
@@ -128,6 +127,14 @@ pub enum Order {
         /// Its fence.
         fence: Fence,
     },
+    /// Get what voters keep beside the log, as far as anybody has it, and then answer with [`PeerMessage::Prepared`]. It
+    /// is repeated until then.
+    Prepare {
+        /// Who asks.
+        to: NodeId,
+        /// Its fence.
+        fence: Fence,
+    },
 }
 
 /// Why a node does not carry on by itself.
@@ -169,6 +176,7 @@ pub struct Participant {
     doubles: Doubles,
     healing: Healing,
     doorkeeper: Doorkeeper,
+    voters: Voters,
     /// The id of the next proposal of this node's own.
     next_request: RequestId,
     unsent: VecDeque<Report>,
@@ -178,7 +186,6 @@ pub struct Participant {
     leaving_for: Option<Era>,
     clock: Clock,
     born_ms: u64,
-    membership_due_ms: u64,
 }
 
 impl Participant {
@@ -200,6 +207,7 @@ impl Participant {
             doubles: Doubles::default(),
             healing: Healing::default(),
             doorkeeper: Doorkeeper::default(),
+            voters: Voters::default(),
             next_request: first_request,
             unsent: VecDeque::new(),
             to_self: VecDeque::new(),
@@ -207,7 +215,6 @@ impl Participant {
             leaving_for: None,
             born_ms: clock.now().ms,
             clock,
-            membership_due_ms: 0,
         };
         participant.dial_members();
         participant.follow_yield();
@@ -241,8 +248,7 @@ impl Participant {
         for report in mem::take(&mut self.unsent) {
             self.report(report);
         }
-        if now_ms >= self.membership_due_ms {
-            self.membership_due_ms = now_ms + MEMBERSHIP_INTERVAL_MS;
+        if self.voters.is_due(now_ms) {
             self.keep_membership();
             self.forget_strangers();
             self.keep_door();
@@ -520,6 +526,12 @@ impl Participant {
                     self.actions.push_back(Action::Order(Order::Alive { to: from, fence }));
                 }
             }
+            PeerMessage::Prepare { fence } => {
+                if self.obeys(from, fence) {
+                    self.prepare(from, fence);
+                }
+            }
+            PeerMessage::Prepared { fence } => self.prepared(from, fence),
             PeerMessage::Inventory(inventory) => self.schedule(Input::Inventory { node: from, inventory }),
             PeerMessage::Alive { fence, load } => self.schedule(Input::Alive { node: from, fence, load }),
             PeerMessage::Lost { partition, node } => self.schedule(Input::PartitionLost { partition, node }),
@@ -652,6 +664,7 @@ impl Participant {
             Event::Deposed { .. } => {
                 self.scheduler = None;
                 self.doorkeeper = Doorkeeper::default();
+                self.voters = Voters::default();
                 self.healing.deposed();
             }
             Event::Applied { request, outcome } => self.adoption_applied(*request, outcome.is_ok()),
@@ -723,31 +736,6 @@ impl Participant {
     fn speaks(&self, node: NodeId) -> bool {
         let since_ms = self.now_ms().saturating_sub(LEADER_SILENCE_MS);
         self.spoke_ms.get(&node).is_some_and(|spoke_ms| *spoke_ms >= since_ms)
-    }
-
-    /// On the leader: brings voters and learners closer to what the mesh wants, one change at a time, and hands
-    /// over once it is a member no more.
-    fn keep_membership(&mut self) {
-        let Some(scheduler) = &self.scheduler else { return };
-        let me = self.member.id;
-        let members: BTreeSet<NodeId> = self.state().members().keys().copied().collect();
-        let connected: BTreeSet<NodeId> =
-            members.iter().copied().filter(|node| self.is_connected(*node)).collect();
-        // A seat is kept for a while for a voter that is away, and given only to who is here.
-        let heard = &scheduler.heard_within(DEAD_MS) | &connected;
-        let caught_up = &self.replica.caught_up() & &connected;
-        let configuration = self.replica.standing().configuration;
-        // What does not come about now is tried again soon.
-        let _ = match next_change(&members, &configuration, &heard, &caught_up, me) {
-            Some(change) => self.replica.change(&change),
-            None if !members.contains(&me) => {
-                // One that has left this era would never take over, and meanwhile nothing could be agreed on.
-                let here = connected.into_iter().filter(|node| self.speaks(*node)).collect();
-                heir(&members, &configuration, &here, me)
-                    .map_or(Ok(()), |heir| self.replica.transfer_leader(heir))
-            }
-            None => Ok(()),
-        };
     }
 
     /// Nodes come and go: of those that are neither members nor connected nothing is remembered.

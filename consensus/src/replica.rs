@@ -244,8 +244,9 @@ pub struct Replica {
     arriving: Option<Arriving>,
     /// The node leaves its era, once that is on disk: all that it has left then.
     leaving: Option<Vec<Era>>,
-    /// Index of the newest snapshot, and bytes applied since.
+    /// It keeps out of elections while others have a leader, see [`Replica::withhold_vote`].
     withholds_vote: bool,
+    /// Index of the newest snapshot, and bytes applied since.
     checkpoint_index: u64,
     checkpoint_bytes: usize,
     /// The voters or learners changed since: raft-rs takes no snapshot on a node that it does not name.
@@ -756,6 +757,11 @@ impl Replica {
             applied: self.state.applied(),
             configuration: self.configuration(),
         }
+    }
+
+    /// Whether a node votes.
+    pub fn votes(&self, node: NodeId) -> bool {
+        self.raw.raft.prs().conf().voters().contains(node.0)
     }
 
     /// The leader it follows, itself if it leads.

@@ -23,7 +23,7 @@ use floe_network::Network;
 use floe_protocol::function::{Blob, MAX_BLOB_BYTES};
 use floe_protocol::{BlobId, Failure, NodeId, Request, Response};
 use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::{Body, BodyError, send_body};
+use floe_transport::stream::{Body, send_body};
 use floe_transport::{BlobHasher, blob_id};
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, Stream, StreamExt, stream};
@@ -180,9 +180,9 @@ impl Blobs {
     }
 
     /// Keeps a plan of this node's own.
-    pub async fn put_plan(&self, bytes: Bytes) -> Result<Blob, Failure> {
+    pub async fn put_plan(&self, bytes: Bytes) -> Result<(), Failure> {
         drop(self.0.disk.promise_plan(bytes.len() as u64)?);
-        hosts::Blobs::put(self, bytes).await
+        hosts::Blobs::put(self, bytes).await.map(drop)
     }
 
     async fn receive_promised<S>(
@@ -281,11 +281,8 @@ impl Blobs {
             return Ok(());
         }
         let (file, _) = self.0.open(blob.id).await?;
-        let mut stream = network.open(node).await.map_err(Failure::internal)?;
-        write_frame(&mut stream, &Request::PutBlob { blob }).await.map_err(Failure::internal)?;
-        send_body(&mut stream, pieces_of(file)).await.map_err(refused)?;
-        let answer = timeout(ANSWER_TIMEOUT, read_frame(&mut stream)).await.map_err(Failure::internal)?;
-        match answer.map_err(Failure::internal)? {
+        let sent = network.upload(node, &Request::PutBlob { blob }, pieces_of(file), ANSWER_TIMEOUT).await;
+        match sent.map_err(Failure::internal)?.0 {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered an object with {other:?}"))),
@@ -637,14 +634,6 @@ fn scan(dir: &Path) -> io::Result<Index> {
 
 fn missing(id: BlobId) -> Failure {
     Failure::Unavailable { message: format!("object {id} lies on no node that is here: put it again") }
-}
-
-/// What the other side said of a body, or what became of it.
-pub(crate) fn refused(error: BodyError) -> Failure {
-    match error {
-        BodyError::Refused(failure) => failure,
-        other => Failure::internal(other),
-    }
 }
 
 fn no_room(error: &io::Error) -> Failure {

@@ -19,6 +19,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod answers;
 pub mod blobs;
 pub mod calls;
 pub mod cli;
@@ -28,6 +29,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod embedded;
 pub mod enter;
+pub mod event_loop;
 pub mod fault;
 pub mod formation;
 pub mod in_use;
@@ -42,11 +44,14 @@ pub mod logs;
 pub mod mailbox;
 pub mod node;
 pub mod outgoing;
+pub mod partitions;
+pub mod peers;
 pub mod places;
 pub mod plan;
 pub mod plans;
 pub mod private;
 pub mod progress;
+pub mod proposals;
 pub mod recovery;
 pub mod relief;
 pub mod results;
@@ -56,4 +61,5 @@ pub mod stream;
 pub mod submit;
 pub mod ticket;
 pub mod ticks;
+pub mod wakeups;
 pub mod worker;

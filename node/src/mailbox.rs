@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use floe_consensus::membership::Configuration;
 use floe_consensus::{Command, Entry};
 use floe_network::Network;
 use floe_protocol::message::{Made, MeshView, Status, Survivor};
@@ -27,6 +28,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(1);
 pub enum Ask {
     /// What the node knows of the mesh.
     Status(oneshot::Sender<Status>),
+    /// Who votes as far as the node knows, the old voters too while they change.
+    Voters(oneshot::Sender<Configuration>),
     /// What a node without a mesh asks.
     Mesh(oneshot::Sender<MeshView>),
     /// Put an entry into the log, if this node leads.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! So whoever can agree on anything has the plans of what was agreed: a majority of voters has a member in every other
-//! one, and new voters, or those of an era that takes another one's jobs over, get what they lack within moments. Nodes that
+//! one, and a learner gets what it lacks before it votes. Those of an era that takes another one's jobs over get theirs
+//! within moments. Nodes that
 //! run tasks get a plan with the first of its tasks.
 
 use std::collections::BTreeSet;
@@ -16,17 +17,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use floe_consensus::membership::Configuration;
 use floe_network::Network;
 use floe_protocol::function::Blob;
-use floe_protocol::{BlobId, Failure, NodeId, Request, Response, TaskId};
-use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::send_body;
+use floe_protocol::{BlobId, Failure, Fence, NodeId, Request, Response, TaskId};
+use floe_transport::blob_id;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::blobs::{Blobs, refused};
+use crate::blobs::Blobs;
 use crate::config;
 use crate::plan::PlanFile;
 use crate::stream::chunks_of;
@@ -39,6 +40,9 @@ const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
 
 /// How many plans a voter gets at once: enough not to wait for each file's sync.
 const FETCHED_AT_ONCE: usize = 8;
+
+/// How long a node keeps plans that was to vote: its leader says so again while that holds.
+const CANDIDACY: Duration = Duration::from_secs(30);
 
 /// How often a node looks for plans though no job has changed: some could not be had, or a file was damaged.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -56,14 +60,15 @@ impl Plans {
         Self { blobs, network }
     }
 
-    /// Keeps a plan here and on other nodes until a majority of the voters has it on disk. The others are sent it, too.
-    pub async fn keep(&self, file: Bytes, voters: &[NodeId]) -> Result<Blob, Failure> {
-        let plan = self.blobs.put_plan(file.clone()).await?;
+    /// Keeps a plan here and on other nodes until enough of the voters have it on disk to agree on anything. The others
+    /// are sent it, too.
+    pub async fn keep(&self, file: Bytes, voters: &Configuration) -> Result<Blob, Failure> {
+        let named = file.clone();
+        let plan = blocking(move || Blob { id: blob_id(&named), bytes: named.len() as u64 }).await?;
         let here = self.network.node();
-        let majority = voters.len() / 2 + 1;
-        let mut kept = usize::from(voters.contains(&here));
-        let (told, mut outcomes) = mpsc::channel(voters.len().max(1));
-        for node in voters.iter().copied().filter(|node| *node != here) {
+        let voting = voters.voting();
+        let (told, mut outcomes) = mpsc::channel(voting.len().max(1));
+        for node in voting.into_iter().filter(|node| *node != here) {
             let (plans, file, told) = (self.clone(), file.clone(), told.clone());
             tokio::spawn(async move {
                 let outcome = plans.send(node, plan, file).await;
@@ -72,18 +77,19 @@ impl Plans {
             });
         }
         drop(told);
+        self.blobs.put_plan(file).await?;
+        let mut kept = BTreeSet::from([here]);
         let mut why = None;
-        while kept < majority {
+        while !voters.is_quorum(&kept) {
             match outcomes.recv().await {
-                Some((_, Ok(()))) => kept += 1,
+                Some((node, Ok(()))) => drop(kept.insert(node)),
                 Some((_, Err(busy @ Failure::Busy { .. }))) => why = Some(busy),
                 Some((node, Err(failure))) => {
                     tracing::info!(%node, plan = %plan.id, %failure, "a plan was not copied");
                     why.get_or_insert(Failure::Unavailable {
                         message: format!(
-                            "the job's plan is to be on {majority} of {} voters before the job is accepted, and \
+                            "the job's plan is to be on a majority of the voters before the job is accepted, and \
                              node {node} did not take it: {failure}; try again",
-                            voters.len()
                         ),
                     });
                 }
@@ -99,14 +105,10 @@ impl Plans {
 
     async fn send(&self, node: NodeId, plan: Blob, file: Bytes) -> Result<(), Failure> {
         let lost = |error: &dyn std::fmt::Display| Failure::Unavailable { message: error.to_string() };
-        let send = async {
-            let mut stream = self.network.open(node).await.map_err(|error| lost(&error))?;
-            write_frame(&mut stream, &Request::PutPlan { plan }).await.map_err(|error| lost(&error))?;
-            send_body(&mut stream, stream::iter(chunks_of(file).map(Ok))).await.map_err(refused)?;
-            read_frame(&mut stream).await.map_err(|error| lost(&error))
-        };
         let patience = config::PROPOSE_PATIENCE + Duration::from_secs(plan.bytes / SLOWEST_BYTES_PER_S);
-        match timeout(patience, send).await.map_err(|error| lost(&error))?? {
+        let (request, file) = (Request::PutPlan { plan }, stream::iter(chunks_of(file).map(Ok)));
+        let sent = timeout(patience, self.network.upload(node, &request, file, patience)).await;
+        match sent.map_err(|error| lost(&error))?.map_err(|error| lost(&error))?.0 {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a plan with {other:?}"))),
@@ -129,45 +131,89 @@ impl TaskPlans for Plans {
     }
 }
 
-/// Sees to it that a voter has the plans of all jobs, and that no node has those of jobs that are gone.
+/// Sees to it that whoever votes, or is to, has the plans of all jobs, and that no node has those of jobs that are gone.
 #[derive(Debug)]
 pub struct PlanKeeper {
     plans: Plans,
-    /// What was looked at last: the last change to a job, and whether this node voted; and when.
+    /// What was looked at last: the last change to a job, and whether plans are kept here; and when.
     looked: Option<((u64, bool), Instant)>,
     /// The plans of all jobs then.
     known: BTreeSet<BlobId>,
     /// Of jobs that are gone, and may be another's a moment from now.
     retired: BTreeSet<BlobId>,
     under_way: Arc<AtomicBool>,
+    candidacy: Option<Candidacy>,
+}
+
+/// A leader's word that this node is to vote.
+#[derive(Clone, Copy, Debug)]
+struct Candidacy {
+    leader: NodeId,
+    fence: Fence,
+    /// When it came first, and last.
+    since: Instant,
+    seen: Instant,
+    /// Whether an answer is due.
+    asked: bool,
 }
 
 impl PlanKeeper {
     /// A keeper of these plans.
     pub fn new(plans: Plans) -> Self {
         let (known, retired) = Default::default();
-        Self { plans, looked: None, known, retired, under_way: Arc::default() }
+        Self { plans, looked: None, known, retired, under_way: Arc::default(), candidacy: None }
+    }
+
+    /// This node is to vote, as its leader says: it keeps plans from now on. When it has those that can be had
+    /// [`PlanKeeper::look`] says so.
+    pub fn prepare(&mut self, leader: NodeId, fence: Fence) {
+        let now = Instant::now();
+        let going_on = self.candidacy.filter(|candidacy| candidacy.fence == fence);
+        let since = going_on.map_or(now, |candidacy| candidacy.since);
+        self.candidacy = Some(Candidacy { leader, fence, since, seen: now, asked: true });
     }
 
     /// To be called now and then, with the number of the last change to a job, whether this node votes, and the plans of
-    /// all jobs. It does not wait for disk or network.
-    pub fn look(&mut self, changed: u64, votes: bool, plans: impl FnOnce() -> Vec<Blob>) {
-        let seen = self.looked.is_some_and(|(of, at)| of == (changed, votes) && at.elapsed() < LOOK_AGAIN);
-        if seen || self.under_way.load(Ordering::Relaxed) {
-            return;
+    /// all jobs. It does not wait for disk or network. Says whom to tell that this node is ready to vote.
+    pub fn look(
+        &mut self,
+        changed: u64,
+        votes: bool,
+        plans: impl FnOnce() -> Vec<Blob>,
+    ) -> Option<(NodeId, Fence)> {
+        self.candidacy = self.candidacy.filter(|candidacy| candidacy.seen.elapsed() < CANDIDACY);
+        let keeps = votes || self.candidacy.is_some();
+        // What was looked at before this node was to keep anything says nothing of what it keeps.
+        let seen = self.looked.is_some_and(|(of, at)| {
+            of == (changed, keeps)
+                && at.elapsed() < LOOK_AGAIN
+                && self.candidacy.is_none_or(|candidacy| at >= candidacy.since)
+        });
+        if !seen && !self.under_way.load(Ordering::Acquire) {
+            self.looked = Some(((changed, keeps), Instant::now()));
+            self.begin(keeps, plans());
         }
-        self.looked = Some(((changed, votes), Instant::now()));
-        let plans = plans();
+        let candidacy = self.candidacy.as_mut()?;
+        let looked = self.looked.is_some_and(|((_, kept), at)| kept && at >= candidacy.since);
+        if !looked || !candidacy.asked || self.under_way.load(Ordering::Acquire) {
+            return None;
+        }
+        candidacy.asked = false;
+        Some((candidacy.leader, candidacy.fence))
+    }
+
+    /// Gets what is missing of these plans, if they are kept here, and removes those of jobs that are gone.
+    fn begin(&mut self, keeps: bool, plans: Vec<Blob>) {
         let now: BTreeSet<BlobId> = plans.iter().map(|plan| plan.id).collect();
         self.retired.extend(self.known.difference(&now));
         self.retired.retain(|plan| !now.contains(plan) && self.plans.blobs.lists(*plan));
         self.known = now;
         let mut missing = plans;
-        missing.retain(|plan| votes && !self.plans.blobs.lists(plan.id));
+        missing.retain(|plan| keeps && !self.plans.blobs.lists(plan.id));
         if missing.is_empty() && self.retired.is_empty() {
             return;
         }
-        self.under_way.store(true, Ordering::Relaxed);
+        self.under_way.store(true, Ordering::Release);
         let (blobs, under_way) = (self.plans.blobs.clone(), Arc::clone(&self.under_way));
         let retired = self.retired.clone();
         tokio::spawn(async move {
@@ -193,7 +239,7 @@ impl PlanKeeper {
                     }
                 }
             }
-            under_way.store(false, Ordering::Relaxed);
+            under_way.store(false, Ordering::Release);
         });
     }
 }

@@ -10,7 +10,7 @@ use floe_protocol::message::Segment;
 use floe_protocol::{Failure, NodeId, OutputMeta, Request, Response, TaskId};
 use floe_transport::call::{read_frame, write_frame};
 use floe_transport::files::read_checked;
-use floe_transport::stream::{Body, BodyError, send_body};
+use floe_transport::stream::{Body, send_body};
 use futures::future::BoxFuture;
 use futures::{TryStreamExt, stream};
 use libp2p::Stream;
@@ -161,15 +161,10 @@ impl Streams {
         let found = tokio::task::spawn_blocking(move || store.get(partition, None))
             .await
             .map_err(Failure::internal)??;
-        let mut stream = self.network.open(node).await.map_err(Failure::internal)?;
-        write_frame(&mut stream, &Request::Put { partition, meta }).await.map_err(Failure::internal)?;
         let chunks = found.into_iter().flat_map(|segment| chunks_of(segment.bytes)).map(Ok);
-        match send_body(&mut stream, stream::iter(chunks)).await {
-            Err(BodyError::Refused(failure)) => return Err(failure),
-            sent => sent.map_err(Failure::internal)?,
-        };
-        let answer = timeout(FETCH_TIMEOUT, read_frame(&mut stream)).await.map_err(Failure::internal)?;
-        match answer.map_err(Failure::internal)? {
+        let request = Request::Put { partition, meta };
+        let sent = self.network.upload(node, &request, stream::iter(chunks), FETCH_TIMEOUT).await;
+        match sent.map_err(Failure::internal)?.0 {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),
             other => Err(Failure::internal(format!("node {node} answered a copy with {other:?}"))),

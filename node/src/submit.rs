@@ -16,8 +16,7 @@ use floe_protocol::{
     StageGraph, TaskId, Work, frame,
 };
 use floe_query::{Planned, Shape};
-use floe_transport::call::{read_frame, write_frame};
-use floe_transport::stream::{Body, send_body};
+use floe_transport::stream::Body;
 use futures::future::{join_all, try_join};
 use futures::{AsyncRead, AsyncWrite, FutureExt, StreamExt, stream};
 use libp2p::Stream;
@@ -174,10 +173,10 @@ impl Submitter {
 
     /// Keeps a plan on a majority of the voters, also of those who are it when that is done.
     async fn keep_plan(&self, file: Bytes) -> Result<Blob, Failure> {
-        let mut voters = self.mailbox.ask(Ask::Status).await?.voters;
+        let mut voters = self.mailbox.ask(Ask::Voters).await?;
         loop {
             let plan = self.plans.keep(file.clone(), &voters).await?;
-            let now = self.mailbox.ask(Ask::Status).await?.voters;
+            let now = self.mailbox.ask(Ask::Voters).await?;
             if now == voters {
                 return Ok(plan);
             }
@@ -306,14 +305,11 @@ impl Submitter {
             ),
         };
         let plan = async {
-            let mut stream = self.mailbox.network().open(node).await.map_err(|error| lost(&error))?;
-            write_frame(&mut stream, &Request::Plan { id, apart, keep })
-                .await
-                .map_err(|error| lost(&error))?;
-            send_body(&mut stream, stream::iter(chunks_of(spec).map(Ok)))
-                .await
-                .map_err(|error| lost(&error))?;
-            match read_frame(&mut stream).await.map_err(|error| lost(&error))? {
+            let (request, spec) = (Request::Plan { id, apart, keep }, stream::iter(chunks_of(spec).map(Ok)));
+            let patience = config::PROPOSE_PATIENCE;
+            let sent = self.mailbox.network().upload(node, &request, spec, patience).await;
+            let (response, mut stream) = sent.map_err(|error| lost(&error))?;
+            match response {
                 Response::Planned => {}
                 Response::Failed(failure) => return Err(failure),
                 other => {

@@ -81,6 +81,16 @@ pub enum PeerMessage {
         /// The worker's load.
         load: Load,
     },
+    /// Leader to a learner that is to vote: get what voters keep beside the log.
+    Prepare {
+        /// The leader's fence.
+        fence: Fence,
+    },
+    /// In answer: all that anybody has of it is here.
+    Prepared {
+        /// The fence answered.
+        fence: Fence,
+    },
     /// Worker to leader: an attempt ended.
     Report(Report),
     /// Any node to the leader: a result partition could not be had from this node, which should hold it.

@@ -364,6 +364,7 @@ impl Mesh {
                 PeerMessage::Assign(assignment) => Some(("an assignment", assignment.fence)),
                 PeerMessage::AskInventory { fence } => Some(("a question", *fence)),
                 PeerMessage::Lease { fence } => Some(("a lease", *fence)),
+                PeerMessage::Prepare { fence } => Some(("a vote", *fence)),
                 PeerMessage::Abort { fence, .. } | PeerMessage::Free { fence, .. } => {
                     Some(("an order", *fence))
                 }
@@ -450,6 +451,7 @@ impl Mesh {
                 node.participant.send(to, PeerMessage::Inventory(inventory));
             }
             Order::Alive { to, fence } => node.participant.send(to, PeerMessage::Alive { fence, load }),
+            Order::Prepare { to, fence } => node.participant.send(to, PeerMessage::Prepared { fence }),
         }
     }
 
@@ -569,6 +571,8 @@ fn kind_of(message: &PeerMessage) -> &'static str {
         PeerMessage::Adopt { .. } => "adopt",
         PeerMessage::Adopted { .. } => "adopted",
         PeerMessage::Report(_) => "report",
+        PeerMessage::Prepare { .. } => "prepare",
+        PeerMessage::Prepared { .. } => "prepared",
         _ => "other",
     }
 }

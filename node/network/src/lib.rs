@@ -18,7 +18,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floe_protocol::{InvitationId, NodeId, PeerMessage, Request, Response, frame};
+use bytes::Bytes;
+use floe_protocol::{Failure, InvitationId, NodeId, PeerMessage, Request, Response, frame};
+use floe_transport::call::{read_frame, write_frame};
+use floe_transport::stream::{BodyError, send_body};
 use floe_transport::transport::IdentityError;
 use floe_transport::{CALL, CallError, Gate, OpenError, Opener, Refusal, Stream, call, node_id};
 use libp2p::identity::Keypair;
@@ -63,6 +66,17 @@ pub struct Config {
     pub mdns: bool,
     /// A directory through which the nodes of one machine find each other.
     pub local_registry: Option<PathBuf>,
+}
+
+/// Why an upload brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The call broke off beside its body.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The body did not get there.
+    #[error(transparent)]
+    Body(#[from] BodyError),
 }
 
 /// Why a network could not start.
@@ -280,6 +294,32 @@ impl Network {
     pub async fn open(&self, to: NodeId) -> Result<Stream, OpenError> {
         let peer = self.0.peers.peer(to).ok_or(OpenError::NotConnected(to))?;
         self.0.opener.open(peer, CALL).await
+    }
+
+    /// Asks a node for something that a body belongs to, and waits for the response, after the body for so long. A body
+    /// that the other side will not have is answered with a failure, and so is one whose source fails.
+    pub async fn upload<B>(
+        &self,
+        to: NodeId,
+        request: &Request,
+        body: B,
+        patience: Duration,
+    ) -> Result<(Response, Stream), UploadError>
+    where
+        B: futures::Stream<Item = Result<Bytes, Failure>>,
+    {
+        let mut stream = self.open(to).await.map_err(CallError::from)?;
+        write_frame(&mut stream, request).await?;
+        match send_body(&mut stream, body).await {
+            Ok(_) => {
+                let response = tokio::time::timeout(patience, read_frame(&mut stream)).await;
+                Ok((response.unwrap_or(Err(CallError::Timeout { waited: patience }))?, stream))
+            }
+            Err(BodyError::Refused(failure) | BodyError::Failed(failure)) => {
+                Ok((Response::Failed(failure), stream))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Spreads what this node says of itself, at most once a second: the latest counts.

@@ -431,6 +431,10 @@ impl Node {
                 let load = self.load();
                 self.participant.send(to, PeerMessage::Alive { fence, load });
             }
+            Order::Prepare { to, fence } => {
+                self.out.push(Out::Note(Note::Obeyed(fence)));
+                self.participant.send(to, PeerMessage::Prepared { fence });
+            }
         }
     }
 

@@ -1273,6 +1273,8 @@ fn describe(wire: &Wire) -> String {
         }
         Wire::Peer(PeerMessage::Lease { fence }) => format!("lease at {fence}"),
         Wire::Peer(PeerMessage::Alive { fence, .. }) => format!("alive at {fence}"),
+        Wire::Peer(PeerMessage::Prepare { fence }) => format!("shall vote, at {fence}"),
+        Wire::Peer(PeerMessage::Prepared { fence }) => format!("is ready to vote, at {fence}"),
         Wire::Peer(PeerMessage::Report(report)) => {
             format!("reports {}, well: {}", name(report.attempt), report.outcome.is_ok())
         }
