@@ -192,7 +192,8 @@ impl Link {
             tracing::debug!(address = %connection.address(), %failure, "the node cannot answer now");
             excuses += 1;
             // One that is full says so at once, and one that says nothing else for long may be cut off from the others.
-            if matches!(failure, Failure::Busy { .. }) || excuses % MAX_EXCUSES == 0 {
+            let tired = matches!(failure, Failure::Busy { .. }) || excuses % MAX_EXCUSES == 0;
+            if tired && self.nodes().has_others(connection.address()) {
                 self.leave(&connection).await;
             }
             if !patience.pause().await {
@@ -284,13 +285,14 @@ impl Link {
         Err(failures)
     }
 
-    /// Gives a connection up: the next call goes to another node first.
+    /// Gives a connection up: the next call goes to another node first. Of many calls that give the same one up the first
+    /// does; those after it would give up the next, be it with the same node.
     async fn leave(&self, connection: &Connection) {
         let mut current = self.current.lock().await;
-        if current.as_ref().is_some_and(|current| current.peer() == connection.peer()) {
+        if current.as_ref().is_some_and(|current| current.is_same(connection)) {
             *current = None;
+            self.nodes().failed(connection.address());
         }
-        self.nodes().failed(connection.address());
     }
 
     /// Gives up the connection that an answer broke off on, so that the next call goes to another node first.

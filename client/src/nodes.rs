@@ -34,6 +34,11 @@ impl Nodes {
         self.order.iter().cloned().collect()
     }
 
+    /// Whether there is another address than this one to try.
+    pub(crate) fn has_others(&self, address: &Multiaddr) -> bool {
+        self.order.iter().any(|known| known != address)
+    }
+
     /// Where a member can be dialled.
     pub(crate) fn addresses_of(&self, node: NodeId) -> Vec<Multiaddr> {
         self.members.get(&node).cloned().unwrap_or_default()

@@ -33,20 +33,18 @@ use std::mem;
 use bytes::Bytes;
 use floe_protocol::{Era, Failure, Fence, Member, MeshId, NodeId, RequestId};
 use protobuf::Message as _;
-use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
-    EntryType, Message, MessageType, Snapshot, SnapshotMetadata,
-};
+use raft::eraftpb::{ConfChangeV2, Entry as RaftEntry, EntryType, Message, MessageType, Snapshot};
 use raft::{GetEntriesContext, ProgressState, RawNode, SnapshotStatus, StateRole, Storage as _};
 
-use crate::checkpoint::Checkpoint;
 use crate::command::{Command, Entry};
 use crate::event::Event;
 use crate::log::{LogError, LogParts, MemoryLog, Persist};
-use crate::membership::{Change, Configuration};
+use crate::membership::Configuration;
 use crate::state_machine::{RestoreError, StateMachine};
 
+mod configuration;
 mod guard;
+mod snapshots;
 mod unwritten;
 
 pub use guard::StepError;
@@ -84,22 +82,8 @@ const MAX_APPLIED_BYTES: u64 = 8 << 20;
 /// Reads waiting for a majority's confirmation.
 const MAX_PENDING_READS: usize = 1024;
 
-/// Log that is kept behind a snapshot, so that a follower that lags a little needs no snapshot.
-const KEPT_TAIL_BYTES: usize = 8 << 20;
-
 /// Roughly what an entry takes besides its data.
 const ENTRY_BYTES: usize = 64;
-
-/// The part of the last snapshot's size that the entries since then have when the next one is taken.
-const CHECKPOINT_PART: usize = 4;
-
-/// Size of applied entries after which a snapshot is taken though they are few.
-const CHECKPOINT_BYTES: usize = 16 << 20;
-
-/// A snapshot on its way that nobody reported the fate of counts as lost after this many ticks, and one more for each
-/// of so many bytes: a slow link takes some 5 MB/s.
-const SNAPSHOT_PATIENCE_TICKS: u32 = 200;
-const SNAPSHOT_BYTES_PER_TICK: usize = 64 << 10;
 
 /// A leader whose disk takes as many ticks for one write hands over to another voter: until it is done, nothing would be
 /// agreed on under it.
@@ -392,22 +376,6 @@ impl Replica {
         log.slice(from, to, None, GetEntriesContext::empty(false))
     }
 
-    /// The voters and learners as they are and, in order, as they will be after each change in this node's log that it
-    /// does not know to be agreed on. None at all if that cannot be told.
-    pub fn configurations(&self) -> Vec<Configuration> {
-        let Ok(tail) = self.tail() else { return Vec::new() };
-        let mut all = vec![self.configuration()];
-        for entry in tail {
-            if entry.entry_type == EntryType::EntryNormal {
-                continue;
-            }
-            // An unreadable change is refused by every node.
-            let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { continue };
-            all.extend(all.last().map(|before| after(before, &change)));
-        }
-        all
-    }
-
     /// Takes in a peer's message in raft-rs' encoding.
     pub fn step(&mut self, message: &[u8]) -> Result<(), StepError> {
         let message =
@@ -494,26 +462,7 @@ impl Replica {
         if writing_ticks > 0 && writing_ticks.is_multiple_of(STALLED_TICKS) {
             self.hand_over();
         }
-        let progress = self.raw.raft.prs();
-        let travelling =
-            progress.iter().filter(|(_, p)| p.state == ProgressState::Snapshot).map(|(id, _)| *id);
-        self.snapshots =
-            travelling.map(|id| (id, self.snapshots.get(&id).map_or(0, |ticks| ticks + 1))).collect();
-        if self.snapshots.is_empty() {
-            return;
-        }
-        let bytes = self.raw.store().snapshot(0, self.config.id.0).map_or(0, |snapshot| snapshot.data.len());
-        let more_ticks = u32::try_from(bytes / SNAPSHOT_BYTES_PER_TICK).unwrap_or(u32::MAX);
-        let patience_ticks = SNAPSHOT_PATIENCE_TICKS.saturating_add(more_ticks);
-        let lost: Vec<_> = self
-            .snapshots
-            .iter()
-            .filter(|(_, ticks)| **ticks >= patience_ticks)
-            .map(|(id, _)| NodeId(*id))
-            .collect();
-        for node in lost {
-            self.report_snapshot(node, false);
-        }
+        self.give_up_snapshots();
     }
 
     /// Hands the leadership to the voter that has most of the log.
@@ -540,37 +489,6 @@ impl Replica {
             return Err(ProposeError::TooLong { bytes: data.len() });
         }
         self.raw.propose(Vec::new(), data).map_err(|_| ProposeError::Busy)
-    }
-
-    /// Proposes a change of voters and learners, as [`crate::membership::next_change`] wants it. More than one
-    /// step at once goes through a joint configuration, in which both majorities must agree, and leaves it by
-    /// itself.
-    pub fn change(&mut self, change: &Change) -> Result<(), ProposeError> {
-        self.check_leads()?;
-        if self.raw.raft.has_pending_conf() || !self.configuration().outgoing.is_empty() {
-            return Err(ProposeError::ChangePending);
-        }
-        let kinds = [
-            (&change.promote, ConfChangeType::AddNode),
-            (&change.demote, ConfChangeType::AddLearnerNode),
-            (&change.add_learners, ConfChangeType::AddLearnerNode),
-            (&change.remove, ConfChangeType::RemoveNode),
-        ];
-        let single = |node: &NodeId, kind| ConfChangeSingle {
-            change_type: kind,
-            node_id: node.0,
-            ..Default::default()
-        };
-        let changes: Vec<_> = kinds
-            .into_iter()
-            .flat_map(|(nodes, kind)| nodes.iter().map(move |node| single(node, kind)))
-            .collect();
-        let change = ConfChangeV2 {
-            transition: ConfChangeTransition::Auto,
-            changes: changes.into(),
-            ..ConfChangeV2::default()
-        };
-        self.raw.propose_conf_change(Vec::new(), change).map_err(|_| ProposeError::Busy)
     }
 
     /// Hands the leadership to a voter, if this node has it. It takes about one round trip, or fails silently
@@ -779,16 +697,6 @@ impl Replica {
         progress.map(|(id, _)| NodeId(*id)).collect()
     }
 
-    fn configuration(&self) -> Configuration {
-        let conf = self.raw.raft.prs().conf().to_conf_state();
-        let set = |ids: &[u64]| ids.iter().map(|id| NodeId(*id)).collect::<BTreeSet<_>>();
-        Configuration {
-            voters: set(&conf.voters),
-            learners: set(&conf.learners).union(&set(&conf.learners_next)).copied().collect(),
-            outgoing: set(&conf.voters_outgoing),
-        }
-    }
-
     /// Whether the log goes on as it is: it is neither being replaced nor emptied.
     fn is_settled(&self) -> bool {
         self.arriving.is_none() && self.leaving.is_none()
@@ -860,15 +768,6 @@ impl Replica {
         }
     }
 
-    /// A node may be elected while the entry that removes it is on its way. raft-rs would let it lead on, and
-    /// panic at the next acknowledgement for want of its own progress.
-    fn step_down_if_removed(&mut self) {
-        let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
-            raft.become_follower(raft.term, raft::INVALID_ID);
-        }
-    }
-
     /// Says what changed about the leadership, and which reads may go on.
     fn announce(&mut self, events: &mut Vec<Event>) {
         let raft = &self.raw.raft;
@@ -893,64 +792,6 @@ impl Replica {
         self.reads = waiting;
         events.extend(Vec::into_iter(ready).map(|(_, request)| Event::ReadReady { request }));
     }
-
-    fn checkpoint_due(&self) -> bool {
-        let many = self.state.applied() >= self.checkpoint_index + self.config.checkpoint_entries
-            || self.checkpoint_bytes >= CHECKPOINT_BYTES;
-        // A large state is written again only when the log has grown by a part of that, so that what is written in all
-        // stays in proportion to what was agreed on.
-        let written = self.log().parts().snapshot.data.len();
-        let due = many && self.checkpoint_bytes >= written / CHECKPOINT_PART || self.checkpoint_outdated;
-        due && !self.unwritten.has_checkpoint()
-    }
-
-    /// Has a snapshot written of what has applied.
-    fn begin_checkpoint(&mut self) {
-        let index = self.state.applied();
-        // Taken or not, the next one is due as many entries later.
-        (self.checkpoint_index, self.checkpoint_bytes, self.checkpoint_outdated) = (index, 0, false);
-        let log = self.raw.store();
-        let dropped_index = self.compaction_point() - 1;
-        let (Ok(term), Ok(dropped_term)) = (log.term(index), log.term(dropped_index)) else { return };
-        let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
-        *metadata.mut_conf_state() = self.conf_state();
-        let checkpoint = Checkpoint::new(self.state.clone(), metadata, (dropped_index, dropped_term));
-        let persist = Persist {
-            checkpoint: Some(checkpoint),
-            hard_state: Some(self.raw.raft.hard_state()),
-            ..Persist::default()
-        };
-        self.unwritten.gather_checkpoint(persist);
-    }
-
-    fn checkpointed(&mut self, snapshot: Snapshot, dropped: (u64, u64)) {
-        let log = self.raw.mut_store();
-        let was_outdated = log.is_outdated();
-        log.checkpointed(snapshot, dropped, self.checkpoint_outdated);
-        if was_outdated && !log.is_outdated() && self.leads() {
-            // Whoever waits for it says what it lacks when it answers.
-            self.raw.ping();
-        }
-    }
-
-    fn conf_state(&self) -> ConfState {
-        self.raw.raft.prs().conf().to_conf_state()
-    }
-
-    /// The first index to keep: a tail limited in number and in size.
-    fn compaction_point(&self) -> u64 {
-        let applied = self.state.applied();
-        let log = self.raw.store();
-        let first =
-            log.first_index().unwrap_or(applied).max(applied.saturating_sub(self.config.kept_entries) + 1);
-        let tail = log.entries(first, applied + 1, None, GetEntriesContext::empty(false)).unwrap_or_default();
-        let mut bytes = 0;
-        let fits = tail.iter().rev().take_while(|entry| {
-            bytes += entry.data.len();
-            bytes <= KEPT_TAIL_BYTES
-        });
-        applied + 1 - fits.count() as u64
-    }
 }
 
 fn some_node(id: u64) -> Option<NodeId> {
@@ -961,28 +802,6 @@ fn some_node(id: u64) -> Option<NodeId> {
 fn encode_messages(messages: Vec<Message>) -> Vec<(NodeId, Bytes)> {
     let encode = |message: Message| Some((NodeId(message.to), Bytes::from(message.write_to_bytes().ok()?)));
     messages.into_iter().filter_map(encode).collect()
-}
-
-/// The configuration that a change leads to: more than one step at once goes through one in which the votes of both
-/// count, and no step at all leaves that.
-fn after(before: &Configuration, change: &ConfChangeV2) -> Configuration {
-    let mut after = Configuration { outgoing: BTreeSet::new(), ..before.clone() };
-    for step in &change.changes {
-        let node = NodeId(step.node_id);
-        let (votes, learns) = match step.change_type {
-            ConfChangeType::AddNode => (true, false),
-            ConfChangeType::AddLearnerNode => (false, true),
-            ConfChangeType::RemoveNode => (false, false),
-        };
-        let keep =
-            |set: &mut BTreeSet<NodeId>, keeps| if keeps { set.insert(node) } else { set.remove(&node) };
-        keep(&mut after.voters, votes);
-        keep(&mut after.learners, learns);
-    }
-    if change.changes.len() > 1 {
-        after.outgoing = before.voters.clone();
-    }
-    after
 }
 
 /// The failure a driver sees when a proposal was not taken.

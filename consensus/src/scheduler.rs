@@ -330,6 +330,7 @@ impl Scheduler {
             Input::NodeUp { node, name, slots, memory_bytes } => {
                 self.nodes.up(node, name, slots, memory_bytes, self.now_ms);
                 self.ask(node);
+                self.look_for_plans_again();
             }
             Input::NodeDown { node } => self.node_down(node),
             Input::NodeLeft { node } => self.node_left(node),

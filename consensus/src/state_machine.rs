@@ -177,6 +177,27 @@ impl StateMachine {
         frame::encode(&(SNAPSHOT_VERSION, self))
     }
 
+    /// All of it but its jobs.
+    pub fn without_jobs(&self) -> Self {
+        Self {
+            era: self.era,
+            work_ms: self.work_ms,
+            done_ms: self.done_ms,
+            ended_eras: self.ended_eras.clone(),
+            yielded: self.yielded.clone(),
+            applied: self.applied,
+            jobs_changed: self.jobs_changed,
+            members: self.members.clone(),
+            door: self.door.clone(),
+            jobs: BTreeMap::new(),
+            unfinished: self.unfinished,
+            work_bytes: self.work_bytes,
+            history: self.history.clone(),
+            recent: self.recent.clone(),
+            outcomes: BTreeMap::new(),
+        }
+    }
+
     /// The state that a snapshot holds.
     pub fn restore(snapshot: &[u8]) -> Result<Self, RestoreError> {
         let (version, mut state): (u32, Self) = match frame::decode(snapshot) {

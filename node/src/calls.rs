@@ -89,7 +89,7 @@ impl Calls {
             Ok(place) => place,
             Err(failure) => return refuse(stream, &request, failure).await.map(|()| None),
         };
-        if !from.is_node() && is_for_nodes(&request) {
+        if !from.is_node() && request.is_for_nodes() {
             let message = "only a node of the mesh may ask this".to_owned();
             reply(&mut stream, Response::Failed(Failure::Refused { message })).await?;
             return Ok(None);
@@ -125,7 +125,7 @@ impl Calls {
                 let said = job_status::watch(&self.mailbox, &self.progress, &mut stream, id).await?;
                 Ok(said.then_some(stream))
             }
-            long if is_long(&long) => self.answer_at_length(from, long, stream).await.map(|()| None),
+            long if long.is_long() => self.answer_at_length(from, long, stream).await.map(|()| None),
             short => {
                 let response = self.short(short).await.unwrap_or_else(Response::Failed);
                 reply(&mut stream, response).await?;
@@ -382,46 +382,6 @@ async fn next_call(mut stream: Stream) -> Option<(Request, Stream)> {
     }
 }
 
-/// Whether a call has bodies or more than one answer, so that nothing follows on its stream.
-fn is_long(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Explain { .. }
-            | Request::Plan { .. }
-            | Request::Result { .. }
-            | Request::Partitions { .. }
-            | Request::Partition { .. }
-            | Request::Fetch { .. }
-            | Request::Session { .. }
-            | Request::Seat { .. }
-            | Request::PutBlob { .. }
-            | Request::PutPlan { .. }
-            | Request::GetBlob { .. }
-            | Request::Logs { .. }
-            | Request::Put { .. }
-            | Request::Raft { .. }
-    )
-}
-
-fn is_for_nodes(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Propose { .. }
-            | Request::Inspect { .. }
-            | Request::Plan { .. }
-            | Request::Put { .. }
-            | Request::PutPlan { .. }
-            | Request::Seat { .. }
-            | Request::Raft { .. }
-            | Request::Mesh
-            | Request::Survivor
-            | Request::CarryOn { .. }
-            | Request::Join { .. }
-            | Request::Progress { .. }
-            | Request::Made { .. }
-    )
-}
-
 fn answer_of(proposed: Proposed) -> Response {
     match proposed {
         Proposed::Applied(Ok(())) => Response::Done,
@@ -441,17 +401,7 @@ fn owner(from: &Caller) -> u64 {
 
 /// Refuses a call, whose body may be on its way.
 async fn refuse(mut stream: Stream, request: &Request, failure: Failure) -> Result<(), Failure> {
-    let body_follows = matches!(
-        request,
-        Request::Submit { .. }
-            | Request::Explain { .. }
-            | Request::Plan { .. }
-            | Request::Put { .. }
-            | Request::PutBlob { .. }
-            | Request::PutPlan { .. }
-            | Request::Raft { .. }
-    );
-    if body_follows {
+    if request.has_body() {
         Body::new(stream).refuse(&failure).await;
         return Ok(());
     }

@@ -56,7 +56,7 @@ impl Places {
     /// A place for this call, if there is one.
     pub fn take(&self, from: &Caller, request: &Request) -> Result<Place, Failure> {
         let whose = match from {
-            Caller::Node(_) if is_control(request) => Whose::Nobody,
+            Caller::Node(_) if request.is_control() => Whose::Nobody,
             Caller::Node(_) => Whose::Node,
             Caller::Driver(peer) | Caller::Guest { peer, .. } => Whose::Driver(*peer),
         };
@@ -118,23 +118,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.places.lock().give_back(self.whose);
     }
-}
-
-/// Whether nodes ask this to agree and to find each other: one short frame each way, but for snapshots.
-fn is_control(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Propose { .. }
-            | Request::Join { .. }
-            | Request::Mesh
-            | Request::Status
-            | Request::Survivor
-            | Request::CarryOn { .. }
-            | Request::Progress { .. }
-            | Request::Made { .. }
-            | Request::HasBlob { .. }
-            | Request::Raft { .. }
-    )
 }
 
 fn busy(message: String) -> Failure {

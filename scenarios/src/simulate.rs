@@ -5,6 +5,7 @@
 mod check;
 mod clocks;
 mod dice;
+mod digest;
 mod disk;
 mod faults;
 mod jobs;

@@ -13,6 +13,7 @@ pub mod function;
 pub mod graph;
 pub mod ids;
 pub mod job;
+mod manner;
 pub mod message;
 pub mod node;
 pub mod secret;

@@ -149,6 +149,11 @@ impl Connection {
         *self.0.open.borrow()
     }
 
+    /// Whether both are clones of one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Waits until the connection has ended.
     pub async fn closed(&self) {
         let mut open = self.0.open.clone();

@@ -49,6 +49,20 @@ impl Scheduler {
         }
     }
 
+    /// A node is there that may have the plans that others looked for in vain.
+    pub(super) fn look_for_plans_again(&mut self) {
+        let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
+        let mut any = false;
+        for stage in stages {
+            let before = stage.refused.len();
+            stage.refused.retain(|_, refusal| *refusal != Refusal::Planless);
+            any |= stage.refused.len() < before;
+        }
+        if any {
+            self.turns.wake_all();
+        }
+    }
+
     /// Why a job can run nowhere, and for how long a node that is away might mend that.
     fn stuck(&mut self, id: JobId) -> Option<(Failure, u64)> {
         let patience_ms = |away: bool| if away { UNSEEN_PATIENCE_MS } else { 0 };

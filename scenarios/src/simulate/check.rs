@@ -2,12 +2,12 @@
 //! holds within one need not hold between two, until one of them has ended in the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use floe_consensus::Event;
 use floe_consensus::state_machine::Job;
 use floe_protocol::{AttemptId, Era, Failure, Fence, Freed, JobId, JobPhase, NodeId, RequestId, WhyFreed};
 
+use super::digest::Digests;
 use super::node::{Node, Note};
 
 /// A node from one start to its end.
@@ -28,6 +28,7 @@ pub(super) struct Checker {
     leaders: BTreeMap<(Era, u64), NodeId>,
     states: BTreeMap<(Era, u64), (u64, NodeId)>,
     applied: BTreeMap<(Life, Era), u64>,
+    digests: BTreeMap<NodeId, Digests>,
     promises: BTreeMap<(Era, JobId), Promise>,
     /// Jobs that an era has agreed on, and whether they have ended.
     agreed: BTreeMap<(Era, JobId), bool>,
@@ -164,10 +165,8 @@ impl Checker {
         if applied == before || applied == 0 {
             return Ok(());
         }
-        let snapshot = state.snapshot().map_err(|error| format!("n{} has no snapshot: {error}", id.0))?;
-        let mut hasher = DefaultHasher::new();
-        snapshot.hash(&mut hasher);
-        let hash = hasher.finish();
+        let digest = self.digests.entry(id).or_default().of(state);
+        let hash = digest.map_err(|error| format!("n{} has no snapshot: {error}", id.0))?;
         let (known, first) = *self.states.entry((era, applied)).or_insert_with(|| {
             for (job, of) in state.jobs() {
                 *self.agreed.entry((era, *job)).or_default() |=
