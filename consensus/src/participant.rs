@@ -399,6 +399,7 @@ impl Participant {
             && let (Some(to), Some(era)) = (self.leaving_for.take(), self.era.take())
         {
             self.scheduler = None;
+            self.voters = Voters::default();
             (self.obeyed_term, self.obeyed) = (0, None);
             self.unsent.clear();
             self.to_self.clear();

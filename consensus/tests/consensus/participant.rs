@@ -104,6 +104,10 @@ enum ScriptCommand {
     /// Nodes stop and keep their connections.
     Pause(Vec<u64>),
     Resume(Vec<u64>),
+    /// Nodes keep out of elections.
+    Withhold(Vec<u64>),
+    /// They take part again.
+    Vote(Vec<u64>),
     /// Groups of nodes, numbers joined by dashes, lose sight of each other.
     Cut {
         some: String,
@@ -222,6 +226,13 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Start(ids) => ids.iter().for_each(|id| mesh.start(*id)),
             ScriptCommand::Pause(ids) => mesh.paused.extend(ids),
             ScriptCommand::Resume(ids) => mesh.paused.retain(|id| !ids.contains(id)),
+            ScriptCommand::Withhold(ids) | ScriptCommand::Vote(ids) => {
+                let withholds = matches!(command, ScriptCommand::Withhold(_));
+                for id in ids {
+                    let node = mesh.nodes.get_mut(id).ok_or("no such node")?;
+                    node.participant.withhold_vote(withholds);
+                }
+            }
             ScriptCommand::Cut { some, others } => mesh.cut(&numbers(some), &numbers(others)),
             ScriptCommand::Heal => mesh.heal(),
             ScriptCommand::Lose(kind) => drop(mesh.lost.insert(kind.clone())),

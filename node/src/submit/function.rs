@@ -127,10 +127,12 @@ impl Submitter {
             let (submitter, status) = (self.clone(), status.clone());
             keeping.spawn(async move { Ok((partition, submitter.keep(task, arrived, &status).await?)) });
         }
-        body.end().await.map_err(|error| broken_off(&error))?;
         while !keeping.is_empty() {
             kept(&mut keeping, &mut held).await?;
         }
+        // Only now, for a driver waits longer for that than for the answer that follows: copies take as long as the nodes'
+        // links and disks do under all that others send.
+        body.end().await.map_err(|error| broken_off(&error))?;
         Ok(held)
     }
 
