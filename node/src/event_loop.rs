@@ -190,11 +190,15 @@ impl EventLoop {
         self.proposals.tick();
         let replica = self.participant.replica();
         self.peers.hang_up(|| replica.standing().configuration);
-        self.keep_plans();
-        if self.hint_due <= Instant::now() {
+        let hints = self.hint_due <= Instant::now();
+        if hints {
             self.hint_due = Instant::now() + config::HINT_INTERVAL;
             self.relieve();
             self.publish_hint();
+        }
+        // Whoever is to vote is waited for.
+        if hints || self.plans.is_asked() {
+            self.keep_plans();
         }
     }
 

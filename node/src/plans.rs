@@ -173,6 +173,11 @@ impl PlanKeeper {
         self.candidacy = Some(Candidacy { leader, fence, since, seen: now, asked: true });
     }
 
+    /// Whether its leader waits for this node's word.
+    pub fn is_asked(&self) -> bool {
+        self.candidacy.is_some_and(|candidacy| candidacy.asked)
+    }
+
     /// To be called now and then, with the number of the last change to a job, whether this node votes, and the plans of
     /// all jobs. It does not wait for disk or network. Says whom to tell that this node is ready to vote.
     pub fn look(

@@ -17,6 +17,7 @@ mod arriving;
 mod files;
 pub mod ipc;
 mod memory;
+mod pieces;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use self::arriving::Arrived;
 use self::files::{Extent, FileWriter, Files, Footer, PartitionFile, SegmentError};
 use self::memory::Buffer;
 pub use self::memory::{Budget, Reservation};
+pub use self::pieces::Pieces;
 use crate::disk::{Disk, Promise};
 
 /// A node's partitions. Cheap to clone; clones are one store.
@@ -247,14 +249,7 @@ impl Store {
     /// One segment, or all of them in order, without copying. [`Failure::InputLost`] if this node does not hold
     /// the partition, or finds it damaged, in which case it no longer does.
     pub fn get(&self, task: TaskId, bucket: Option<u32>) -> Result<Vec<SegmentBytes>, Failure> {
-        let lost = || Failure::InputLost { partition: task, node: self.0.node };
-        let partition = {
-            let mut index = self.0.lock();
-            let now = index.tick();
-            let partition = index.partitions.get_mut(&task).ok_or_else(lost)?;
-            partition.used = now;
-            partition.clone()
-        };
+        let partition = self.use_one(task)?;
         let wanted = match bucket {
             None => 0..partition.segments.len(),
             Some(bucket) if (bucket as usize) < partition.segments.len() => {
@@ -270,21 +265,62 @@ impl Store {
             Place { memory: None, file: Some(Filed { file, extents }) } => {
                 match read_back(file, &extents[wanted.clone()]) {
                     Ok(bytes) => bytes,
-                    Err(error) => {
-                        let path = file.path().display();
-                        tracing::error!(partition = %task, %path, %error, "a partition file is damaged and lost");
-                        self.0.forget(task, file);
-                        return Err(lost());
-                    }
+                    Err(error) => return Err(self.damaged(task, file, &error)),
                 }
             }
-            Place { memory: None, file: None } => return Err(lost()),
+            Place { memory: None, file: None } => return Err(self.lost(task)),
         };
         let segments = partition.segments[wanted].iter();
         Ok(segments
             .zip(bytes)
             .map(|(segment, bytes)| SegmentBytes { bytes, checksum: segment.checksum, rows: segment.rows })
             .collect())
+    }
+
+    /// All of its segments piece by piece, else like [`Store::get`]. What lies in a file is read as it is wanted: mapped, it
+    /// would count as this process's memory for as long as a copy of it takes.
+    pub fn pieces(&self, task: TaskId) -> Result<Pieces, Failure> {
+        match &self.use_one(task)?.place {
+            Place { memory: Some(segments), .. } => Ok(Pieces::of_bytes(self.clone(), task, segments)),
+            Place { memory: None, file: Some(filed) } => Pieces::of_file(self.clone(), task, filed)
+                .map_err(|error| self.damaged(task, &filed.file, &error)),
+            Place { memory: None, file: None } => Err(self.lost(task)),
+        }
+    }
+
+    /// Its segments as they were stored a moment ago: what lies in a file is mapped, and not read to be compared with its
+    /// checksum.
+    pub fn look(&self, task: TaskId) -> Result<Vec<Bytes>, Failure> {
+        match &self.use_one(task)?.place {
+            Place { memory: Some(segments), .. } => Ok(segments.to_vec()),
+            Place { memory: None, file: Some(Filed { file, extents }) } => {
+                let map = file.map().map_err(|error| self.damaged(task, file, &error))?;
+                let slice =
+                    |extent: &Extent| map.slice(extent.range.start as usize..extent.range.end as usize);
+                Ok(extents.iter().map(slice).collect())
+            }
+            Place { memory: None, file: None } => Err(self.lost(task)),
+        }
+    }
+
+    fn use_one(&self, task: TaskId) -> Result<Partition, Failure> {
+        let mut index = self.0.lock();
+        let now = index.tick();
+        let partition = index.partitions.get_mut(&task).ok_or_else(|| self.lost(task))?;
+        partition.used = now;
+        Ok(partition.clone())
+    }
+
+    fn lost(&self, task: TaskId) -> Failure {
+        Failure::InputLost { partition: task, node: self.0.node }
+    }
+
+    /// Its file is damaged: this node holds the partition no longer.
+    fn damaged(&self, task: TaskId, file: &Arc<PartitionFile>, error: &io::Error) -> Failure {
+        let path = file.path().display();
+        tracing::error!(partition = %task, %path, %error, "a partition file is damaged and lost");
+        self.0.forget(task, file);
+        self.lost(task)
     }
 
     /// What a partition that is here holds.
@@ -903,6 +939,30 @@ mod tests {
         // Computed again, it is here again.
         store.put(task(1, 0), None, vec![frame(0), frame(1)], Keep::InMemory).unwrap();
         assert_eq!(read_all(&store, task(1, 0)), [frame(0), frame(1)]);
+    }
+
+    #[test]
+    fn a_partition_is_had_piece_by_piece_from_memory_and_from_a_file_and_damage_is_noticed() {
+        let segments = [700 << 10, 0, 5].map(|length| (0..length).map(|n: u32| n as u8).collect::<Bytes>());
+        let buckets = segments.iter().map(|segment| BucketMeta { rows: 1, bytes: segment.len() as u64 });
+        let meta = OutputMeta { buckets: buckets.collect(), mark: 0 };
+        let pieces = |store: &Store| store.pieces(task(1, 0)).unwrap().collect::<Result<Vec<Bytes>, _>>();
+        for keep in [Keep::InMemory, Keep::OnDisk] {
+            let (store, dir) = store(10 << 20);
+            store.put_segments(task(1, 0), segments.to_vec(), meta.clone(), keep).unwrap();
+            let read = pieces(&store).unwrap();
+            assert!(read.iter().all(|piece| piece.len() <= 256 << 10));
+            assert_eq!(read.concat(), segments.concat());
+            assert_eq!(store.pieces(task(1, 1)).err(), Some(lost(task(1, 1))));
+            if keep == Keep::OnDisk {
+                let path = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[300 << 10] ^= 1;
+                fs::write(&path, bytes).unwrap();
+                assert_eq!(pieces(&store).unwrap_err(), lost(task(1, 0)));
+                assert_eq!(store.held(), []);
+            }
+        }
     }
 
     #[test]

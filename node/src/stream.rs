@@ -16,7 +16,7 @@ use futures::{TryStreamExt, stream};
 use libp2p::Stream;
 use tokio::time::{sleep, timeout};
 
-use crate::store::Store;
+use crate::store::{Pieces, Store};
 use crate::worker::Inputs;
 
 /// How long a holder may take to begin answering; the body then has its own stall timeout.
@@ -158,12 +158,16 @@ impl Streams {
     /// Gives another node a copy of a partition that this one holds.
     pub async fn copy_to(&self, node: NodeId, partition: TaskId, meta: OutputMeta) -> Result<(), Failure> {
         let store = self.store.clone();
-        let found = tokio::task::spawn_blocking(move || store.get(partition, None))
-            .await
-            .map_err(Failure::internal)??;
-        let chunks = found.into_iter().flat_map(|segment| chunks_of(segment.bytes)).map(Ok);
+        let pieces = tokio::task::spawn_blocking(move || store.pieces(partition));
+        let pieces = pieces.await.map_err(Failure::internal)??;
+        let next = |mut pieces: Pieces| async move {
+            let read = tokio::task::spawn_blocking(move || pieces.next().map(|piece| (piece, pieces)));
+            let Some((piece, pieces)) = read.await.map_err(Failure::internal)? else { return Ok(None) };
+            Ok(Some((piece?, pieces)))
+        };
+        let pieces = Box::pin(stream::try_unfold(pieces, next));
         let request = Request::Put { partition, meta };
-        let sent = self.network.upload(node, &request, stream::iter(chunks), FETCH_TIMEOUT).await;
+        let sent = self.network.upload(node, &request, pieces, FETCH_TIMEOUT).await;
         match sent.map_err(Failure::internal)?.0 {
             Response::Done => Ok(()),
             Response::Failed(failure) => Err(failure),

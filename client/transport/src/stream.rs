@@ -285,6 +285,8 @@ pub struct Body<S> {
     ungranted_bytes: usize,
     /// Whether the sender was told not to go on.
     refused: bool,
+    /// Whether its end is to be read and not acknowledged yet.
+    defers: bool,
     /// Grants being written.
     outgoing: BytesMut,
     /// When we give up; set when we start to wait.
@@ -297,13 +299,14 @@ pub struct Body<S> {
 /// ```text
 ///   Header --length--> Chunk --all read--> Header
 ///     |  \--FAILED--> FailureLength --> Failure --> Ended
-///     \--END--> Acknowledge --> Ended
+///     \--END--> Reached --> Acknowledge --> Ended
 /// ```
 enum State {
     Header(Word),
     Chunk { left_bytes: usize },
     FailureLength(Word),
     Failure { bytes: Vec<u8>, have: usize },
+    Reached,
     Acknowledge,
     Ended,
 }
@@ -324,6 +327,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
             room: BytesMut::new(),
             ungranted_bytes: 0,
             refused: false,
+            defers: false,
             outgoing: BytesMut::new(),
             deadline: None,
             patience: PATIENCE,
@@ -377,6 +381,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
         Ok((have > 0).then(|| room.freeze()))
     }
 
+    /// Reads the body's end, and leaves its sender waiting: [`Body::end`] acknowledges it.
+    pub async fn reach_end(&mut self) -> Result<(), BodyError> {
+        self.defers = true;
+        let reached = poll_fn(|cx| self.poll_read(cx, &mut [0])).await;
+        self.defers = false;
+        match reached? {
+            0 => Ok(()),
+            _ => Err(BodyError::Long),
+        }
+    }
+
     /// Reads the body's end, which this acknowledges.
     pub async fn end(&mut self) -> Result<(), BodyError> {
         match poll_fn(|cx| self.poll_read(cx, &mut [0])).await? {
@@ -399,7 +414,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
             poll_fn(|cx| self.poll_outgoing(cx)).await?;
             self.stream.flush().await
         };
-        if tokio::time::timeout(waited, write).await.is_ok_and(|written| written.is_ok()) {
+        let written = tokio::time::timeout(waited, write).await.is_ok_and(|written| written.is_ok());
+        if matches!(self.state, State::Reached) {
+            self.state = State::Ended;
+        } else if written {
             // A stream that is dropped with bytes unread would take the refusal with it. There are no more than
             // a window of them.
             self.pass_over(WINDOW_BYTES as u64).await;
@@ -449,10 +467,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                     let header = ready!(word.poll(&mut self.stream, cx))?;
                     self.deadline = None;
                     self.state = match header {
-                        END => {
-                            self.outgoing.put_u32(ACKNOWLEDGED);
-                            State::Acknowledge
-                        }
+                        END => State::Reached,
                         KEEPALIVE => State::Header(Word::default()),
                         FAILED => State::FailureLength(Word::default()),
                         length if length as usize <= MAX_CHUNK_BYTES => {
@@ -501,6 +516,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
                         Ok(failure) => BodyError::Failed(failure),
                         Err(error) => BodyError::Malformed(error.to_string()),
                     }));
+                }
+                State::Reached if self.defers => return Poll::Ready(Ok(0)),
+                State::Reached => {
+                    self.outgoing.put_u32(ACKNOWLEDGED);
+                    self.state = State::Acknowledge;
                 }
                 State::Acknowledge => {
                     ready!(self.poll_outgoing(cx))?;
@@ -641,6 +661,34 @@ mod tests {
         let (near, far) = wire(1 << 16);
         let _sending = send(near, whole);
         assert!(matches!(Body::new(far).read_exact(1 << 50).await, Err(BodyError::Short)));
+    }
+
+    #[tokio::test]
+    async fn a_sender_waits_while_its_end_is_read_and_not_acknowledged_and_may_be_refused_then() {
+        let send = |mut near: Wire| tokio::spawn(async move { send_bytes(&mut near, pattern(5)).await });
+        for refused in [false, true] {
+            let (near, far) = wire(1 << 16);
+            let sending = send(near);
+            let mut body = Body::new(far);
+            body.read_exact(5).await.unwrap();
+            body.reach_end().await.unwrap();
+            body.reach_end().await.unwrap();
+            tokio::task::yield_now().await;
+            assert!(!sending.is_finished());
+            if refused {
+                body.refuse(&Failure::Cancelled).await;
+                let sent = sending.await.unwrap();
+                assert!(matches!(sent, Err(BodyError::Refused(Failure::Cancelled))), "{sent:?}");
+            } else {
+                body.end().await.unwrap();
+                assert_eq!(sending.await.unwrap().unwrap(), 5);
+            }
+        }
+        let (near, far) = wire(1 << 16);
+        let _sending = send(near);
+        let mut body = Body::new(far);
+        body.read_exact(3).await.unwrap();
+        assert!(matches!(body.reach_end().await, Err(BodyError::Long)));
     }
 
     #[tokio::test]

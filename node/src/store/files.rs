@@ -291,13 +291,19 @@ impl PartitionFile {
         &self.path
     }
 
-    /// Maps the file into memory. The bytes stay readable after the file is removed.
-    pub(super) fn map(&self) -> io::Result<Bytes> {
+    /// Opens the file, if it is as long as it was written.
+    pub(super) fn open(&self) -> io::Result<File> {
         let file = File::open(&self.path)?;
-        // An empty file cannot be mapped, and one that was cut would end the process when it is read.
         if file.metadata()?.len() != self.bytes {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its length has changed"));
         }
+        Ok(file)
+    }
+
+    /// Maps the file into memory. The bytes stay readable after the file is removed.
+    pub(super) fn map(&self) -> io::Result<Bytes> {
+        // An empty file cannot be mapped, and one that was cut would end the process when it is read.
+        let file = self.open()?;
         // SAFETY: the file is this process's own, in a directory that it holds locked, and nothing writes to
         // it once it is finished. It is unlinked at the end, never truncated.
         let map = unsafe { Mmap::map(&file) }?;

@@ -127,11 +127,12 @@ impl Submitter {
             let (submitter, status) = (self.clone(), status.clone());
             keeping.spawn(async move { Ok((partition, submitter.keep(task, arrived, &status).await?)) });
         }
+        body.reach_end().await.map_err(|error| broken_off(&error))?;
         while !keeping.is_empty() {
             kept(&mut keeping, &mut held).await?;
         }
-        // Only now, for a driver waits longer for that than for the answer that follows: copies take as long as the nodes'
-        // links and disks do under all that others send.
+        // Acknowledged only now, for a driver waits longer for that than for the answer that follows: copies take as long as
+        // the nodes' links and disks do under all that others send.
         body.end().await.map_err(|error| broken_off(&error))?;
         Ok(held)
     }
@@ -144,8 +145,8 @@ impl Submitter {
             let unreadable = |error: &dyn std::fmt::Display| Failure::Refused {
                 message: format!("partition {} of the input cannot be read: {error}", task.partition),
             };
-            let readable = match store.get(task, None)?.as_slice() {
-                [file] => stream_of(&file.bytes).map(drop).map_err(|error| unreadable(&error)),
+            let readable = match store.look(task)?.as_slice() {
+                [file] => stream_of(file).map(drop).map_err(|error| unreadable(&error)),
                 files => Err(unreadable(&format!("it is {} files", files.len()))),
             };
             readable.inspect_err(|_| store.discard(task))
