@@ -206,7 +206,9 @@ impl Mailbox {
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + config::PROPOSE_PATIENCE;
         let mut wait = Duration::from_millis(10);
+        let mut changes = self.changes();
         while Instant::now() < deadline {
+            changes.mark_unchanged();
             let mut next = match self.ask(&here).await? {
                 Proposed::Applied(outcome) => return outcome,
                 Proposed::NotLeader(leader) => leader,
@@ -220,7 +222,12 @@ impl Mailbox {
                 let Some(leader) = next.filter(|leader| *leader != self.network.node()) else {
                     break;
                 };
-                match self.network.call(leader, there, config::PROPOSE_PATIENCE).await {
+                let answer = tokio::select! {
+                    answer = self.network.call(leader, there, config::PROPOSE_PATIENCE) => answer,
+                    // One that sleeps keeps its connections, and the others go on without it.
+                    Ok(()) = changes.changed() => break,
+                };
+                match answer {
                     Ok(Response::Done) => return Ok(()),
                     Ok(Response::Failed(failure @ Failure::Unavailable { .. })) => {
                         tracing::debug!(%leader, %failure, "the leader cannot decide yet");
