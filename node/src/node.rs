@@ -169,7 +169,7 @@ impl Node {
             reading: InUse::default(),
             store: store.clone(),
             blobs,
-            sessions: sessions.clone(),
+            sessions,
             logs: worker.hosts().logs().clone(),
             places: Places::default(),
             gate: keys.gate().clone(),

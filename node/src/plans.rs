@@ -8,8 +8,7 @@
 //!
 //! So whoever can agree on anything has the plans of what was agreed: a majority of voters has a member in every other
 //! one, and a learner gets what it lacks before it votes. Those of an era that takes another one's jobs over get theirs
-//! within moments. Nodes that
-//! run tasks get a plan with the first of its tasks.
+//! within moments. Nodes that run tasks get a plan with the first of its tasks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
