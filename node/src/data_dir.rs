@@ -143,6 +143,10 @@ impl DataDir {
         Incarnation { number: node.incarnation, marks: node.marks } = former.next(u32::from_be_bytes(mark));
         let dir = Self { path: path.to_owned(), node, identity, _lock: lock };
         dir.write_node()?;
+        // At once, since whoever fills the disk need not wait for a node that has just started.
+        if let Err(error) = dir.reserve().make(&dir.disk()?) {
+            tracing::debug!(%error, "nothing can be set aside for a full disk");
+        }
         Ok(dir)
     }
 
@@ -418,6 +422,15 @@ mod tests {
         assert_eq!(second.identity().public(), peer);
         assert_eq!((second.incarnation().number, second.port()), (2, 4810));
         assert!(second.incarnation().follows(&first_start) && !first_start.follows(&second.incarnation()));
+    }
+
+    #[test]
+    fn room_for_the_next_start_is_set_aside_by_the_first() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        assert!(dir.reserve().give_up());
+        drop(dir);
+        assert!(DataDir::open(temp.path()).unwrap().reserve().give_up());
     }
 
     #[test]
