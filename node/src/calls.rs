@@ -217,8 +217,7 @@ impl Calls {
                 Ok(Response::Job(self.mailbox.ask(|reply| Ask::Progress(id, reply)).await??))
             }
             Request::Made { id, partition } => {
-                let (made, _) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
-                Ok(Response::Made(made?))
+                Ok(Response::Made(self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await??))
             }
             Request::Jobs => Ok(Response::Jobs(self.mailbox.ask(Ask::Jobs).await?)),
             Request::Cancel { id } => {

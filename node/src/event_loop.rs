@@ -365,6 +365,7 @@ impl EventLoop {
         // An answer that nobody waits for any more is dropped.
         match ask {
             Ask::Status(reply) => drop(reply.send(self.answers().status())),
+            Ask::Leader(reply) => drop(reply.send(self.participant.leader())),
             Ask::Mesh(reply) => drop(reply.send(self.participant.view())),
             Ask::Voters(reply) => drop(reply.send(self.participant.replica().standing().configuration)),
             Ask::Job(id, reply) => drop(reply.send(self.answers().job(id))),
@@ -372,9 +373,7 @@ impl EventLoop {
             Ask::Room(reply) => drop(reply.send(self.answers().room())),
             Ask::Jobs(reply) => drop(reply.send(self.answers().newest_jobs())),
             Ask::Outputs(id, reply) => drop(reply.send(self.answers().outputs(id))),
-            Ask::Made(id, partition, reply) => {
-                drop(reply.send((self.answers().made(id, partition), self.participant.leader())));
-            }
+            Ask::Made(id, partition, reply) => drop(reply.send(self.answers().made(id, partition))),
             Ask::Refusals(reply) => drop(reply.send(self.peers.refusals())),
             Ask::Survivor(reply) => drop(reply.send(self.participant.survivor())),
             Ask::Propose(entry, reply) => self.proposals.propose(&mut self.participant, &entry, reply),

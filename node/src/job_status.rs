@@ -40,14 +40,10 @@ pub async fn live(mailbox: &Mailbox, id: JobId) -> Result<JobStatus, Failure> {
     if job.phase.is_terminal() {
         return Ok(job);
     }
-    let status = mailbox.ask(Ask::Status).await?;
-    if let Some(leader) = status.leader.filter(|leader| *leader != status.node)
-        && let Ok(Response::Job(live)) =
-            mailbox.network().call(leader, &Request::Progress { id }, config::CALL_TIMEOUT).await
-    {
-        return Ok(live);
+    match mailbox.call_leader(&Request::Progress { id }, config::CALL_TIMEOUT).await {
+        Some(Response::Job(live)) => Ok(live),
+        _ => Ok(job),
     }
-    Ok(job)
 }
 
 /// Sends a job's status now and at every change, until it has ended. Only the last one has the timeline. False if this

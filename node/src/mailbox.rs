@@ -11,7 +11,7 @@ use floe_protocol::{
     Era, Failure, JobId, JobStatus, Member, NodeId, PeerMessage, Placed, Request, RequestId, Response,
     StageId, TaskId, frame,
 };
-use floe_transport::Refusal;
+use floe_transport::{CallError, Refusal};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -28,6 +28,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(1);
 pub enum Ask {
     /// What the node knows of the mesh.
     Status(oneshot::Sender<Status>),
+    /// Who leads as far as the node knows.
+    Leader(oneshot::Sender<Option<NodeId>>),
     /// Who votes as far as the node knows, the old voters too while they change.
     Voters(oneshot::Sender<Configuration>),
     /// What a node without a mesh asks.
@@ -47,9 +49,8 @@ pub enum Ask {
     Jobs(oneshot::Sender<Vec<JobStatus>>),
     /// A job's result: its schema and partitions, once it has succeeded.
     Outputs(JobId, oneshot::Sender<Result<Option<Outputs>, Failure>>),
-    /// Where a partition of a job's result lies as far as this node knows, or why it never will; and who leads and
-    /// may know more.
-    Made(JobId, u32, oneshot::Sender<(Result<Made, Failure>, Option<NodeId>)>),
+    /// Where a partition of a job's result lies as far as this node knows, or why it never will.
+    Made(JobId, u32, oneshot::Sender<Result<Made, Failure>>),
     /// Make this node a member, if this node leads.
     Join(Member, oneshot::Sender<Proposed>),
     /// A message from another node came as a call of its own.
@@ -181,6 +182,29 @@ impl Mailbox {
         self.with_leader(|reply| Ask::Propose(entry.clone(), reply), &request).await
     }
 
+    /// Asks the leader, if it is known and another node, for as long as it leads as far as this node knows.
+    pub async fn call_leader(&self, request: &Request, patience: Duration) -> Option<Response> {
+        let mut changes = self.changes();
+        changes.mark_unchanged();
+        let leader = self.ask(Ask::Leader).await.ok()?.filter(|leader| *leader != self.network.node())?;
+        self.call_while_it_leads(leader, request, patience, &mut changes).await?.ok()
+    }
+
+    /// Calls the leader, until `changes` says that it may lead no more: one that sleeps keeps its connections, and the
+    /// others go on without it.
+    async fn call_while_it_leads(
+        &self,
+        leader: NodeId,
+        request: &Request,
+        patience: Duration,
+        changes: &mut watch::Receiver<u64>,
+    ) -> Option<Result<Response, CallError>> {
+        tokio::select! {
+            answer = self.network.call(leader, request, patience) => Some(answer),
+            Ok(()) = changes.changed() => None,
+        }
+    }
+
     /// Makes a member known to the leader.
     pub async fn join(&self, member: Member) -> Result<(), Failure> {
         let request = Request::Join { member: member.clone() };
@@ -222,11 +246,9 @@ impl Mailbox {
                 let Some(leader) = next.filter(|leader| *leader != self.network.node()) else {
                     break;
                 };
-                let answer = tokio::select! {
-                    answer = self.network.call(leader, there, config::PROPOSE_PATIENCE) => answer,
-                    // One that sleeps keeps its connections, and the others go on without it.
-                    Ok(()) = changes.changed() => break,
-                };
+                let answer =
+                    self.call_while_it_leads(leader, there, config::PROPOSE_PATIENCE, &mut changes).await;
+                let Some(answer) = answer else { break };
                 match answer {
                     Ok(Response::Done) => return Ok(()),
                     Ok(Response::Failed(failure @ Failure::Unavailable { .. })) => {

@@ -136,18 +136,16 @@ impl Results {
     /// Waits until a partition of a job's result is made: where it lies, or nothing if the result has fewer.
     async fn made(&self, id: JobId, partition: u32) -> Result<Option<Placement>, Failure> {
         let mut changes = self.mailbox.job_changes(id);
-        let network = self.mailbox.network();
         let mut statuses = None;
         loop {
             changes.mark_unchanged();
-            let (made, leader) = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await?;
-            let mut made = made?;
-            if made == Made::NotYet
-                && let Some(leader) = leader.filter(|leader| *leader != network.node())
-                && let Ok(Response::Made(known)) =
-                    network.call(leader, &Request::Made { id, partition }, config::CALL_TIMEOUT).await
-            {
-                made = known;
+            let mut made = self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await??;
+            if made == Made::NotYet {
+                let request = Request::Made { id, partition };
+                let known = self.mailbox.call_leader(&request, config::CALL_TIMEOUT).await;
+                if let Some(Response::Made(known)) = known {
+                    made = known;
+                }
             }
             match made {
                 Made::Here { stage, placed, schema } => {
