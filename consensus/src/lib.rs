@@ -29,7 +29,7 @@ pub use checkpoint::Checkpoint;
 pub use clock::{Clock, Now, Reading};
 pub use command::{Command, Entry};
 pub use event::Event;
-pub use log::{LogError, MemoryLog, Persist};
+pub use log::{LogError, LogParts, MemoryLog, Persist};
 pub use participant::{Action, Order, Participant};
 pub use replica::{Output, ProposeError, Replica, StepError, Written};
 pub use scheduler::{Effect, Input, Scheduler};

@@ -34,7 +34,7 @@ use crate::command::{Command, Entry};
 use crate::event::Event;
 use crate::log::Persist;
 use crate::membership::{has_left, survives};
-use crate::replica::{BrokenError, Output, ProposeError, Replica, Written};
+use crate::replica::{BrokenError, Output, ProposeError, Replica, StepError, Written, read_message};
 use crate::scheduler::{Effect, Input, Scheduler};
 use crate::state_machine::StateMachine;
 
@@ -82,6 +82,9 @@ pub enum Action {
         /// Under which fence.
         fence: Fence,
     },
+    /// End, and go on as another node only: the mesh knows more of this one than its disk does, and why
+    /// ([`Failure::Superseded`]).
+    Superseded(Failure),
     /// Break a connection that only seems to stand.
     Disconnect(NodeId),
     /// This node has left its era, and with it its mesh, and must join the one that goes on. Its partitions stay, and
@@ -173,6 +176,8 @@ pub struct Participant {
     heard_ms: BTreeMap<NodeId, u64>,
     /// When a node last spoke as one of this era. A leader that left for another one does not.
     spoke_ms: BTreeMap<NodeId, u64>,
+    /// Who led this era when a leader was last heard, and when that was.
+    led: Option<(NodeId, u64)>,
     doubles: Doubles,
     healing: Healing,
     doorkeeper: Doorkeeper,
@@ -204,6 +209,7 @@ impl Participant {
             connected: BTreeSet::new(),
             heard_ms: BTreeMap::new(),
             spoke_ms: BTreeMap::new(),
+            led: None,
             doubles: Doubles::default(),
             healing: Healing::default(),
             doorkeeper: Doorkeeper::default(),
@@ -404,6 +410,7 @@ impl Participant {
             self.unsent.clear();
             self.to_self.clear();
             self.spoke_ms.clear();
+            self.led = None;
             self.healing = Healing::default();
             self.actions.push_back(Action::Left { era, to });
         }
@@ -433,7 +440,8 @@ impl Participant {
     pub fn leader(&self) -> Option<NodeId> {
         let leader = self.replica.leader()?;
         let since_ms = self.now_ms().saturating_sub(LEADER_SILENCE_MS);
-        let heard = self.born_ms >= since_ms || self.speaks(leader);
+        let heard = self.born_ms >= since_ms
+            || self.led.is_some_and(|(node, led_ms)| node == leader && led_ms >= since_ms);
         (leader == self.member.id || heard).then_some(leader)
     }
 
@@ -490,8 +498,15 @@ impl Participant {
                 if self.is_itself(from, &incarnation) && self.is_of(from, era) {
                     let now_ms = self.now_ms();
                     self.spoke_ms.insert(from, now_ms);
-                    // What it refuses counts as lost.
-                    let _ = self.replica.step(&message);
+                    // What cannot be read, and what else is refused, counts as lost.
+                    let Ok(message) = read_message(&message) else { return };
+                    if self.replica.is_from_leader(&message) {
+                        self.led = Some((from, now_ms));
+                    }
+                    if let Err(error @ StepError::Forgotten { .. }) = self.replica.step_message(message) {
+                        let message = format!("this data directory was put back from a backup: {error}");
+                        self.actions.push_back(Action::Superseded(Failure::Superseded { message }));
+                    }
                 }
             }
             PeerMessage::Assign(assignment) => {

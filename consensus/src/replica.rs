@@ -378,9 +378,16 @@ impl Replica {
 
     /// Takes in a peer's message in raft-rs' encoding.
     pub fn step(&mut self, message: &[u8]) -> Result<(), StepError> {
-        let message =
-            Message::parse_from_bytes(message).map_err(|error| StepError::Malformed(error.to_string()))?;
-        self.step_message(message)
+        self.step_message(read_message(message)?)
+    }
+
+    /// Whether only a leader sends this, and no former one did. Whoever led and asks for votes now leads no more.
+    pub fn is_from_leader(&self, message: &Message) -> bool {
+        let as_leader = matches!(
+            message.msg_type,
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+        );
+        as_leader && message.term >= self.raw.raft.term
     }
 
     /// Whether this node neither votes nor asks for votes: it has just started, and others have a leader. If it is a copy of a
@@ -796,6 +803,11 @@ impl Replica {
 
 fn some_node(id: u64) -> Option<NodeId> {
     (id != raft::INVALID_ID).then_some(NodeId(id))
+}
+
+/// Reads a message in raft-rs' encoding.
+pub(crate) fn read_message(bytes: &[u8]) -> Result<Message, StepError> {
+    Message::parse_from_bytes(bytes).map_err(|error| StepError::Malformed(error.to_string()))
 }
 
 /// Raft survives lost messages, so one that cannot be encoded is simply lost.

@@ -121,10 +121,15 @@ impl EventLoop {
         let mut tick = pin!(sleep_until(Moment::now()));
         self.peers.follow_door(self.participant.state());
         loop {
-            self.settle()?;
-            if self.peers.is_forgotten() {
+            let settled = match self.settle() {
+                Ok(()) if self.peers.is_forgotten() => {
+                    Err(Error::Refused(Failure::Refused { message: Refusal::Forgotten.to_string() }))
+                }
+                settled => settled,
+            };
+            if let Err(error) = settled {
                 self.worker.hosts().shutdown().await;
-                return Err(Error::Refused(Failure::Refused { message: Refusal::Forgotten.to_string() }));
+                return Err(error);
             }
             let due = ticks.due(self.participant.quiet_ticks());
             if tick.deadline() != due {
@@ -260,6 +265,7 @@ impl EventLoop {
                     // Where the connection only seems to stand, whoever waits on it must hear of its end.
                     self.network.disconnect(node);
                 }
+                Action::Superseded(failure) => return Err(Error::Refused(failure)),
                 Action::Refused { from, fence } => {
                     tracing::info!(%from, %fence, "an order of a former leader is refused");
                 }

@@ -121,18 +121,8 @@ struct Outcome {
 
 impl Outcome {
     fn add(&mut self, run: Run) {
-        let Tally { steps, faults, eras, recovered, left, jobs, succeeded, failed, poisoned, hash: _ } =
-            run.tally;
         self.seeds += 1;
-        self.sum.steps += steps;
-        self.sum.faults += faults;
-        self.sum.eras += eras;
-        self.sum.recovered += recovered;
-        self.sum.left += left;
-        self.sum.jobs += jobs;
-        self.sum.succeeded += succeeded;
-        self.sum.failed += failed;
-        self.sum.poisoned += poisoned;
+        self.sum.add(run.tally);
         self.violations.extend(run.violation);
         for failure in run.failures {
             let words = failure.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
@@ -141,7 +131,8 @@ impl Outcome {
     }
 
     fn report(&self) -> Report {
-        let Tally { steps, faults, eras, recovered, left, jobs, succeeded, failed, poisoned, .. } = self.sum;
+        let Tally { steps, faults, eras, recovered, left, put_back, anew, .. } = self.sum;
+        let Tally { jobs, succeeded, failed, poisoned, .. } = self.sum;
         let mut lines = self.violations.clone();
         lines.extend(self.failures.iter().map(|(failure, count)| format!("{count} jobs failed: {failure}")));
         lines.push(format!(
@@ -150,6 +141,9 @@ impl Outcome {
         ));
         lines.push(format!(
             "{eras} eras, {recovered} of them by recovery; {left} times a node left its era for another"
+        ));
+        lines.push(format!(
+            "{put_back} times a copy took the place of a node's directory, and {anew} of these nodes went on as others"
         ));
         let (seeds, violations) = (self.seeds, self.violations.len());
         lines.push(format!("{seeds} seeds, {steps} steps, {faults} faults, {violations} violations"));
@@ -319,8 +313,10 @@ mod tests {
         assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
         assert_eq!(outcome.seeds, SEEDS);
         // A run in which nothing happens would break nothing either.
-        let Tally { faults, recovered, left, succeeded, poisoned, .. } = outcome.sum;
+        let Tally { faults, recovered, left, succeeded, poisoned, put_back, anew, .. } = outcome.sum;
         let much = faults > 10 * SEEDS
+            && put_back > SEEDS / 50
+            && anew > SEEDS / 100
             && succeeded > 10 * SEEDS
             && left > SEEDS
             && recovered > SEEDS / 50

@@ -41,6 +41,16 @@ pub enum StepError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// This node has lost what it acknowledged: its disk was put back as it was before.
+    #[error("node {from} knows that this node acknowledged entry {acknowledged} of the log, which ends at {last} here")]
+    Forgotten {
+        /// The leader.
+        from: NodeId,
+        /// The index of an entry that this node has had.
+        acknowledged: u64,
+        /// The index of the last one it has.
+        last: u64,
+    },
     /// Its snapshot cannot be restored here.
     #[error("node {from} sent a snapshot that cannot be used: {reason}")]
     Snapshot {
@@ -65,6 +75,11 @@ pub(super) fn check<S: Storage>(
     let from = NodeId(message.from);
     if let Some(what) = flaw(raft, message) {
         return Err(StepError::Impossible { from, what });
+    }
+    let last = raft.raft_log.last_index();
+    // What a leader commits with a heartbeat the node has acknowledged. raft-rs would not survive that it has not.
+    if message.msg_type == MessageType::MsgHeartbeat && message.term >= raft.term && message.commit > last {
+        return Err(StepError::Forgotten { from, acknowledged: message.commit, last });
     }
     if message.msg_type == MessageType::MsgSnapshot {
         // Read now: once raft-rs has taken it there is no way back.
@@ -106,9 +121,6 @@ fn flaw<S: Storage>(raft: &Raft<S>, m: &Message) -> Option<&'static str> {
         MessageType::MsgReadIndexResp => (m.entries.len() != 1).then_some("a read without its context"),
         MessageType::MsgTimeoutNow => (counts && m.from != raft.leader_id)
             .then_some("an order to campaign from a node that does not lead"),
-        MessageType::MsgHeartbeat => {
-            (counts && m.commit > last).then_some("it commits entries that this node does not have")
-        }
         MessageType::MsgAppend => append_flaw(m),
         MessageType::MsgSnapshot => snapshot_flaw(m),
         MessageType::MsgAppendResponse => {
@@ -119,6 +131,7 @@ fn flaw<S: Storage>(raft: &Raft<S>, m: &Message) -> Option<&'static str> {
         | MessageType::MsgRequestVoteResponse
         | MessageType::MsgRequestPreVote
         | MessageType::MsgRequestPreVoteResponse
+        | MessageType::MsgHeartbeat
         | MessageType::MsgHeartbeatResponse => None,
     }
 }

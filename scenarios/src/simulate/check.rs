@@ -87,7 +87,7 @@ impl Checker {
 
     /// What a node did or saw.
     pub(super) fn note(&mut self, node: &Node, note: &Note) -> Result<(), String> {
-        let life = (node.id(), node.member().incarnation.number);
+        let life = (node.id(), node.start_mark());
         match note {
             Note::Event(fence, event) => match fence {
                 Some(fence) => self.event(life, node, *fence, event),
@@ -158,7 +158,7 @@ impl Checker {
         }
         let state = node.state();
         let applied = state.applied();
-        let before = self.applied.insert(((id, node.member().incarnation.number), era), applied).unwrap_or(0);
+        let before = self.applied.insert(((id, node.start_mark()), era), applied).unwrap_or(0);
         if applied < before {
             return Err(format!("n{} goes back from entry {before} to {applied} of {era}", id.0));
         }

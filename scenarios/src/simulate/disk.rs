@@ -6,7 +6,7 @@
 //!                  └──────crash: lost, torn or kept──┘
 //! ```
 
-use floe_consensus::{LogError, MemoryLog, Persist, Written};
+use floe_consensus::{LogError, LogParts, MemoryLog, Persist, Written};
 use raft::Storage as _;
 
 use super::dice::Dice;
@@ -56,6 +56,17 @@ impl Disk {
     /// What the next start finds.
     pub(super) fn read(&self) -> Result<MemoryLog, LogError> {
         MemoryLog::from_parts(self.durable.parts().clone())
+    }
+
+    /// A copy of what is on it.
+    pub(super) fn copy(&self) -> LogParts {
+        self.durable.parts().clone()
+    }
+
+    /// A copy takes the place of what is on it.
+    pub(super) fn put_back(&mut self, copy: LogParts) -> Result<(), LogError> {
+        self.durable = MemoryLog::from_parts(copy)?;
+        Ok(())
     }
 
     /// A write begins.

@@ -38,6 +38,9 @@ pub(super) enum Fault {
     LostQuorum { nodes: Vec<NodeId>, down_ms: u64, recover_after_ms: u64 },
     /// Somebody has the mesh recovered through a node that has lost its leader, whatever the others do.
     Recover { node: NodeId },
+    /// A node's data directory is copied, and put back later: what it has promised since is not in it. The node may have
+    /// started again in between.
+    PutBack { node: NodeId, restarts: bool, after_ms: u64 },
     /// Another node starts and joins.
     Join,
     /// A node leaves for good.
@@ -71,6 +74,10 @@ impl fmt::Display for Fault {
                 write!(f, "kill {} for {down_ms} ms, recover after {recover_after_ms} ms", nodes.join(" "))
             }
             Self::Recover { node } => write!(f, "recover through n{}", node.0),
+            Self::PutBack { node, restarts, after_ms } => {
+                let then = if *restarts { "restarted, and " } else { "" };
+                write!(f, "n{}'s directory is copied, {then}put back after {after_ms} ms", node.0)
+            }
             Self::Join => write!(f, "a node joins"),
             Self::Leave { node } => write!(f, "n{} leaves", node.0),
         }
@@ -93,7 +100,7 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
     let node = targets.leader.filter(|_| dice.chance(350)).unwrap_or(any);
     // Some last long enough for the others to go on without the node, and it without them.
     let while_ms = if dice.chance(200) { dice.between(4_000..=14_000) } else { dice.between(200..=6_000) };
-    Some(match dice.between(0..=119) {
+    Some(match dice.between(0..=124) {
         0 => Fault::PowerCut { down_ms: dice.between(20..=2_000) },
         1..=2 => Fault::Lose { node },
         3..=19 => Fault::Kill { node, down_ms: while_ms },
@@ -138,6 +145,11 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
             Fault::LostQuorum { nodes, down_ms: dice.between(4_000..=14_000), recover_after_ms }
         }
         103..=107 => Fault::Recover { node: any },
+        108..=112 => Fault::PutBack {
+            node,
+            restarts: dice.chance(500),
+            after_ms: dice.between(500..=6_000),
+        },
         _ => {
             let longest_ms = dice.pick(&[30, 300, 1_000, 3_000, 10_000])?;
             Fault::Slow { node, write_ms: dice.between(10..=longest_ms), ms: while_ms }

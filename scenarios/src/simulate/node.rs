@@ -103,6 +103,8 @@ pub(super) enum Out {
     Stop {
         clean: bool,
     },
+    /// The mesh knows more of it than it does: its directory goes on as another node's.
+    BeginAnew,
 }
 
 /// What the checker must know.
@@ -197,9 +199,10 @@ impl Node {
         config.election_ticks = election_ticks..election_ticks + 1;
         (config.checkpoint_entries, config.kept_entries) = (checkpoint_entries, kept_entries);
         let replica = Replica::open(config, log)?;
-        let first_call = member.incarnation.number << 32;
+        let start = start_of(&member);
+        let first_call = start << 32;
         // Ids that nobody else chooses: the participant's, and those of what is asked here.
-        let request = u128::from(member.id.0) << 80 | u128::from(member.incarnation.number) << 40;
+        let request = u128::from(member.id.0) << 80 | u128::from(start) << 40;
         Ok(Self {
             participant: Participant::new(member, replica, RequestId(request), reading),
             out: Vec::new(),
@@ -236,6 +239,11 @@ impl Node {
 
     pub(super) fn member(&self) -> &Member {
         self.participant.member()
+    }
+
+    /// Which of its starts this is. Unlike their number, none has another's.
+    pub(super) fn start_mark(&self) -> u64 {
+        start_of(self.member())
     }
 
     pub(super) fn state(&self) -> &StateMachine {
@@ -401,6 +409,7 @@ impl Node {
                 Action::Dial(member) => self.out.push(Out::Dial(member.id)),
                 Action::Disconnect(node) => self.out.push(Out::Disconnect(node)),
                 Action::Refused { .. } => {}
+                Action::Superseded(_) => self.out.push(Out::BeginAnew),
                 Action::Left { era, .. } => self.left(era),
             }
         }
@@ -538,7 +547,11 @@ impl Node {
         match asker {
             Asker::Driver(call) => self.out.push(Out::Answer(call, proposed)),
             Asker::Peer(peer, call) => drop(self.send(peer, Wire::Answer { call, proposed })),
-            Asker::Nobody => {}
+            Asker::Nobody => {
+                if let Proposed::Applied(Err(Failure::Superseded { .. }), _) = proposed {
+                    self.out.push(Out::BeginAnew);
+                }
+            }
         }
     }
 
@@ -578,6 +591,8 @@ impl Node {
             self.look_around();
         } else if !self.is_listed() {
             self.come_back();
+        } else {
+            self.participant.withhold_vote(false);
         }
     }
 
@@ -591,8 +606,13 @@ impl Node {
         let entry = self.entry(Command::Join { member: self.member().clone() });
         let own = self.era();
         let same = self.views.values().filter(|(view, _)| view.era == own);
-        let named = same.filter_map(|(view, _)| view.leader).find(|leader| self.peers.contains(leader));
+        let told: Vec<_> = same.filter_map(|(view, _)| view.leader).collect();
+        let named = told.iter().copied().find(|leader| self.peers.contains(leader));
         let known = self.participant.leader().filter(|leader| self.participant.is_connected(*leader));
+        if known.is_none() {
+            // Whoever has a leader needs no vote of a start that the mesh does not know.
+            self.participant.withhold_vote(!told.is_empty());
+        }
         match (known, named) {
             (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),
             _ => self.ask(entry, Asker::Nobody),
@@ -664,4 +684,8 @@ impl Node {
             _ => {}
         }
     }
+}
+
+fn start_of(member: &Member) -> u64 {
+    member.incarnation.marks.first().copied().map_or(0, u64::from)
 }

@@ -16,9 +16,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::RangeInclusive;
 
 use floe_consensus::scheduler::SESSION_PATIENCE_MS;
-use floe_consensus::{Command, Persist};
+use floe_consensus::{Command, LogParts, Persist};
 use floe_protocol::message::{Assignment, MeshView};
-use floe_protocol::node::MAX_MARKS;
 use floe_protocol::{
     AttemptId, Era, Failure, Incarnation, JobId, JobPhase, Member, NodeId, OutputMeta, PeerMessage, TaskId,
 };
@@ -75,6 +74,9 @@ enum Event {
     Quicken(NodeId),
     Link(Change, u64),
     Look,
+    /// A node is killed, and started again at once.
+    Restart(NodeId),
+    PutBack(NodeId),
     Submit,
     Drive(usize),
     Attend(JobId),
@@ -103,12 +105,28 @@ struct Machine {
     sleeps: Option<(u64, u64)>,
     /// What happened to it while it was paused.
     backlog: Vec<Event>,
+    /// The start that it counts as.
+    start: Incarnation,
+    /// A copy of its data directory.
+    copy: Option<Copy>,
+    /// A copy took the place of its directory, and what came later is gone.
+    put_back: bool,
     /// How long it stays down after a write that failed.
     down_ms: u64,
     /// It left the mesh in good order.
     gone: bool,
     /// It came later and was told whom to join.
     joins: bool,
+}
+
+/// A copy of a machine's data directory.
+struct Copy {
+    era: Option<Era>,
+    /// How many voted then, as far as it says. One of a pair may go on alone, and what became of the pair it cannot know.
+    voters: usize,
+    start: Incarnation,
+    log: LogParts,
+    held: BTreeMap<TaskId, OutputMeta>,
 }
 
 /// What a run was made of.
@@ -126,8 +144,43 @@ pub(super) struct Tally {
     pub(super) recovered: u64,
     /// Nodes that left their era for another.
     pub(super) left: u64,
+    /// Nodes whose directory a copy took the place of.
+    pub(super) put_back: u64,
+    /// Nodes that were found out by it, and went on as others.
+    pub(super) anew: u64,
     /// Of everything that happened, in order.
     pub(super) hash: u64,
+}
+
+impl Tally {
+    /// Counts another run in.
+    pub(super) fn add(&mut self, run: Self) {
+        let Self {
+            steps,
+            faults,
+            jobs,
+            succeeded,
+            failed,
+            poisoned,
+            eras,
+            recovered,
+            left,
+            put_back,
+            anew,
+            hash: _,
+        } = run;
+        self.steps += steps;
+        self.faults += faults;
+        self.jobs += jobs;
+        self.succeeded += succeeded;
+        self.failed += failed;
+        self.poisoned += poisoned;
+        self.eras += eras;
+        self.recovered += recovered;
+        self.left += left;
+        self.put_back += put_back;
+        self.anew += anew;
+    }
 }
 
 /// One run.
@@ -301,7 +354,7 @@ impl World {
         self.told.push_back(line);
     }
 
-    fn add_machine(&mut self, wait_ms: u64) {
+    fn add_machine(&mut self, wait_ms: u64) -> NodeId {
         let id = NodeId(self.machines.len() as u64 + 1);
         let machine = Machine {
             id,
@@ -314,12 +367,16 @@ impl World {
             paused: false,
             sleeps: None,
             backlog: Vec::new(),
+            start: Incarnation { number: 0, marks: Vec::new() },
+            copy: None,
+            put_back: false,
             down_ms: 0,
             gone: false,
             joins: self.now_ms > 0,
         };
         self.machines.insert(id, machine);
         self.after(wait_ms, Event::Boot(id));
+        id
     }
 
     fn handle(&mut self, event: Event) -> Result<(), String> {
@@ -344,6 +401,14 @@ impl World {
             }
             Event::Link(change, life) => self.link(change, life),
             Event::Look => self.look(),
+            Event::Restart(id) => {
+                self.stop(id, 1);
+                Ok(())
+            }
+            Event::PutBack(id) => {
+                self.put_back(id);
+                Ok(())
+            }
             Event::Submit => {
                 self.submit();
                 Ok(())
@@ -398,6 +463,7 @@ impl World {
         machine.patience = election_ticks;
         machine.disk.next = Fate::Written;
         let life = machine.life;
+        machine.start = machine.start.next(life as u32);
         let member = Member {
             id,
             peer: format!("peer-{}", id.0),
@@ -406,10 +472,7 @@ impl World {
             slots,
             memory_bytes: 1 << 30,
             version: "0.1.0".to_owned(),
-            incarnation: Incarnation {
-                number: life,
-                marks: (1..=life as u32).rev().take(MAX_MARKS).collect(),
-            },
+            incarnation: machine.start.clone(),
         };
         let start = Start {
             member,
@@ -471,6 +534,7 @@ impl World {
         act(&mut node);
         let settled = node.settle();
         let mut stops = settled.is_err();
+        let mut anew = false;
         for out in std::mem::take(&mut node.out) {
             match out {
                 Out::Send(to, wire) => {
@@ -497,6 +561,7 @@ impl World {
                     }
                     self.checker.note(&node, &note)?;
                 }
+                Out::BeginAnew => anew = true,
                 Out::Stop { clean } => {
                     self.tell(format!("n{} has left, in good order: {clean}", id.0));
                     stops = true;
@@ -514,11 +579,27 @@ impl World {
         if let Err(error) = settled {
             self.tell(format!("n{} stops: {error}", id.0));
         }
-        if stops {
+        if anew {
+            self.begin_anew(id);
+        } else if stops {
             let down_ms = self.machines[&id].down_ms;
             self.stop(id, down_ms);
         }
         Ok(())
+    }
+
+    /// What makes a node itself is put away, and its directory is another's, with the partitions that lie there.
+    fn begin_anew(&mut self, id: NodeId) {
+        self.tell(format!("n{} is found out, and begins anew", id.0));
+        self.tally.anew += 1;
+        self.stop(id, 1);
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.gone = true;
+        let held = std::mem::take(&mut machine.held);
+        let other = self.add_machine(1);
+        if let Some(machine) = self.machines.get_mut(&other) {
+            machine.held = held;
+        }
     }
 
     /// The process ends, and with it all that is not on its disk.
@@ -938,6 +1019,23 @@ impl World {
                 }
             }
             Fault::Recover { node } => self.recover(node),
+            Fault::PutBack { node, restarts, after_ms } => {
+                if let Some(machine) = self.machines.get_mut(&node)
+                    && let Some(of) = &machine.node
+                {
+                    machine.copy = Some(Copy {
+                        era: of.era(),
+                        voters: of.participant.replica().standing().configuration.voters.len(),
+                        start: machine.start.clone(),
+                        log: machine.disk.copy(),
+                        held: of.held.clone(),
+                    });
+                    if restarts {
+                        self.after(after_ms / 2, Event::Restart(node));
+                    }
+                    self.after(after_ms, Event::PutBack(node));
+                }
+            }
             Fault::Join => {
                 if self.machines.len() < MAX_NODES && self.machines.values().all(Machine::has_mesh) {
                     let wait_ms = self.dice.between(0..=500);
@@ -1014,6 +1112,44 @@ impl World {
         }
     }
 
+    /// The copy of a node's directory is put back. Like the loss of a machine it is a fault that a run has once; and what the
+    /// node has said since has to be on all other voters' disks, for nobody else can know of it.
+    fn put_back(&mut self, id: NodeId) {
+        let Some(copy) = self.machines.get_mut(&id).and_then(|machine| machine.copy.take()) else { return };
+        let is_known = self.leader().is_some_and(|leader| {
+            let standing = leader.participant.replica().standing();
+            let configuration = &standing.configuration;
+            let (term, agreed) = (standing.term, leader.participant.replica().log().parts().hard_state.commit);
+            let knows = |machine: &Machine| {
+                let log = machine.disk.durable();
+                let of = machine.node.as_ref().and_then(|node| node.era());
+                of == leader.era()
+                    && log.parts().hard_state.term == term
+                    && log.last_index().is_ok_and(|last| last == agreed)
+            };
+            let all = configuration.voters.iter().chain([&id]);
+            copy.era == leader.era()
+                && copy.voters >= 3
+                && configuration.voters.len() >= 3
+                && configuration.outgoing.is_empty()
+                && all.into_iter().all(|node| self.machines.get(node).is_some_and(knows))
+        });
+        let bears = self.staying() >= MIN_NODES_AFTER_LOSS && self.machines.len() < MAX_NODES;
+        if self.calm || self.lost || !is_known || !bears {
+            return;
+        }
+        self.lost = true;
+        self.tally.put_back += 1;
+        self.tell(format!("n{}'s directory is put back as of start {}", id.0, copy.start.number));
+        let down_ms = self.dice.between(1..=2_000);
+        self.stop(id, down_ms);
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        (machine.start, machine.held, machine.put_back) = (copy.start, copy.held, true);
+        if let Err(error) = machine.disk.put_back(copy.log) {
+            self.tell(format!("n{}'s disk is in disorder: {error}", id.0));
+        }
+    }
+
     /// Machines that are neither gone nor about to go.
     fn staying(&self) -> usize {
         let stays = |machine: &&Machine| {
@@ -1084,7 +1220,8 @@ impl World {
                 return Some(format!("job {id} runs: {:?}; {}", job.stages, self.frames_of(*id)));
             }
             if job.phase == JobPhase::Succeeded && !self.can_be_collected(*id, job) {
-                return Some(format!("the result of job {id} is not where the mesh says"));
+                let frames = self.frames_of(*id);
+                return Some(format!("the result of job {id} is not where the mesh says; {frames}"));
             }
         }
         None
@@ -1098,7 +1235,11 @@ impl World {
         let ended_elsewhere = job.is_some_and(|job| !job.other_ends.is_empty());
         let frames = self.orders.iter().filter(|order| order.job == id).flat_map(|order| &order.frames);
         frames.into_iter().any(|(task, placed)| {
-            placed.nodes.iter().all(|node| gone(*node))
+            let lost = |node: NodeId| {
+                let put_back = self.machines.get(&node).is_some_and(|machine| machine.put_back);
+                gone(node) || (put_back && !self.holders_of(*task).contains(&node))
+            };
+            placed.nodes.iter().all(|node| lost(*node))
                 || (ended_elsewhere && self.holders_of(*task).into_iter().all(gone))
         })
     }
