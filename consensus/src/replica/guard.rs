@@ -42,7 +42,9 @@ pub enum StepError {
         what: &'static str,
     },
     /// This node has lost what it acknowledged: its disk was put back as it was before.
-    #[error("node {from} knows that this node acknowledged entry {acknowledged} of the log, which ends at {last} here")]
+    #[error(
+        "node {from} knows that this node acknowledged entry {acknowledged} of the log, which ends at {last} here"
+    )]
     Forgotten {
         /// The leader.
         from: NodeId,

@@ -400,7 +400,9 @@ impl Mesh {
                 Action::Order(order) => self.obey(id, order),
                 Action::Event(event) => self.tell(id, &event),
                 Action::Dial(_) | Action::Refused { .. } => {}
-                Action::Superseded(failure) => writeln!(self.story, "n{id} must not go on: {failure}").unwrap(),
+                Action::Superseded(failure) => {
+                    writeln!(self.story, "n{id} must not go on: {failure}").unwrap()
+                }
                 Action::Disconnect(other) => broken.push(other.0),
                 Action::Left { era, to } => {
                     node.lonely_since_ms = self.now_ms;

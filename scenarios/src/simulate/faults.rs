@@ -145,11 +145,7 @@ pub(super) fn draw(dice: &mut Dice, targets: &Targets) -> Option<Fault> {
             Fault::LostQuorum { nodes, down_ms: dice.between(4_000..=14_000), recover_after_ms }
         }
         103..=107 => Fault::Recover { node: any },
-        108..=112 => Fault::PutBack {
-            node,
-            restarts: dice.chance(500),
-            after_ms: dice.between(500..=6_000),
-        },
+        108..=112 => Fault::PutBack { node, restarts: dice.chance(500), after_ms: dice.between(500..=6_000) },
         _ => {
             let longest_ms = dice.pick(&[30, 300, 1_000, 3_000, 10_000])?;
             Fault::Slow { node, write_ms: dice.between(10..=longest_ms), ms: while_ms }

@@ -33,6 +33,9 @@ const LEAVE_PATIENCE_MS: u64 = 3_000;
 /// How often it asks to be let go, or to be taken in.
 const ASK_INTERVAL_MS: u64 = 1_000;
 
+/// How long others may call a node their leader that does not lead.
+const NAMED_PATIENCE_MS: u64 = 5_000;
+
 /// Proposals passed on to the leader that may wait for its answer.
 const MAX_FORWARDED: usize = 1_024;
 
@@ -186,6 +189,8 @@ pub(super) struct Node {
     passed: u32,
     ask_due_ms: u64,
     leaving_since_ms: Option<u64>,
+    /// Since when others call it their leader, which it is not.
+    named_since_ms: Option<u64>,
     joins: bool,
     bug: Option<Bug>,
 }
@@ -224,6 +229,7 @@ impl Node {
             passed: 0,
             ask_due_ms: 0,
             leaving_since_ms: None,
+            named_since_ms: None,
             joins,
             bug,
         })
@@ -612,6 +618,11 @@ impl Node {
         if known.is_none() {
             // Whoever has a leader needs no vote of a start that the mesh does not know.
             self.participant.withhold_vote(!told.is_empty());
+        }
+        if known.is_some() || told.first() != Some(&self.id()) {
+            self.named_since_ms = None;
+        } else if self.now_ms() > *self.named_since_ms.get_or_insert(self.now_ms()) + NAMED_PATIENCE_MS {
+            return self.out.push(Out::BeginAnew);
         }
         match (known, named) {
             (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),

@@ -67,7 +67,12 @@ const MAX_NODES: usize = 16;
 enum Event {
     Boot(NodeId),
     Tick(NodeId, u64),
-    Deliver { from: NodeId, to: NodeId, life: u64, wire: Box<Wire> },
+    Deliver {
+        from: NodeId,
+        to: NodeId,
+        life: u64,
+        wire: Box<Wire>,
+    },
     EndTask(NodeId, u64, AttemptId),
     DieOfTask(NodeId, u64, AttemptId),
     Written(NodeId, u64),
@@ -580,8 +585,9 @@ impl World {
             self.tell(format!("n{} stops: {error}", id.0));
         }
         if anew {
-            self.begin_anew(id);
-        } else if stops {
+            return self.begin_anew(id);
+        }
+        if stops {
             let down_ms = self.machines[&id].down_ms;
             self.stop(id, down_ms);
         }
@@ -589,17 +595,21 @@ impl World {
     }
 
     /// What makes a node itself is put away, and its directory is another's, with the partitions that lie there.
-    fn begin_anew(&mut self, id: NodeId) {
+    fn begin_anew(&mut self, id: NodeId) -> Result<(), String> {
+        if !self.machines.get(&id).is_some_and(|machine| machine.put_back) {
+            return Err(format!("n{} is taken for a copy, and is none", id.0));
+        }
         self.tell(format!("n{} is found out, and begins anew", id.0));
         self.tally.anew += 1;
         self.stop(id, 1);
-        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
         machine.gone = true;
         let held = std::mem::take(&mut machine.held);
         let other = self.add_machine(1);
         if let Some(machine) = self.machines.get_mut(&other) {
             machine.held = held;
         }
+        Ok(())
     }
 
     /// The process ends, and with it all that is not on its disk.
@@ -1119,7 +1129,8 @@ impl World {
         let is_known = self.leader().is_some_and(|leader| {
             let standing = leader.participant.replica().standing();
             let configuration = &standing.configuration;
-            let (term, agreed) = (standing.term, leader.participant.replica().log().parts().hard_state.commit);
+            let (term, agreed) =
+                (standing.term, leader.participant.replica().log().parts().hard_state.commit);
             let knows = |machine: &Machine| {
                 let log = machine.disk.durable();
                 let of = machine.node.as_ref().and_then(|node| node.era());
