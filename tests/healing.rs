@@ -169,7 +169,7 @@ async fn a_copied_data_directory_and_a_backup_start_as_new_nodes_and_a_foreign_l
     let mesh = cluster.client(stopped).await.unwrap();
     let mut kept = Vec::new();
     for value in 0..10 {
-        let job = mesh.sql(&format!("SELECT {value} AS one")).await.unwrap();
+        let job = mesh.sql(format!("SELECT {value} AS one")).await.unwrap();
         job.wait().await.unwrap();
         kept.push(job.id());
     }
