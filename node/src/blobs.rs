@@ -179,10 +179,11 @@ impl Blobs {
         self.receive_promised(plan, promise, stream).await
     }
 
-    /// Keeps a plan of this node's own.
-    pub async fn put_plan(&self, bytes: Bytes) -> Result<(), Failure> {
-        drop(self.0.disk.promise_plan(bytes.len() as u64)?);
-        hosts::Blobs::put(self, bytes).await.map(drop)
+    /// Keeps a plan of this node's own, `bytes` by its name.
+    pub async fn put_plan(&self, plan: Blob, bytes: Bytes) -> Result<(), Failure> {
+        drop(self.0.disk.promise_plan(plan.bytes)?);
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.write(plan, &bytes)).await?
     }
 
     async fn receive_promised<S>(
@@ -412,10 +413,7 @@ impl hosts::Blobs for Blobs {
         Box::pin(async move {
             blocking(move || {
                 let blob = Blob { id: blob_id(&bytes), bytes: bytes.len() as u64 };
-                let mut file = inner.create()?;
-                let write = inner.disk.take(blob.bytes).and_then(|()| file.write_all(&bytes));
-                write.map_err(|error| no_room(&error))?;
-                inner.keep(blob, file)?;
+                inner.write(blob, &bytes)?;
                 Ok(blob)
             })
             .await?
@@ -430,6 +428,14 @@ impl Inner {
 
     fn create(&self) -> Result<NamedTempFile, Failure> {
         NamedTempFile::with_prefix_in(".part-", &self.dir).map_err(|error| no_room(&error))
+    }
+
+    /// Keeps bytes by their name.
+    fn write(&self, blob: Blob, bytes: &[u8]) -> Result<(), Failure> {
+        let mut file = self.create()?;
+        let written = self.disk.take(blob.bytes).and_then(|()| file.write_all(bytes));
+        written.map_err(|error| no_room(&error))?;
+        self.keep(blob, file)
     }
 
     /// Moves a whole file to its place, where it is after a power cut, too.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use floe_protocol::node::check_name;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
@@ -104,6 +105,11 @@ pub fn is_beyond_loopback(address: &Multiaddr) -> bool {
         Protocol::Ip6(ip) => !ip.is_loopback() && !ip.is_unspecified(),
         _ => true,
     })
+}
+
+/// Reads what a node is to be called.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned())
 }
 
 /// Reads a size such as `256MiB`, `1.5GB` or `1073741824`.

@@ -76,7 +76,7 @@ impl Plans {
             });
         }
         drop(told);
-        self.blobs.put_plan(file).await?;
+        self.blobs.put_plan(plan, file).await?;
         let mut kept = BTreeSet::from([here]);
         let mut why = None;
         while !voters.is_quorum(&kept) {

@@ -50,6 +50,9 @@ pub fn leaderless(status: &Status) -> String {
             "no leader in this era: {node} is of epoch {} of mesh {}; {then}",
             rival.era.epoch, rival.era.mesh
         )
+    } else if !status.nodes.iter().any(|info| info.member.id == status.node) {
+        "no leader is heard of, and this node is no member any more: `floe status` at another node says who is missing"
+            .to_owned()
     } else if silent.is_empty() {
         "no leader at the moment: the voters are electing one".to_owned()
     } else if voters == 2 && lost == 1 && status.voters.contains(&status.node) {

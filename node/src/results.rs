@@ -33,7 +33,8 @@ const LONGEST_LOOK: Duration = Duration::from_secs(2);
 /// How often a driver that waits for a partition is told that there is none yet.
 const SIGN_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How long a partition that was lost may take to be made again, and how often it is looked for.
+/// How long a partition that was lost may take to be made again, and how soon it is looked for; each further time takes
+/// half as long again, up to [`LONGEST_LOOK`].
 const RECOMPUTE_PATIENCE: Duration = Duration::from_secs(60);
 const RECOMPUTE_LOOK: Duration = Duration::from_millis(150);
 
@@ -173,19 +174,19 @@ impl Results {
     /// A partition of a result, in this node's store or on its way here. One that its holders lost is made again by
     /// the leader, which this waits for.
     async fn find(&self, id: JobId, partition: u32) -> Result<Found, Failure> {
-        let deadline = Instant::now() + RECOMPUTE_PATIENCE;
+        let (deadline, mut wait) = (Instant::now() + RECOMPUTE_PATIENCE, RECOMPUTE_LOOK);
         loop {
             let placement = self.placement(id, partition).await?;
             match self.streams.find(&placement.segment(id, partition)).await {
                 Ok(found) => return Ok(found),
-                Err(failure) => self.make_again(failure, deadline).await?,
+                Err(failure) => self.make_again(failure, deadline, &mut wait).await?,
             }
         }
     }
 
     /// One partition's Arrow IPC streams, however many it has; made again like the former.
     async fn batches(&self, id: JobId, partition: u32) -> Result<Vec<Bytes>, Failure> {
-        let deadline = Instant::now() + RECOMPUTE_PATIENCE;
+        let (deadline, mut wait) = (Instant::now() + RECOMPUTE_PATIENCE, RECOMPUTE_LOOK);
         loop {
             let placement = self.placement(id, partition).await?;
             // Else only the partition knows its columns, be it empty.
@@ -204,7 +205,7 @@ impl Results {
                         files.into_iter().map(|file| stream_of(&hold(file)).map_err(Failure::internal));
                     return streams.collect();
                 }
-                Err(failure) => self.make_again(failure, deadline).await?,
+                Err(failure) => self.make_again(failure, deadline, &mut wait).await?,
             }
         }
     }
@@ -215,11 +216,17 @@ impl Results {
     }
 
     /// Has a lost partition made again; anything else stays the failure that it is.
-    async fn make_again(&self, failure: Failure, deadline: Instant) -> Result<(), Failure> {
+    async fn make_again(
+        &self,
+        failure: Failure,
+        deadline: Instant,
+        wait: &mut Duration,
+    ) -> Result<(), Failure> {
         match failure {
             Failure::InputLost { partition, node } if Instant::now() < deadline => {
                 self.mailbox.tell(Ask::Lost(partition, node)).await;
-                sleep(RECOMPUTE_LOOK).await;
+                sleep(*wait).await;
+                *wait = (*wait * 3 / 2).min(LONGEST_LOOK);
                 Ok(())
             }
             failure => Err(failure),

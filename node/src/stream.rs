@@ -215,7 +215,8 @@ fn not_sent(node: NodeId, partition: TaskId, error: &dyn Display) -> Failure {
 
 /// Says why a holder does not help.
 fn passed_over(segment: &Segment, node: NodeId, error: &Failure) -> Failure {
-    tracing::info!(partition = %segment.partition, %node, %error, "partition not had");
+    // Whoever needs it asks again and again.
+    tracing::debug!(partition = %segment.partition, %node, %error, "partition not had");
     Failure::InputLost { partition: segment.partition, node }
 }
 

@@ -7,6 +7,25 @@ use crate::ids::NodeId;
 /// Starts that an [`Incarnation`] knows the marks of. A node that has missed more of another's takes its word.
 pub const MAX_MARKS: usize = 16;
 
+/// The longest name of a node, in bytes: more than any machine's own, and a column of a table.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// The most addresses of a node, and the longest, in bytes.
+const MAX_ADDRESSES: usize = 64;
+const MAX_ADDRESS_BYTES: usize = 512;
+
+/// Whether a node may be called that: the text is shown to whoever looks at the mesh. The error says what is wrong.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
+        let shown: String = name.chars().take(32).collect();
+        return Err(format!(
+            "a node's name has 1 to {MAX_NAME_BYTES} bytes and no control characters, unlike `{}`",
+            shown.escape_debug()
+        ));
+    }
+    Ok(())
+}
+
 /// Which start of a node this is, of all from its data directory.
 ///
 /// A directory that was copied, or put back from a backup, counts on from where it was then. So each start also draws a
@@ -61,6 +80,25 @@ pub struct Member {
     pub incarnation: Incarnation,
 }
 
+impl Member {
+    /// Whether a mesh may take it in as it says it is: all of it is kept by every node. The error says what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        check_name(&self.name)?;
+        let long = |text: &String| text.len() > MAX_ADDRESS_BYTES;
+        if self.addresses.len() > MAX_ADDRESSES
+            || self.addresses.iter().chain([&self.peer, &self.version]).any(long)
+            || self.incarnation.marks.len() > MAX_MARKS
+        {
+            return Err(format!(
+                "node {} says more of itself than any node has to say: at most {MAX_ADDRESSES} addresses of \
+                 {MAX_ADDRESS_BYTES} bytes each",
+                self.name
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// What a node has to do at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
@@ -109,4 +147,20 @@ pub struct NodeInfo {
     pub alive: bool,
     /// Its load, from hints.
     pub load: Load,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_short_and_of_one_line() {
+        for good in ["a", "Ärger im Büro 2", &"x".repeat(MAX_NAME_BYTES)] {
+            assert_eq!(check_name(good), Ok(()));
+        }
+        for bad in ["", "a\nb", "\u{1b}[31mred", "a\0", "\u{9b}1m", &"x".repeat(MAX_NAME_BYTES + 1)] {
+            let error = check_name(bad).unwrap_err();
+            assert!(!error.contains(char::is_control) && error.len() < 200, "{error}");
+        }
+    }
 }

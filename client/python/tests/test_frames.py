@@ -2,6 +2,9 @@
 
 import io
 import pickle
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -27,6 +30,16 @@ def back(value, kind):
     if kind == "pandas":
         pd.testing.assert_frame_equal(from_file, from_stream)
     return encoded[0], from_file
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "numpy"])
+def test_a_library_that_another_thread_imports_just_now_has_no_frames_yet(monkeypatch, library):
+    half = ModuleType(library)
+    half.__spec__ = ModuleSpec(library, None)
+    half.__spec__._initializing = True
+    monkeypatch.setitem(sys.modules, library, half)
+    for value in (1, [1, 2], "text", object()):
+        assert frames.kind_of(value) is None
 
 
 PANDAS = {

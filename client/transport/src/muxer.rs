@@ -33,7 +33,8 @@ pub struct Yamux(yamux::Config);
 /// A connection and its streams.
 #[derive(Debug)]
 pub struct Muxer<C> {
-    connection: Connection<C>,
+    /// Nothing once it is closed.
+    connection: Option<Connection<C>>,
     /// What the other side opened and nobody has taken yet.
     waiting: VecDeque<yamux::Stream>,
     /// Who wants the next of them.
@@ -79,12 +80,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Yamux {
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     fn new(connection: Connection<C>) -> Self {
-        Self { connection, waiting: VecDeque::new(), wanted: None }
+        Self { connection: Some(connection), waiting: VecDeque::new(), wanted: None }
     }
 
     /// Reads and writes whatever there is, until the other side opens a stream.
     fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<yamux::Stream, ConnectionError>> {
-        match ready!(self.connection.poll_next_inbound(cx)) {
+        let Some(connection) = &mut self.connection else {
+            return Poll::Ready(Err(ConnectionError::Closed));
+        };
+        match ready!(connection.poll_next_inbound(cx)) {
             Some(opened) => Poll::Ready(opened),
             None => Poll::Ready(Err(ConnectionError::Closed)),
         }
@@ -113,11 +117,22 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Self::Substream, Self::Error>> {
-        self.connection.poll_new_outbound(cx)
+        match &mut self.connection {
+            Some(connection) => connection.poll_new_outbound(cx),
+            None => Poll::Ready(Err(ConnectionError::Closed)),
+        }
     }
 
+    /// Whoever reads or writes one of its streams hears of it. Yamux' own way to close does not tell them, and waits for as
+    /// long as the other side takes nothing, which may be the reason for closing. What was written goes out as far as the
+    /// connection takes it at once.
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.connection.poll_close(cx)
+        for _ in 0..MAX_WAITING {
+            let Poll::Ready(Ok(_)) = self.poll_opened(cx) else { break };
+        }
+        self.connection = None;
+        self.waiting.clear();
+        Poll::Ready(Ok(()))
     }
 
     /// Nothing but this moves the streams' bytes, so it goes on although nobody wants what the other side opens.
@@ -220,5 +235,33 @@ mod tests {
             assert_eq!(byte[0], at as u8, "in the order in which they were opened");
         }
         near.abort();
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_stream_hears_that_its_connection_was_closed() {
+        // The other side does nothing, as if it were stopped.
+        let (mut near, _far) = pair();
+        let mut reads = open(&mut near).await;
+        let mut writes = open(&mut near).await;
+        let reading = tokio::spawn(async move { reads.read(&mut [0]).await });
+        let writing = tokio::spawn(async move {
+            loop {
+                writes.write_all(&[0; FRAME_BYTES]).await?;
+                writes.flush().await?;
+            }
+        });
+        // Until both wait.
+        for _ in 0..64 {
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut near).poll(cx).is_ready())).await;
+            tokio::task::yield_now().await;
+        }
+        poll_fn(|cx| Pin::new(&mut near).poll_close(cx)).await.unwrap();
+        let ended = async {
+            assert!(reading.await.unwrap().is_ok_and(|bytes| bytes == 0));
+            let written: std::io::Result<()> = writing.await.unwrap();
+            assert!(written.is_err());
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.expect("both hear of it");
+        assert!(poll_fn(|cx| Pin::new(&mut near).poll_outbound(cx)).await.is_err());
     }
 }

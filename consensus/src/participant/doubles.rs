@@ -59,8 +59,10 @@ impl Participant {
     }
 
     /// Whether the leader may let a node in, or have its new start agreed on: not while the one that is known runs. The
-    /// error is final ([`Failure::Superseded`]) if that one does not end.
+    /// error is final ([`Failure::Superseded`]) if that one does not end, or if no mesh takes such a node
+    /// ([`Failure::Refused`]).
     pub fn admit(&mut self, member: &Member) -> Result<(), Failure> {
+        member.check().map_err(|message| Failure::Refused { message })?;
         let Some(known) = self.replica.state().members().get(&member.id) else { return Ok(()) };
         let is_own = member.id == self.member.id;
         let is_this = is_own && member.incarnation == self.member.incarnation;

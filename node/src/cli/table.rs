@@ -3,10 +3,30 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+/// The most characters of a cell: what others call their nodes and jobs is shown here.
+const MAX_CELL: usize = 1_000;
+
+/// Text for one line of a terminal, whoever wrote it: control characters are shown and not obeyed.
+pub(super) fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    for (at, character) in text.chars().enumerate() {
+        match character {
+            _ if at == MAX_CELL => {
+                plain.push('…');
+                break;
+            }
+            _ if character.is_control() => plain.extend(character.escape_debug()),
+            _ => plain.push(character),
+        }
+    }
+    plain
+}
+
 /// Lays rows out under their headers.
 pub(super) fn layout<const N: usize>(headers: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = headers.map(|header| header.chars().count());
-    for row in rows {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| plain(cell))).collect();
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -22,7 +42,7 @@ pub(super) fn layout<const N: usize>(headers: [&str; N], rows: &[[String; N]]) -
         text.push('\n');
     };
     line(headers);
-    for row in rows {
+    for row in &rows {
         line(row.each_ref().map(String::as_str));
     }
     text
@@ -79,6 +99,14 @@ mod tests {
     fn columns_are_in_line_and_lines_have_no_trailing_blanks() {
         let rows = [["1".into(), "näme".into()], ["22".into(), String::new()]];
         assert_eq!(layout(["ID", "NAME"], &rows), "ID  NAME\n1   näme\n22\n");
+    }
+
+    #[test]
+    fn what_others_wrote_stays_in_its_cell() {
+        let rows = [["\u{1b}[31ma\nb".to_owned()], ["x".repeat(100_000)]];
+        let text = layout(["NAME"], &rows);
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.contains(r"\u{1b}[31ma\nb") && text.len() < 3_000, "{text}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ const MAX_DRAWN: usize = 60;
 pub(super) fn draw(job: &JobStatus, mesh: &Status) -> String {
     let names: BTreeMap<NodeId, &str> =
         mesh.nodes.iter().map(|node| (node.member.id, node.member.name.as_str())).collect();
-    let name = |node: NodeId| names.get(&node).map_or_else(|| node.to_string(), |name| (*name).to_owned());
+    let name = |node: NodeId| names.get(&node).map_or_else(|| node.to_string(), |name| table::plain(name));
     let mut runs: Vec<&TaskRun> = job.timeline.iter().collect();
     runs.sort_by_key(|run| (run.started_at.unix_ms(), run.stage, run.partition));
     let (Some(begin), Some(end)) =

@@ -34,7 +34,7 @@ pub(super) struct UpArgs {
     #[arg(long)]
     lan: bool,
     /// What the node is called; the machine's name unless given
-    #[arg(long)]
+    #[arg(long, value_parser = config::parse_name)]
     name: Option<String>,
     /// Where the node keeps its identity, log and partitions; the first free one of the user's unless given
     #[arg(long, value_name = "DIR")]

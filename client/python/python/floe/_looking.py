@@ -7,6 +7,7 @@ has to be pickled, so here such methods are passed by. Runs on both sides.
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import Any
 
@@ -41,6 +42,12 @@ def answers(obj: Any, name: str) -> bool:
         return hasattr(obj, name)
     except Exception:
         return False
+
+
+def imported(library: str) -> Any:
+    """A module, None until it is imported to its end: before, nobody has an object of its classes."""
+    module = sys.modules.get(library)
+    return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
 
 
 def is_a(obj: Any, *classes: type) -> bool:

@@ -343,7 +343,7 @@ def _loaded(names: Iterable[str]) -> list[type]:
     found = []
     for name in names:
         library, *path = name.split(".")
-        value: Any = sys.modules.get(library)
+        value: Any = _looking.imported(library)
         for part in path:
             value = getattr(value, part, None)
         if value is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _remote, pickling, progress, vectorised
+from ._looking import imported
 from .errors import from_parts
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class _Polars(_Rows):
 
 
 def _instance(values: Any, library: str) -> bool:
-    module = sys.modules.get(library)
+    module = imported(library)
     return module is not None and isinstance(values, (module.DataFrame, module.Series))
 
 

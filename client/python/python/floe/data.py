@@ -6,13 +6,12 @@ import array
 import collections
 import copy
 import itertools
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, Iterator
 
 from . import _ipc, _remote, frames, pickling
-from ._looking import answers, is_a, name_of
+from ._looking import answers, imported, is_a, name_of
 from .errors import PartitionWarning, SchemaMismatch
 
 
@@ -63,14 +62,14 @@ class Partitioned:
 
 
 def _is_array(data: Any) -> bool:
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     return numpy is not None and is_a(data, numpy.ndarray) and data.ndim > 0
 
 
 def _series_kind(data: Any) -> str | None:
     """The kind of a series, None if it is none."""
     for kind in ("pandas", "polars"):
-        library = sys.modules.get(kind)
+        library = imported(kind)
         if library is not None and is_a(data, library.Series):
             return kind
     return None
@@ -78,7 +77,7 @@ def _series_kind(data: Any) -> str | None:
 
 def _column_kind(data: Any) -> str | None:
     """The library of a column's values without a frame: an index, an array of Arrow's; None if it is none."""
-    pandas, pyarrow = sys.modules.get("pandas"), sys.modules.get("pyarrow")
+    pandas, pyarrow = imported("pandas"), imported("pyarrow")
     if pandas is not None and is_a(data, pandas.Index, pandas.api.extensions.ExtensionArray):
         return "pandas"
     if pyarrow is not None and is_a(data, pyarrow.Array, pyarrow.ChunkedArray):

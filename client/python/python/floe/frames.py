@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import sys
 from typing import Any, Union
 
 from . import _ipc, pickling
-from ._looking import is_a
+from ._looking import imported, is_a
 
 # As in `_remote`.
 __floe_hidden__ = True
@@ -29,13 +28,13 @@ Encoded = Union["tuple[str, Any, int]", "tuple[str, Any]"]
 
 def kind_of(value: Any) -> str | None:
     """The kind of a frame, None if it is none. Imports nothing."""
-    pandas = sys.modules.get("pandas")
+    pandas = imported("pandas")
     if pandas is not None and is_a(value, pandas.DataFrame):
         return "pandas"
-    polars = sys.modules.get("polars")
+    polars = imported("polars")
     if polars is not None and is_a(value, polars.DataFrame, polars.LazyFrame):
         return "polars"
-    pyarrow = sys.modules.get("pyarrow")
+    pyarrow = imported("pyarrow")
     if pyarrow is not None and is_a(value, pyarrow.Table, pyarrow.RecordBatch):
         return "arrow"
     return None
@@ -78,7 +77,7 @@ def _is_only_polars(dtype: Any) -> bool:
 
 def _collected(value: Any) -> Any:
     """A lazy frame's result, anything else as it is."""
-    polars = sys.modules.get("polars")
+    polars = imported("polars")
     return value.collect() if polars is not None and is_a(value, polars.LazyFrame) else value
 
 

@@ -22,7 +22,7 @@ import uuid
 from typing import Any, Callable
 
 from . import _reducers, pickling
-from ._looking import attribute, is_a, module_of
+from ._looking import attribute, imported, is_a, module_of
 from .refs import Ref
 
 # As in `_remote`.
@@ -213,7 +213,7 @@ def _is_constant(value: Any) -> bool:
         return value.__self__ is None or is_a(value.__self__, types.ModuleType)
     if is_a(value, type):
         return _found(value) is value
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     return numpy is not None and (
         is_a(value, numpy.ufunc, numpy.dtype) or (is_a(value, numpy.generic) and not is_a(value, numpy.void))
     )

@@ -14,7 +14,7 @@ from joblib._parallel_backends import ParallelBackendBase, SequentialBackend
 
 from . import _remote, environment, pickling, ship
 from ._connect import default_mesh
-from ._looking import attribute, is_a
+from ._looking import attribute, imported, is_a
 from .call import Calls, Defined, Result
 from .environment import Needs
 from .errors import Cancelled
@@ -143,7 +143,7 @@ def _checksum(value: Any) -> int | None:
 
     Pickling such a thing again and finding that the mesh has it takes longer, and comes to the same.
     """
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     if numpy is None or type(value) is not numpy.ndarray or value.dtype.hasobject:
         return None
     if value.flags.c_contiguous or value.flags.f_contiguous:
@@ -158,7 +158,7 @@ def _size(value: Any) -> int:
     size = attribute(value, "nbytes")
     if type(size) is int:
         return size
-    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
+    pandas, polars = imported("pandas"), imported("polars")
     if pandas is not None and is_a(value, pandas.DataFrame, pandas.Series, pandas.Index):
         usage = value.memory_usage()
         return int(usage.sum()) if is_a(usage, pandas.Series) else int(usage)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import mmap
 import pickle
 import struct
-import sys
 from typing import Any
 
 from . import pickling
+from ._looking import imported
 
 # As in `_remote`.
 __floe_hidden__ = True
@@ -96,7 +96,7 @@ def guarded(value: Any) -> Any:
     Each call has the object for itself. But who writes to an array that was put into the mesh believes that
     others see it, and should hear that they do not. Arrow's tables cannot be written to in any case.
     """
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     if numpy is not None and issubclass(type(value), numpy.ndarray):
         value.flags.writeable = False
     return value

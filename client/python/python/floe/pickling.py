@@ -96,7 +96,7 @@ def dumps_function(
 
 
 def _registered() -> set[str]:
-    cloudpickle = sys.modules.get("cloudpickle")
+    cloudpickle = _looking.imported("cloudpickle")
     return cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else set()
 
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ._looking import imported
+
 #: How often a bar is drawn anew at most, in seconds.
 _INTERVAL = 0.1
 
@@ -106,7 +108,7 @@ def _time(seconds: float) -> str:
 
 def _in_notebook() -> bool:
     """Whether this runs in Jupyter, whose kernels draw what they are given."""
-    ipython = sys.modules.get("IPython")
+    ipython = imported("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell"
 
