@@ -39,6 +39,30 @@ async fn rust_functions_run_on_the_nodes_and_a_node_that_dies_changes_nothing() 
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// What waits for a node that is stopped hears of it on whichever node, the next leader too, which gives it up itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_on_a_leader_that_is_stopped_go_on_elsewhere() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let program = example("primes").display().to_string();
+    let through =
+        |node: usize| cluster.floe().command(cluster.args(node, &["run", &program])).spawn().unwrap();
+    let drivers = [1, 2].map(|other| through((leader + other) % 3));
+    wait_until("both sessions are there", DEADLINE, async || {
+        let jobs = cluster.run((leader + 1) % 3, &["jobs"]).await.ok()?.success().ok()?;
+        (jobs.lines().filter(|line| line.contains("running")).count() == drivers.len()).then_some(())
+    })
+    .await
+    .unwrap();
+    cluster.node(leader).stop().unwrap();
+    for driver in drivers {
+        let output =
+            tokio::time::timeout(DEADLINE, driver.wait_with_output()).await.expect("it ends").unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    cluster.node(leader).resume().unwrap();
+}
+
 /// Writes a program that any node can run.
 fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);

@@ -33,8 +33,9 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node that was told whom to join waits for any of them: a machine that is just starting too.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long others may call this node their leader that does not lead: as long as its former process is not missed.
-const NAMED_PATIENCE: Duration = Duration::from_secs(5);
+/// How often in a row others may call this node their leader that does not lead: for as long as its former process is not
+/// missed. It is not the time that counts, in which this process may have been stopped.
+const NAMED_LOOKS: u32 = 50;
 
 /// How long one look waits for a peer's view.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Result<(), Failure> {
     let mut started = Instant::now();
     let (mut hinted, mut had_mesh) = (false, false);
-    let mut named_since = None;
+    let mut named = 0;
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
         // A node that has just left its mesh for another looks around anew.
@@ -72,9 +73,10 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
                     mailbox.tell(Ask::WithholdVote(false)).await;
                     return Ok(());
                 }
-                Announced::Agreed | Announced::NotYet => named_since = None,
+                Announced::Agreed | Announced::NotYet => named = 0,
                 Announced::IsLeader => {
-                    if named_since.get_or_insert_with(Instant::now).elapsed() > NAMED_PATIENCE {
+                    named += 1;
+                    if named > NAMED_LOOKS {
                         let message = format!(
                             "another process runs as node {} and leads the mesh: this data directory is a copy",
                             member.name
@@ -211,7 +213,7 @@ async fn needed(mailbox: &Mailbox) -> Result<bool, Failure> {
 enum Announced {
     Agreed,
     NotYet,
-    /// The others say that this node leads them, which it does not.
+    /// Most of the others say that this node leads them, which it does not.
     IsLeader,
 }
 
@@ -226,7 +228,8 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<
         Some(_) => BTreeMap::new(),
         None => views_of_peers(mailbox, own).await,
     };
-    let told = views.values().filter(|view| view.era == own.era).find_map(|view| view.leader);
+    let same: Vec<_> = views.values().filter(|view| view.era == own.era).collect();
+    let told = same.iter().find_map(|view| view.leader);
     if leader.is_none() {
         // Whoever has a leader needs no vote of a start that the mesh does not know.
         mailbox.tell(Ask::WithholdVote(told.is_some())).await;
@@ -242,7 +245,10 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<
             }
         }
         None if own.leader.is_some() => mailbox.join(member.clone()).await,
-        None if told.is_some() => return Ok(Announced::IsLeader),
+        // One that was stopped for a while is late to miss the former process.
+        None if same.iter().filter(|view| view.leader == Some(own.node)).count() * 2 > same.len() => {
+            return Ok(Announced::IsLeader);
+        }
         None => return Ok(Announced::NotYet),
     };
     match outcome {

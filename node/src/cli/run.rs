@@ -50,12 +50,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<End> {
             None => args.connect.key_path()?,
         };
         let status = found.mesh.status().await?;
-        let addresses: Vec<String> = status
-            .nodes
-            .into_iter()
-            .filter(|info| info.alive)
-            .flat_map(|info| info.member.addresses)
-            .collect();
+        let mut alive: Vec<_> = status.nodes.into_iter().filter(|info| info.alive).collect();
+        // The node that was asked for is tried first, and not the same one by all drivers.
+        alive.sort_by_key(|info| info.member.id != status.node);
+        let addresses: Vec<String> = alive.into_iter().flat_map(|info| info.member.addresses).collect();
         let mut command = command(&args);
         command.env("FLOE_CONNECT", addresses.join(","));
         if let Some(key_file) = key_file {

@@ -33,8 +33,8 @@ const LEAVE_PATIENCE_MS: u64 = 3_000;
 /// How often it asks to be let go, or to be taken in.
 const ASK_INTERVAL_MS: u64 = 1_000;
 
-/// How long others may call a node their leader that does not lead.
-const NAMED_PATIENCE_MS: u64 = 5_000;
+/// How often in a row others may call a node their leader that does not lead, of once in [`ASK_INTERVAL_MS`].
+const NAMED_LOOKS: u32 = 5;
 
 /// Proposals passed on to the leader that may wait for its answer.
 const MAX_FORWARDED: usize = 1_024;
@@ -189,8 +189,8 @@ pub(super) struct Node {
     passed: u32,
     ask_due_ms: u64,
     leaving_since_ms: Option<u64>,
-    /// Since when others call it their leader, which it is not.
-    named_since_ms: Option<u64>,
+    /// How often in a row others have called it their leader, which it is not.
+    named: u32,
     joins: bool,
     bug: Option<Bug>,
 }
@@ -229,7 +229,7 @@ impl Node {
             passed: 0,
             ask_due_ms: 0,
             leaving_since_ms: None,
-            named_since_ms: None,
+            named: 0,
             joins,
             bug,
         })
@@ -612,17 +612,22 @@ impl Node {
         let entry = self.entry(Command::Join { member: self.member().clone() });
         let own = self.era();
         let same = self.views.values().filter(|(view, _)| view.era == own);
-        let told: Vec<_> = same.filter_map(|(view, _)| view.leader).collect();
+        let said: Vec<_> = same.map(|(view, _)| view.leader).collect();
+        let told: Vec<_> = said.iter().copied().flatten().collect();
         let named = told.iter().copied().find(|leader| self.peers.contains(leader));
         let known = self.participant.leader().filter(|leader| self.participant.is_connected(*leader));
         if known.is_none() {
             // Whoever has a leader needs no vote of a start that the mesh does not know.
             self.participant.withhold_vote(!told.is_empty());
         }
-        if known.is_some() || told.first() != Some(&self.id()) {
-            self.named_since_ms = None;
-        } else if self.now_ms() > *self.named_since_ms.get_or_insert(self.now_ms()) + NAMED_PATIENCE_MS {
-            return self.out.push(Out::BeginAnew);
+        let most = said.iter().filter(|leader| **leader == Some(self.id())).count() * 2 > said.len();
+        if known.is_some() || !most {
+            self.named = 0;
+        } else {
+            self.named += 1;
+            if self.named > NAMED_LOOKS {
+                return self.out.push(Out::BeginAnew);
+            }
         }
         match (known, named) {
             (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),
