@@ -309,8 +309,8 @@ def test_in_jobs(mesh, harm):
             states = mesh.parallelize(list(range(n)), work, n, merge=None).collect()
             break
         except ZeroDivisionError:
-            # Where the machine is busy it goes off before the function that set it has returned. If it went off
-            # in another one, it would each time.
+            # Where the machine is busy it goes off before the function that set it has returned. If it went
+            # off in another one, it would each time.
             if harm is not sets_an_alarm or left == 0:
                 raise
     assert all(other == states[0] for other in states)
