@@ -60,6 +60,11 @@ pub enum Event {
         /// Whose it is.
         owner: u64,
     },
+    /// Another era has ended in this one, and a job that runs here ran there too.
+    JobShared {
+        /// The job.
+        job: JobId,
+    },
     /// This era has ended: its jobs are in another's hands.
     Yielded {
         /// The era that goes on.

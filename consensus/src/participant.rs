@@ -575,12 +575,18 @@ impl Participant {
         // What this node promised in an era that it left is forgotten, so it must not promise anything there again.
         if blank && (self.era < Some(era) || gone) && !has_left(self.replica.log().left(), era) {
             self.spoke_ms.clear();
-            self.era = Some(era);
-            (self.obeyed_term, self.obeyed) = (0, None);
+            self.be_of(era);
             return true;
         }
         self.tell(from);
         false
+    }
+
+    /// Follows this era's leaders from now on. Their terms say nothing of another era's.
+    fn be_of(&mut self, era: Era) {
+        if self.era.replace(era) != Some(era) {
+            (self.obeyed_term, self.obeyed) = (0, None);
+        }
     }
 
     /// Whether an order is to be followed: not of a leader that has been replaced.
@@ -662,7 +668,9 @@ impl Participant {
             | Event::CarriedOn { .. }
             | Event::Restored { .. }
             | Event::Reconfigured => {
-                self.era = self.state().era().or(self.era);
+                if let Some(era) = self.state().era() {
+                    self.be_of(era);
+                }
                 self.dial_members();
             }
             Event::MemberJoined { member } => {
@@ -689,6 +697,7 @@ impl Participant {
             | Event::JobsFreed { .. }
             | Event::JobAccepted { .. }
             | Event::JobAdopted { .. }
+            | Event::JobShared { .. }
             | Event::StageDone { .. }
             | Event::JobEnded { .. }
             | Event::LeaderChanged { .. }

@@ -215,6 +215,8 @@ pub struct Standing {
     pub applied: u64,
     /// Voters and learners.
     pub configuration: Configuration,
+    /// Everybody whose vote may be asked for, also after this node has started again.
+    pub voting: BTreeSet<NodeId>,
 }
 
 /// One node's copy of the log and of the state.
@@ -223,8 +225,12 @@ pub struct Replica {
     state: StateMachine,
     config: Config,
     unwritten: Unwritten,
-    /// The term that is on disk.
+    /// The term that is on disk, and the last entry that is known there to be agreed on.
     durable_term: u64,
+    durable_commit: u64,
+    /// Index of the last change of the voters that applied, and who voted before it.
+    changed_index: u64,
+    former_voters: BTreeSet<NodeId>,
     arriving: Option<Arriving>,
     /// The node leaves its era, once that is on disk: all that it has left then.
     leaving: Option<Vec<Era>>,
@@ -259,7 +265,8 @@ impl Replica {
             Err(_) => StateMachine::default(),
         };
         let initial = log.initial_state().map_err(opening)?;
-        let (voters, durable_term) = (initial.conf_state.voters, initial.hard_state.term);
+        let voters = initial.conf_state.voters;
+        let (durable_term, durable_commit) = (initial.hard_state.term, initial.hard_state.commit);
         let raft_config = raft::Config {
             id: config.id.0,
             election_tick: config.election_ticks.start,
@@ -287,6 +294,9 @@ impl Replica {
             config,
             unwritten: Unwritten::default(),
             durable_term,
+            durable_commit,
+            changed_index: 0,
+            former_voters: BTreeSet::new(),
             arriving: None,
             leaving: None,
             withholds_vote: false,
@@ -617,7 +627,7 @@ impl Replica {
 
     /// What [`Replica::take_write`] gave is on disk. After an error the replica is not to be used any more.
     pub fn persisted(&mut self, written: Written) -> Result<Output, BrokenError> {
-        let Some(Promise { number, messages, term, dropped, .. }) = self.unwritten.written() else {
+        let Some(Promise { number, messages, term, commit, dropped, .. }) = self.unwritten.written() else {
             return Ok(Output::default());
         };
         if let Some(left) = &self.leaving {
@@ -631,6 +641,7 @@ impl Replica {
         }
         let mut output = Output { send: messages, ..Output::default() };
         self.durable_term = term.unwrap_or(self.durable_term);
+        self.durable_commit = commit.unwrap_or(self.durable_commit);
         self.raw.on_persist_ready(number);
         if let (Some(snapshot), Some(dropped)) = (written.checkpoint, dropped) {
             self.checkpointed(snapshot, dropped);
@@ -681,6 +692,7 @@ impl Replica {
             committed: raft.raft_log.committed,
             applied: self.state.applied(),
             configuration: self.configuration(),
+            voting: self.voting(),
         }
     }
 
@@ -764,7 +776,11 @@ impl Replica {
                     self.state.skip(entry.index);
                     // An unreadable or impossible change is refused alike on every node.
                     let change = ConfChangeV2::parse_from_bytes(&entry.data);
+                    let voting = self.voting();
                     if change.is_ok_and(|change| self.raw.apply_conf_change(&change).is_ok()) {
+                        (self.changed_index, self.former_voters) = (entry.index, voting);
+                        // With the next one it is on disk that this is agreed on. Started again before, this node might ask
+                        // for the votes of nodes that are gone.
                         self.checkpoint_outdated = true;
                         self.raw.mut_store().set_outdated();
                         events.push(Event::Reconfigured);

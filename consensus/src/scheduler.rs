@@ -118,6 +118,11 @@ pub enum Input {
         /// Whose it is.
         owner: u64,
     },
+    /// Nodes that come from another era may run tasks of a job of this one.
+    JobShared {
+        /// The job.
+        job: JobId,
+    },
     /// The mesh knows a stage's partitions.
     StageDone {
         /// The job.
@@ -317,6 +322,7 @@ impl Scheduler {
             Input::JobAdopted { job, work, succeeded, owner } => {
                 self.job_adopted(job, work, succeeded, owner);
             }
+            Input::JobShared { job } => self.inherit(job),
             Input::StageDone { job, stage } => self.stage_agreed(job, stage),
             Input::JobEnded { job, phase: JobPhase::Succeeded } => {
                 self.ending.remove(&job);
@@ -440,7 +446,7 @@ impl Scheduler {
         }
     }
 
-    /// The job ran under another leader.
+    /// The job ran under another leader too.
     fn inherit(&mut self, id: JobId) {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.inherited = true;
@@ -821,6 +827,7 @@ impl Input {
                 let work = work.clone();
                 Some(Self::JobAdopted { job: *job, work, succeeded: *succeeded, owner: *owner })
             }
+            Event::JobShared { job } => Some(Self::JobShared { job: *job }),
             Event::StageDone { job, stage } => Some(Self::StageDone { job: *job, stage: *stage }),
             Event::JobEnded { job, phase } => Some(Self::JobEnded { job: *job, phase: phase.clone() }),
             Event::MemberLeft { node } => Some(Self::NodeLeft { node: *node }),

@@ -51,7 +51,7 @@ impl Answers<'_> {
             leader,
             term: standing.term,
             nodes: nodes.collect(),
-            voters: standing.configuration.voting().into_iter().collect(),
+            voters: standing.voting.into_iter().collect(),
             rival: self.participant.rival(),
         }
     }

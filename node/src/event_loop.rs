@@ -356,6 +356,7 @@ impl EventLoop {
             }
             Applied::JobAccepted { .. }
             | Applied::JobAdopted { .. }
+            | Applied::JobShared { .. }
             | Applied::StageDone { .. }
             | Applied::JobEnded { .. }
             | Applied::Reconfigured => {}

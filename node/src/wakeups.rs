@@ -39,7 +39,10 @@ impl Wakeups {
             | Event::StageDone { job, .. }
             | Event::JobEnded { job, .. } => self.job(*job),
             Event::JobsFreed { jobs, .. } => jobs.iter().for_each(|job| self.job(*job)),
-            Event::Applied { .. } | Event::ReadReady { .. } | Event::DoorChanged => {}
+            Event::Applied { .. }
+            | Event::ReadReady { .. }
+            | Event::DoorChanged
+            | Event::JobShared { .. } => {}
             Event::MeshFounded { .. }
             | Event::MemberJoined { .. }
             | Event::MemberLeft { .. }

@@ -70,6 +70,24 @@ impl Replica {
         }
     }
 
+    /// Everybody whose vote counts, and those whose votes did before the last change while it might be forgotten: by this
+    /// node, should it start again, or, as far as a leader is told, by as many voters as it takes to elect another one.
+    pub(super) fn voting(&self) -> BTreeSet<NodeId> {
+        let configuration = self.configuration();
+        let (me, progress) = (self.config.id, self.raw.raft.prs());
+        let knows = |node: NodeId| match node == me {
+            true => self.durable_commit >= self.changed_index,
+            false => progress.get(node.0).is_some_and(|p| p.committed_index >= self.changed_index),
+        };
+        let Configuration { voters, .. } = &configuration;
+        let is_known = match self.leads() {
+            true => voters.iter().filter(|node| knows(**node)).count() * 2 > voters.len(),
+            false => knows(me),
+        };
+        let voting = configuration.voting();
+        if is_known { voting } else { &voting | &self.former_voters }
+    }
+
     pub(super) fn conf_state(&self) -> ConfState {
         self.raw.raft.prs().conf().to_conf_state()
     }

@@ -38,6 +38,8 @@ pub(super) struct Promise {
     pub(super) messages: Vec<(NodeId, Bytes)>,
     /// The term that is on disk with it, if it has one.
     pub(super) term: Option<u64>,
+    /// The same of the last entry that is agreed on.
+    pub(super) commit: Option<u64>,
     /// Of its checkpoint: the last entry that need not be kept then.
     pub(super) dropped: Option<(u64, u64)>,
     bytes: usize,
@@ -115,7 +117,9 @@ impl Unwritten {
             return None;
         }
         let mut promise = mem::take(&mut self.next);
-        promise.term = self.gathered.hard_state.as_ref().map(|hard_state| hard_state.term);
+        let hard_state = self.gathered.hard_state.as_ref();
+        promise.term = hard_state.map(|hard_state| hard_state.term);
+        promise.commit = hard_state.map(|hard_state| hard_state.commit);
         promise.dropped = self.gathered.checkpoint.as_ref().map(|checkpoint| checkpoint.dropped);
         self.under_way = Some(promise);
         self.ticks = 0;

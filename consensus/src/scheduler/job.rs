@@ -48,7 +48,8 @@ pub(super) struct Job {
     pub(super) stages: Vec<Stage>,
     /// It succeeded; its result must be kept, or made anew, until it is released.
     pub(super) succeeded: bool,
-    /// An earlier leader may have had tasks of it run on nodes that are gone: of what became of them nothing is known.
+    /// An earlier leader, or one of another era, may have had tasks of it run on nodes that are gone: of what became of
+    /// them nothing is known.
     pub(super) inherited: bool,
     /// Since when a task of it can run nowhere.
     pub(super) stuck_since_ms: Option<u64>,

@@ -29,7 +29,7 @@ pub const MAX_ATTEMPTS: u32 = 4;
 
 /// Nodes and processes that a query's task may take with it. After a first node it runs in a process of its own, so
 /// that the second of them is the process and proves that it was the task. Under a new leader, which cannot know what
-/// ran on nodes that are gone, it begins so.
+/// ran on nodes that are gone, it begins so, and where another era ran the same job.
 pub const MAX_CRASHES: usize = 2;
 
 /// Times that one task's inputs may turn out to be lost, under one leader.

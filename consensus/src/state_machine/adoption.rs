@@ -119,7 +119,7 @@ impl StateMachine {
                         work.map(|work| Event::JobAdopted { job: *id, work, succeeded: true, owner });
                     events.extend(adopted.or(freed));
                 }
-                Some(false) => {}
+                Some(false) => events.push(Event::JobShared { job: *id }),
                 Some(true) => {
                     self.reconcile(*id, &job, weights[id], events);
                     self.follow_release(*id, job.freed, events);

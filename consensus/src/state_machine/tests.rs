@@ -666,7 +666,8 @@ fn of_a_job_that_both_know_the_one_that_ended_is_right() {
         ]
     );
     assert!(matches!(events[4], Event::JobAdopted { job: JobId(3), .. }), "it has a result: {events:?}");
-    assert_eq!(events.len(), 6, "of job 4 nothing is new: {events:?}");
+    assert_eq!(events[5], Event::JobShared { job: JobId(4) }, "nothing is new of it, but where it may run");
+    assert_eq!(events.len(), 7, "{events:?}");
     let kept = state.job(JobId(4)).unwrap().work.as_ref().unwrap();
     assert_eq!(kept.outputs[0].as_ref().unwrap().placed[0].nodes, [NodeId(1)], "this era's own outputs stay");
 }

@@ -333,6 +333,18 @@ fn an_era_that_nobody_is_of_does_not_keep_a_node_from_joining() {
     assert!(eras[0].is_some() && eras[0] == eras[1], "{eras:?}\n{}", mesh.story);
 }
 
+#[test]
+fn a_node_that_obeyed_another_era_follows_the_one_that_it_founds() {
+    let mut mesh = Mesh::new();
+    mesh.boot(2, 9);
+    let other = Era { mesh: MeshId(5), epoch: 1, founder: NodeId(3) };
+    mesh.say(3, 2, PeerMessage::Lease { fence: Fence { era: other, term: 7 } });
+    mesh.run(12_000);
+    mesh.submit(2, 20, graph(&["scan x1".to_owned()])).unwrap();
+    mesh.run(1_000);
+    assert_eq!(mesh.runs(2).len(), 1, "{}", mesh.story);
+}
+
 /// Messages that no correct node sends, and some that it does.
 fn nonsense() -> impl Strategy<Value = PeerMessage> {
     let number = || prop_oneof![4 => 0..4_u64, 1 => Just(u64::MAX), 1 => 5..10_u64];

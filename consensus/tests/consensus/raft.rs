@@ -241,9 +241,10 @@ fn status(cluster: &mut Cluster) -> std::fmt::Result {
         let standing = replica.standing();
         let role = if standing.leads { "leads" } else { "follows" };
         let leader = standing.leader.map_or("nobody".to_owned(), |leader| format!("n{}", leader.0));
+        let former = &standing.voting - &standing.configuration.voting();
         writeln!(
             cluster.story,
-            "n{id} {role}{} term={} committed={} applied={} members={} voters=[{}] learners=[{}]{}",
+            "n{id} {role}{} term={} committed={} applied={} members={} voters=[{}] learners=[{}]{}{}",
             if standing.leads { String::new() } else { format!(" {leader}") },
             standing.term,
             standing.committed,
@@ -252,6 +253,7 @@ fn status(cluster: &mut Cluster) -> std::fmt::Result {
             names(&standing.configuration.voters),
             names(&standing.configuration.learners),
             if standing.configuration.outgoing.is_empty() { "" } else { " joint" },
+            if former.is_empty() { String::new() } else { format!(" asks=[{}]", names(&former)) },
         )?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use floe_consensus::Command;
-use floe_consensus::scheduler::{MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
+use floe_consensus::scheduler::{Input, MAX_DEATHS, ORPHAN_MS, RECONCILE_MS};
 use floe_consensus::state_machine::StageOutputs;
 use floe_protocol::{
     AttemptId, Failure, Freed, JobId, JobPhase, NodeId, OutputMeta, Placed, StageId, TaskId, WallTime,
@@ -86,6 +86,8 @@ enum ScriptCommand {
     Ample(Vec<u64>),
     /// A new leader.
     Elect,
+    /// Another era ended in this one, which ran the same job.
+    Share(u64),
     Cancel(u64),
     Release(u64),
     /// Nodes have stored what came with a job.
@@ -246,6 +248,7 @@ impl goldenscript::Runner for Runner {
             ScriptCommand::Short(ids) => self.set_short(ids, true)?,
             ScriptCommand::Ample(ids) => self.set_short(ids, false)?,
             ScriptCommand::Elect => self.0.elect(),
+            ScriptCommand::Share(id) => self.0.step(Input::JobShared { job: job(*id) }),
             ScriptCommand::Cancel(id) => drop(self.0.commit(cancel(*id))),
             ScriptCommand::Release(id) => drop(self.0.commit(release(vec![job(*id)]))),
             ScriptCommand::Store { job: id, nodes } => {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
-use floe_consensus::membership::{Configuration, Decision, genesis};
+use floe_consensus::membership::{Decision, genesis};
 use floe_consensus::replica::{BrokenError, Config, OpenError, TICK_MS};
 use floe_consensus::{
     Action, Command, Entry, Event, MemoryLog, Order, Participant, Persist, ProposeError, Reading, Replica,
@@ -346,8 +346,7 @@ impl Node {
             Wire::Kept(partition) => self.participant.copied(partition, from, true),
             Wire::AskNeeded => {
                 let standing = self.participant.replica().standing();
-                let Configuration { voters, outgoing, .. } = standing.configuration;
-                let needed = !standing.leads || voters.contains(&from) || outgoing.contains(&from);
+                let needed = !standing.leads || standing.voting.contains(&from);
                 self.send(from, Wire::Needed(needed));
             }
             Wire::Needed(needed) => {
