@@ -21,6 +21,7 @@ pub mod event;
 pub mod log;
 pub mod membership;
 pub mod participant;
+pub mod rejoin;
 pub mod replica;
 pub mod scheduler;
 pub mod state_machine;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use floe_consensus::Command;
 use floe_consensus::membership::{Decision, genesis};
+use floe_consensus::rejoin::{Next, Rejoin, knows_leader};
 use floe_protocol::message::MeshView;
 use floe_protocol::{Failure, Member, NodeId, Request, Response};
 use floe_transport::Refusal;
@@ -33,10 +34,6 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node that was told whom to join waits for any of them: a machine that is just starting too.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often in a row others may call this node their leader that does not lead: for as long as its former process is not
-/// missed. It is not the time that counts, in which this process may have been stopped.
-const NAMED_LOOKS: u32 = 50;
-
 /// How long one look waits for a peer's view.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -47,7 +44,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Result<(), Failure> {
     let mut started = Instant::now();
     let (mut hinted, mut had_mesh) = (false, false);
-    let mut named = 0;
+    let mut rejoin = Rejoin::default();
     loop {
         let own = mailbox.ask(Ask::Mesh).await?;
         // A node that has just left its mesh for another looks around anew.
@@ -68,22 +65,9 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
                 }
             }
             // The mesh is known; its leader learns this start's addresses and capacity.
-            match announce(mailbox, member, &own).await? {
-                Announced::Agreed if listed(mailbox, member).await? => {
-                    mailbox.tell(Ask::WithholdVote(false)).await;
-                    return Ok(());
-                }
-                Announced::Agreed | Announced::NotYet => named = 0,
-                Announced::IsLeader => {
-                    named += 1;
-                    if named > NAMED_LOOKS {
-                        let message = format!(
-                            "another process runs as node {} and leads the mesh: this data directory is a copy",
-                            member.name
-                        );
-                        return Err(Failure::Superseded { message });
-                    }
-                }
+            if announce(mailbox, member, &own, &mut rejoin).await? && listed(mailbox, member).await? {
+                mailbox.tell(Ask::WithholdVote(false)).await;
+                return Ok(());
             }
             sleep(look_interval(&own)).await;
             continue;
@@ -209,33 +193,23 @@ async fn needed(mailbox: &Mailbox) -> Result<bool, Failure> {
     }
 }
 
-/// What came of telling the mesh where this node is.
-enum Announced {
-    Agreed,
-    NotYet,
-    /// Most of the others say that this node leads them, which it does not.
-    IsLeader,
-}
-
-/// Tells the leader of this node's mesh where it is now. It may be refused for good: the mesh knows of another start of
-/// this node.
+/// Tells the leader of this node's mesh where it is now. Returns whether that is agreed on; it may be refused for good,
+/// since the mesh knows of another start of this node.
 ///
 /// A node that had left hears nothing of its mesh any more, so it asks its peers who leads.
-async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<Announced, Failure> {
-    // A leader that is gone for good is not forgotten by those to whom nobody says so.
-    let leader = own.leader.filter(|leader| own.peers.contains(leader));
-    let views = match leader {
-        Some(_) => BTreeMap::new(),
-        None => views_of_peers(mailbox, own).await,
-    };
-    let same: Vec<_> = views.values().filter(|view| view.era == own.era).collect();
-    let told = same.iter().find_map(|view| view.leader);
-    if leader.is_none() {
-        // Whoever has a leader needs no vote of a start that the mesh does not know.
-        mailbox.tell(Ask::WithholdVote(told.is_some())).await;
+async fn announce(
+    mailbox: &Mailbox,
+    member: &Member,
+    own: &MeshView,
+    rejoin: &mut Rejoin,
+) -> Result<bool, Failure> {
+    let views = if knows_leader(own) { BTreeMap::new() } else { views_of_peers(mailbox, own).await };
+    let look = rejoin.look(own, &views);
+    if let Some(withholds) = look.withholds {
+        mailbox.tell(Ask::WithholdVote(withholds)).await;
     }
-    let outcome = match told.filter(|leader| *leader != own.node) {
-        Some(leader) => {
+    let outcome = match look.next {
+        Next::Tell(leader) => {
             let request = Request::Join { member: member.clone() };
             match mailbox.network().call(leader, &request, config::CALL_TIMEOUT).await {
                 Ok(Response::Done) => Ok(()),
@@ -244,19 +218,22 @@ async fn announce(mailbox: &Mailbox, member: &Member, own: &MeshView) -> Result<
                 Err(error) => Err(Failure::internal(error)),
             }
         }
-        None if own.leader.is_some() => mailbox.join(member.clone()).await,
-        // One that was stopped for a while is late to miss the former process.
-        None if same.iter().filter(|view| view.leader == Some(own.node)).count() * 2 > same.len() => {
-            return Ok(Announced::IsLeader);
+        Next::Propose => mailbox.join(member.clone()).await,
+        Next::Wait => return Ok(false),
+        Next::Superseded => {
+            let message = format!(
+                "another process runs as node {} and leads the mesh: this data directory is a copy",
+                member.name
+            );
+            return Err(Failure::Superseded { message });
         }
-        None => return Ok(Announced::NotYet),
     };
     match outcome {
-        Ok(()) => Ok(Announced::Agreed),
+        Ok(()) => Ok(true),
         Err(failure) if is_final(&failure) => Err(failure),
         Err(failure) => {
             tracing::debug!(%failure, "not announced to the mesh yet");
-            Ok(Announced::NotYet)
+            Ok(false)
         }
     }
 }

@@ -12,6 +12,7 @@ mod jobs;
 mod network;
 mod node;
 mod scale;
+mod story;
 mod world;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
 use floe_consensus::membership::{Decision, genesis};
+use floe_consensus::rejoin::{Next, Rejoin, knows_leader};
 use floe_consensus::replica::{BrokenError, Config, OpenError, TICK_MS};
 use floe_consensus::{
     Action, Command, Entry, Event, MemoryLog, Order, Participant, Persist, ProposeError, Reading, Replica,
@@ -32,9 +33,6 @@ const LEAVE_PATIENCE_MS: u64 = 3_000;
 
 /// How often it asks to be let go, or to be taken in.
 const ASK_INTERVAL_MS: u64 = 1_000;
-
-/// How often in a row others may call a node their leader that does not lead, of once in [`ASK_INTERVAL_MS`].
-const NAMED_LOOKS: u32 = 5;
 
 /// Proposals passed on to the leader that may wait for its answer.
 const MAX_FORWARDED: usize = 1_024;
@@ -189,8 +187,7 @@ pub(super) struct Node {
     passed: u32,
     ask_due_ms: u64,
     leaving_since_ms: Option<u64>,
-    /// How often in a row others have called it their leader, which it is not.
-    named: u32,
+    rejoin: Rejoin,
     joins: bool,
     bug: Option<Bug>,
 }
@@ -229,7 +226,7 @@ impl Node {
             passed: 0,
             ask_due_ms: 0,
             leaving_since_ms: None,
-            named: 0,
+            rejoin: Rejoin::default(),
             joins,
             bug,
         })
@@ -604,32 +601,25 @@ impl Node {
     /// Makes this start known to the mesh. One that was removed while it was away hears of no leader by itself:
     /// it asks its peers.
     fn come_back(&mut self) {
-        if self.now_ms() < self.ask_due_ms {
-            return self.ask_for_views();
+        let own = self.participant.view();
+        if !knows_leader(&own) {
+            self.ask_for_views();
+        }
+        let views = self.views.iter().map(|(node, (view, _))| (*node, view.clone())).collect();
+        let look = self.rejoin.look(&own, &views);
+        if let Some(withholds) = look.withholds {
+            self.participant.withhold_vote(withholds);
+        }
+        if look.next == Next::Superseded {
+            return self.out.push(Out::BeginAnew);
+        }
+        if look.next == Next::Wait || self.now_ms() < self.ask_due_ms {
+            return;
         }
         self.ask_due_ms = self.now_ms() + ASK_INTERVAL_MS;
         let entry = self.entry(Command::Join { member: self.member().clone() });
-        let own = self.era();
-        let same = self.views.values().filter(|(view, _)| view.era == own);
-        let said: Vec<_> = same.map(|(view, _)| view.leader).collect();
-        let told: Vec<_> = said.iter().copied().flatten().collect();
-        let named = told.iter().copied().find(|leader| self.peers.contains(leader));
-        let known = self.participant.leader().filter(|leader| self.participant.is_connected(*leader));
-        if known.is_none() {
-            // Whoever has a leader needs no vote of a start that the mesh does not know.
-            self.participant.withhold_vote(!told.is_empty());
-        }
-        let most = said.iter().filter(|leader| **leader == Some(self.id())).count() * 2 > said.len();
-        if known.is_some() || !most {
-            self.named = 0;
-        } else {
-            self.named += 1;
-            if self.named > NAMED_LOOKS {
-                return self.out.push(Out::BeginAnew);
-            }
-        }
-        match (known, named) {
-            (None, Some(leader)) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),
+        match look.next {
+            Next::Tell(leader) => self.forward(leader, entry, Asker::Nobody, MAX_HOPS),
             _ => self.ask(entry, Asker::Nobody),
         }
     }

@@ -1,0 +1,147 @@
+//! A node that comes back to its mesh: whom it tells where it is now, whether it takes part in elections meanwhile, and
+//! when it turns out to be a copy of one that runs.
+//!
+//! ```text
+//!   started, with a log ──look──> tell the leader ──agreed──> listed as it is now
+//!                        │  ^
+//!                        └──┴─ nobody leads: wait, and vote
+//!                        └───> the others say that this node leads, look after look: it is a copy
+//! ```
+
+use std::collections::BTreeMap;
+
+use floe_protocol::NodeId;
+use floe_protocol::message::MeshView;
+
+/// How often in a row others may call this node their leader that does not lead: for as long as its former process is not
+/// missed, at ten looks a second. It is not the time that counts, in which this process may have been stopped.
+pub const NAMED_LOOKS: u32 = 50;
+
+/// What a node does after a look around.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It tells its mesh by itself: it knows the leader, or leads.
+    Propose,
+    /// It tells this node, which leads as others say.
+    Tell(NodeId),
+    /// It looks again.
+    Wait,
+    /// It ends: another process leads the mesh under its name, with its data directory.
+    Superseded,
+}
+
+/// What a look around showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// What to do.
+    pub next: Next,
+    /// Whether the node keeps out of elections ([`crate::Participant::withhold_vote`]); `None` leaves it as it is. Whoever
+    /// has a leader needs no vote of a start that the mesh does not know.
+    pub withholds: Option<bool>,
+}
+
+/// A node on its way back into its mesh.
+#[derive(Clone, Debug, Default)]
+pub struct Rejoin {
+    /// How often in a row others have called it their leader.
+    named: u32,
+}
+
+impl Rejoin {
+    /// Takes in what this node knows of its mesh, `own`, and what each of its peers answered. Nobody need be asked by a
+    /// node that [`knows_leader`].
+    pub fn look(&mut self, own: &MeshView, views: &BTreeMap<NodeId, MeshView>) -> Look {
+        if knows_leader(own) {
+            self.named = 0;
+            return Look { next: Next::Propose, withholds: None };
+        }
+        let leaders: Vec<_> =
+            views.values().filter(|view| view.era == own.era).map(|view| view.leader).collect();
+        let others = leaders.iter().copied().flatten().filter(|leader| *leader != own.node);
+        let told = others.min_by_key(|leader| (!own.peers.contains(leader), *leader));
+        let withholds = Some(leaders.iter().any(Option::is_some));
+        // One that was stopped for a while is late to miss the former process.
+        let is_named = leaders.iter().filter(|leader| **leader == Some(own.node)).count() * 2 > leaders.len();
+        self.named = if is_named { self.named + 1 } else { 0 };
+        let next = match told {
+            _ if self.named > NAMED_LOOKS => Next::Superseded,
+            Some(leader) if !is_named => Next::Tell(leader),
+            None if own.leader.is_some() && !is_named => Next::Propose,
+            _ => Next::Wait,
+        };
+        Look { next, withholds }
+    }
+}
+
+/// Whether a node hears from a leader. One that is gone for good is not forgotten by those to whom nobody says so.
+pub fn knows_leader(own: &MeshView) -> bool {
+    own.leader.is_some_and(|leader| own.peers.contains(&leader))
+}
+
+#[cfg(test)]
+mod tests {
+    use floe_protocol::{Era, MeshId};
+
+    use super::*;
+
+    const ERA: Era = Era { mesh: MeshId(7), epoch: 1, founder: NodeId(1) };
+
+    fn view(node: u64, leader: Option<u64>) -> MeshView {
+        MeshView {
+            node: NodeId(node),
+            era: Some(ERA),
+            work_ms: None,
+            leader: leader.map(NodeId),
+            peers: vec![NodeId(1), NodeId(2), NodeId(3)],
+            ended: Vec::new(),
+            members: Vec::new(),
+        }
+    }
+
+    /// What node 1 finds, of which the others say that these lead.
+    fn look(rejoin: &mut Rejoin, own: &MeshView, leaders: &[Option<u64>]) -> Look {
+        let views = (2..).zip(leaders).map(|(node, leader)| (NodeId(node), view(node, *leader)));
+        rejoin.look(own, &views.collect())
+    }
+
+    #[test]
+    fn the_leader_is_told_and_needs_no_vote() {
+        let mut rejoin = Rejoin::default();
+        let found = look(&mut rejoin, &view(1, None), &[None, Some(2)]);
+        assert_eq!(found, Look { next: Next::Tell(NodeId(2)), withholds: Some(true) });
+        let found = look(&mut rejoin, &view(1, Some(3)), &[]);
+        assert_eq!(found, Look { next: Next::Propose, withholds: None }, "it hears from it");
+        let found = look(&mut rejoin, &view(1, None), &[None, None]);
+        assert_eq!(found, Look { next: Next::Wait, withholds: Some(false) }, "they need its vote");
+    }
+
+    #[test]
+    fn a_leader_that_is_gone_is_asked_after() {
+        let gone = MeshView { peers: vec![NodeId(1), NodeId(2)], ..view(1, Some(3)) };
+        let found = look(&mut Rejoin::default(), &gone, &[Some(2)]);
+        assert_eq!(found.next, Next::Tell(NodeId(2)));
+        // One that can be reached goes before one that cannot.
+        let found = look(&mut Rejoin::default(), &gone, &[Some(3), Some(2)]);
+        assert_eq!(found.next, Next::Tell(NodeId(2)));
+    }
+
+    #[test]
+    fn what_others_say_of_another_era_counts_for_nothing() {
+        let other = MeshView { era: Some(Era { epoch: 2, ..ERA }), ..view(2, Some(2)) };
+        let found = Rejoin::default().look(&view(1, None), &BTreeMap::from([(NodeId(2), other)]));
+        assert_eq!(found, Look { next: Next::Wait, withholds: Some(false) });
+    }
+
+    #[test]
+    fn a_copy_is_found_out_when_most_others_say_so_for_long() {
+        let mut rejoin = Rejoin::default();
+        for _ in 0..NAMED_LOOKS {
+            let found = look(&mut rejoin, &view(1, None), &[Some(1), Some(1)]);
+            assert_eq!(found, Look { next: Next::Wait, withholds: Some(true) });
+        }
+        let mut once = rejoin.clone();
+        assert_eq!(look(&mut once, &view(1, None), &[None, Some(1)]).next, Next::Wait, "one may have slept");
+        assert_eq!(look(&mut once, &view(1, None), &[Some(1), Some(1)]).next, Next::Wait, "it begins anew");
+        assert_eq!(look(&mut rejoin, &view(1, None), &[Some(1), Some(1)]).next, Next::Superseded);
+    }
+}
