@@ -71,6 +71,7 @@ pub fn job(status: &JobStatus) -> Value {
         "ended_unix_ms": status.ended_at.map(|at| at.unix_ms()),
         "tasks": tasks,
         "done": done,
+        "waits_for": status.waits_for,
         "stages": stages,
     })
 }

@@ -342,6 +342,7 @@ impl StateMachine {
             submitted_at: job.submitted_at,
             ended_at: job.ended_at,
             timeline: Vec::new(),
+            waits_for: None,
         })
     }
 

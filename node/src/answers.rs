@@ -75,11 +75,13 @@ impl Answers<'_> {
         newest.into_iter().filter_map(|(_, id)| self.progress(id).ok()).collect()
     }
 
-    /// On the leader: the counts of tasks that run, which the replicated state does not hold.
+    /// On the leader: the counts of tasks that run, and whom the job waits for, which the replicated state does not hold.
     fn with_live_counts(&self, mut job: JobStatus) -> JobStatus {
-        if let Some(stages) = self.participant.scheduler().and_then(|scheduler| scheduler.progress(job.id)) {
+        let Some(scheduler) = self.participant.scheduler() else { return job };
+        if let Some(stages) = scheduler.progress(job.id) {
             job.stages = stages;
         }
+        job.waits_for = scheduler.waits_for(job.id).map(str::to_owned);
         job
     }
 

@@ -179,7 +179,7 @@ impl Results {
             let placement = self.placement(id, partition).await?;
             match self.streams.find(&placement.segment(id, partition)).await {
                 Ok(found) => return Ok(found),
-                Err(failure) => self.make_again(failure, deadline, &mut wait).await?,
+                Err(failure) => self.make_again(id, failure, deadline, &mut wait).await?,
             }
         }
     }
@@ -205,7 +205,7 @@ impl Results {
                         files.into_iter().map(|file| stream_of(&hold(file)).map_err(Failure::internal));
                     return streams.collect();
                 }
-                Err(failure) => self.make_again(failure, deadline, &mut wait).await?,
+                Err(failure) => self.make_again(id, failure, deadline, &mut wait).await?,
             }
         }
     }
@@ -215,9 +215,11 @@ impl Results {
         made.ok_or_else(|| Failure::Refused { message: format!("job {id} has no partition {partition}") })
     }
 
-    /// Has a lost partition made again; anything else stays the failure that it is.
+    /// Has a lost partition made again; anything else stays the failure that it is. One that cannot be made while a node is
+    /// away is refused in the end, with what it waits for: it is kept, and whoever wants it comes again.
     async fn make_again(
         &self,
+        id: JobId,
         failure: Failure,
         deadline: Instant,
         wait: &mut Duration,
@@ -228,6 +230,19 @@ impl Results {
                 sleep(*wait).await;
                 *wait = (*wait * 3 / 2).min(LONGEST_LOOK);
                 Ok(())
+            }
+            failure @ Failure::InputLost { partition, .. } => {
+                let known = self.mailbox.call_leader(&Request::Progress { id }, config::CALL_TIMEOUT).await;
+                let waits_for = match known {
+                    Some(Response::Job(status)) => status.waits_for,
+                    _ => None,
+                };
+                Err(waits_for.map_or(failure, |waits_for| Failure::Refused {
+                    message: format!(
+                        "partition {} of the result cannot be had now: job {id} {waits_for}; read it again then",
+                        partition.partition
+                    ),
+                }))
             }
             failure => Err(failure),
         }

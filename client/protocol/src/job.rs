@@ -160,6 +160,9 @@ pub struct JobStatus {
     pub other_ends: Vec<JobPhase>,
     /// Tasks that ran, in order of their end: who ran what, when. At most [`MAX_TIMELINE`] of them.
     pub timeline: Vec<TaskRun>,
+    /// Whom it waits for, and why, as long as only nodes that are away could help; be it that its result was lost and is
+    /// to be made again.
+    pub waits_for: Option<String>,
 }
 
 impl JobStatus {

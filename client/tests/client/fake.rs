@@ -141,6 +141,7 @@ pub(crate) fn job(phase: JobPhase) -> Response {
         ended_at: None,
         other_ends: Vec::new(),
         timeline: Vec::new(),
+        waits_for: None,
     })
 }
 

@@ -53,6 +53,8 @@ pub(super) struct Job {
     pub(super) inherited: bool,
     /// Since when a task of it can run nowhere.
     pub(super) stuck_since_ms: Option<u64>,
+    /// Whom it waits for, if that might mend it.
+    pub(super) waits_for: Option<String>,
     /// Of a standing job: when a node last said that the driver is connected to it, or when the wait for that began.
     pub(super) attended_ms: Option<u64>,
 }
@@ -167,6 +169,7 @@ impl Job {
             succeeded: false,
             inherited: false,
             stuck_since_ms: None,
+            waits_for: None,
             attended_ms: None,
         };
         for (consumer, spec) in graph.stages.iter().enumerate() {

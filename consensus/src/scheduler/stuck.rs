@@ -18,6 +18,9 @@ pub const UNSEEN_PATIENCE_MS: u64 = 10_000;
 /// again, and nobody else has it.
 pub const AWAY_PATIENCE_MS: u64 = 600_000;
 
+/// How long a job waits before its driver is told: nodes come and go.
+const SAID_MS: u64 = 3_000;
+
 /// Nodes that are named together in a failure; of more than these, how many.
 const MAX_NAMED: usize = 4;
 
@@ -30,23 +33,40 @@ const MAX_WHY_CHARS: usize = 300;
 /// Said of a node that lacks a job's plan.
 const NO_PLAN: &str = "did not find the job's plan";
 
+/// Why a job can run nowhere.
+struct Stuck {
+    /// How it ends for that.
+    failure: Failure,
+    /// Nodes that might mend it, should they come back, and what they may have that no other has.
+    away: BTreeSet<NodeId>,
+    what: &'static str,
+    /// How long it waits for them.
+    patience_ms: u64,
+}
+
 impl Scheduler {
     /// Ends a job that can run nowhere: at once if no node that is away could help, else after a while.
     pub(super) fn check_stuck(&mut self, id: JobId) {
         if self.settling.is_some() {
             return;
         }
-        let Some((failure, patience_ms)) = self.stuck(id) else {
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.stuck_since_ms = None;
-            }
+        let stuck = self.stuck(id);
+        let waits_for = stuck.as_ref().and_then(|stuck| stuck.waits_for(&self.nodes));
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(Stuck { failure, patience_ms, .. }) = stuck else {
+            (job.stuck_since_ms, job.waits_for) = (None, None);
             return;
         };
-        let Some(job) = self.jobs.get_mut(&id) else { return };
         let since = *job.stuck_since_ms.get_or_insert(self.now_ms);
+        job.waits_for = waits_for.filter(|_| self.now_ms >= since + SAID_MS);
         if self.now_ms >= since + patience_ms {
             self.fail(id, failure);
         }
+    }
+
+    /// What a job waits for that can run nowhere until a node comes back.
+    pub fn waits_for(&self, job: JobId) -> Option<&str> {
+        self.jobs.get(&job)?.waits_for.as_deref()
     }
 
     /// A node is there that may have the plans that others looked for in vain.
@@ -63,9 +83,11 @@ impl Scheduler {
         }
     }
 
-    /// Why a job can run nowhere, and for how long a node that is away might mend that.
-    fn stuck(&mut self, id: JobId) -> Option<(Failure, u64)> {
-        let patience_ms = |away: bool| if away { UNSEEN_PATIENCE_MS } else { 0 };
+    fn stuck(&mut self, id: JobId) -> Option<Stuck> {
+        let short = |failure, away: BTreeSet<NodeId>, what| {
+            let patience_ms = if away.is_empty() { 0 } else { UNSEEN_PATIENCE_MS };
+            Some(Stuck { failure, away, what, patience_ms })
+        };
         let now_ms = self.now_ms;
         let job = self.jobs.get_mut(&id)?;
         if let Some(lost) = job.lost_submission() {
@@ -74,9 +96,10 @@ impl Scheduler {
             let node = placed.get(lost.partition as usize)?.nodes.first().copied().unwrap_or(NodeId(0));
             let absent =
                 |node: &NodeId| self.nodes.get(*node).is_some_and(|n| n.standing == Standing::Absent);
-            let away = job.task(lost).troubles().away.iter().any(absent);
-            let patience_ms = if away { AWAY_PATIENCE_MS } else { UNSEEN_PATIENCE_MS };
-            return Some((Failure::SubmissionLost { partition: Some(partition), node }, patience_ms));
+            let away: BTreeSet<_> = job.task(lost).troubles().away.iter().copied().filter(absent).collect();
+            let patience_ms = if away.is_empty() { UNSEEN_PATIENCE_MS } else { AWAY_PATIENCE_MS };
+            let failure = Failure::SubmissionLost { partition: Some(partition), node };
+            return Some(Stuck { failure, away, what: "a part of what came with it", patience_ms });
         }
         for position in 0..job.stages.len() {
             if job.next_ready(position).is_none() {
@@ -98,19 +121,33 @@ impl Scheduler {
                 seen_by.iter().copied().filter(|node| absent(node) && !refuses(node)).collect();
             if !unfit {
                 let failure = stage.unseen(&self.nodes, &away);
-                return Some((failure, patience_ms(!away.is_empty())));
+                return short(failure, away, "its files");
             }
             // Whoever was here a moment ago may be starting again.
             let lately = |node: &Node| now_ms < node.heard_ms + UNSEEN_PATIENCE_MS;
             let others = self.nodes.iter().filter(|(id, node)| absent(id) && !refuses(id) && lately(node));
             away.extend(others.map(|(id, _)| id));
-            let failure = match planless {
-                Some((node, _)) => Failure::SubmissionLost { partition: None, node: *node },
-                None => stage.none_fits(&self.nodes, &away),
+            return match planless {
+                Some((node, _)) => {
+                    short(Failure::SubmissionLost { partition: None, node: *node }, away, "its plan")
+                }
+                None => short(stage.none_fits(&self.nodes, &away), away, "what its function needs"),
             };
-            return Some((failure, patience_ms(!away.is_empty())));
         }
         None
+    }
+}
+
+impl Stuck {
+    /// The sentence for who waits for the job, if it waits for anybody.
+    fn waits_for(&self, nodes: &Nodes) -> Option<String> {
+        let time = match self.patience_ms / 1_000 {
+            seconds if seconds < 120 => format!("{seconds} s"),
+            seconds => format!("{} min", seconds / 60),
+        };
+        let names = joined(nodes, &self.away.iter().copied().collect::<Vec<_>>());
+        (!self.away.is_empty())
+            .then(|| format!("waits up to {time} for {names} to come back: no other node has {}", self.what))
     }
 }
 
@@ -167,23 +204,26 @@ fn list(nodes: &Nodes, reasons: impl Iterator<Item = (NodeId, String)>) -> Vec<S
     let mut texts: Vec<_> = groups
         .into_iter()
         .take(MAX_LISTED)
-        .map(|(why, group)| {
-            let mut names: Vec<_> = group.iter().take(MAX_NAMED).map(|node| nodes.name(*node)).collect();
-            match group.len() - names.len() {
-                0 => {}
-                more => names.push(format!("{more} more")),
-            }
-            let last = names.pop().unwrap_or_default();
-            match names.is_empty() {
-                true => format!("node {last}: {why}"),
-                false => format!("nodes {} and {last}: {why}", names.join(", ")),
-            }
-        })
+        .map(|(why, group)| format!("{}: {why}", joined(nodes, &group)))
         .collect();
     if more > 0 {
         texts.push(format!("and {more} more nodes for other reasons"));
     }
     texts
+}
+
+/// `node a`, or `nodes a, b and 3 more`.
+fn joined(nodes: &Nodes, group: &[NodeId]) -> String {
+    let mut names: Vec<_> = group.iter().take(MAX_NAMED).map(|node| nodes.name(*node)).collect();
+    match group.len() - names.len() {
+        0 => {}
+        more => names.push(format!("{more} more")),
+    }
+    let last = names.pop().unwrap_or_default();
+    match names.is_empty() {
+        true => format!("node {last}"),
+        false => format!("nodes {} and {last}", names.join(", ")),
+    }
 }
 
 /// A node's own words, not too many of them.

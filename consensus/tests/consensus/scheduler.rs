@@ -310,7 +310,10 @@ fn status(world: &mut World) -> std::fmt::Result {
                 write!(world.story, " ({} running)", stage.running)?;
             }
         }
-        writeln!(world.story)?;
+        match scheduler.waits_for(*id) {
+            Some(waits_for) => writeln!(world.story, "; it {waits_for}")?,
+            None => writeln!(world.story)?,
+        }
     }
     for (id, worker) in &world.workers {
         let alive = if scheduler.is_alive(NodeId(*id)) { "alive" } else { "gone" };

@@ -62,10 +62,16 @@ pub(super) async fn drive(
 /// Shows how a job comes along until it has ended; returns its last status.
 async fn watch(job: &Job, progress: &Progress) -> anyhow::Result<Option<JobStatus>> {
     let mut statuses = job.watch();
-    let mut last = None;
+    let mut last: Option<JobStatus> = None;
     while let Some(status) = statuses.next().await {
         let status = status?;
         progress.show(&status);
+        let before = last.as_ref().and_then(|status| status.waits_for.as_ref());
+        if let Some(waits_for) = &status.waits_for
+            && before != Some(waits_for)
+        {
+            progress.suspended(|| output::note(format_args!("the job {waits_for}")));
+        }
         last = Some(status);
     }
     Ok(last)

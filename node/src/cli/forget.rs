@@ -45,9 +45,10 @@ pub(super) async fn run(args: ForgetArgs) -> anyhow::Result<End> {
         return Ok(End::Wrong);
     }
     mesh.forget(node).await?;
+    let done = if named.is_some() { "is removed, and" } else { "is no member of the mesh, and from now on" };
     output::note(format_args!(
-        "{name} is removed, and is not let in again; if somebody may have copied the mesh key from it, change that too: \
-         floe key rotate"
+        "{name} {done} is not let in again; if somebody may have copied the mesh key from it, change that too: floe key \
+         rotate"
     ));
     Ok(End::Done)
 }
@@ -55,14 +56,18 @@ pub(super) async fn run(args: ForgetArgs) -> anyhow::Result<End> {
 /// What is to be agreed to: that it goes, and what may go with it.
 fn question(node: NodeId, name: &str, status: &Status) -> String {
     let alive = |info: &NodeInfo| info.alive;
-    let known = status.nodes.iter().find(|info| info.member.id == node);
+    let Some(known) = status.nodes.iter().find(|info| info.member.id == node) else {
+        return format!(
+            "{name} is no member of this mesh, or not any more; it is never let in again, should it come"
+        );
+    };
     let others = status.nodes.iter().filter(|info| info.member.id != node).any(alive);
     let lost = if !others {
         "; no other member is connected, so all that the mesh does not have on a node that is away is lost, its jobs and \
          results among it"
     } else if node == status.node {
         "; it is the node that is asked here: what only it has accepted, or holds, is lost"
-    } else if known.is_some_and(|info| !info.alive) {
+    } else if !known.alive {
         "; it is cut off: what it has accepted meanwhile, and what only it holds, is lost"
     } else {
         ""
@@ -124,5 +129,6 @@ mod tests {
         assert!(asked(2, [true, false]).contains("cut off"));
         assert!(asked(1, [true, true]).contains("asked here"));
         assert!(asked(1, [true, false]).contains("no other member is connected"));
+        assert!(asked(3, [true, true]).contains("no member of this mesh"));
     }
 }

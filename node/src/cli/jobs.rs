@@ -63,12 +63,15 @@ fn as_table(jobs: &[JobStatus], now: WallTime) -> String {
     table::layout(["JOB", "PHASE", "TASKS", "AGE", "TIME", "QUERY"], &rows)
 }
 
-/// How it stands; and how else it ended, where parts of the mesh that were cut off from each other said so.
+/// How it stands; whom it waits for; and how else it ended, where parts of the mesh that were cut off from each other said
+/// so.
 fn phase(job: &JobStatus) -> String {
     let others: Vec<_> = job.other_ends.iter().map(JobPhase::name).collect();
-    match others.as_slice() {
-        [] => job.phase.name().to_owned(),
-        others => format!("{} (elsewhere {})", job.phase.name(), others.join(", ")),
+    let name = job.phase.name();
+    match (others.as_slice(), &job.waits_for) {
+        ([], None) => name.to_owned(),
+        ([], Some(waits_for)) => format!("{name} ({waits_for})"),
+        (others, _) => format!("{name} (elsewhere {})", others.join(", ")),
     }
 }
 

@@ -36,7 +36,12 @@ impl Progress {
             self.bar.set_style(style("{spinner} {elapsed} [{bar:24}] {pos}/{len} tasks  {wide_msg}"));
         }
         self.bar.set_position(done.into());
-        self.bar.set_message(message(&status.stages));
+        self.bar.set_message(status.waits_for.clone().unwrap_or_else(|| message(&status.stages)));
+    }
+
+    /// Prints what stays, above the bar.
+    pub(super) fn suspended(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
     }
 }
 

@@ -93,6 +93,7 @@ mod tests {
             submitted_at: WallTime::default(),
             ended_at: None,
             other_ends: Vec::new(),
+            waits_for: None,
             timeline,
         }
     }

@@ -33,7 +33,7 @@ pub(super) struct UpArgs {
     /// Listen on every network interface, and find nodes on the local network by mDNS
     #[arg(long)]
     lan: bool,
-    /// What the node is called; the machine's name unless given
+    /// What the node is called, in 1 to 128 bytes; the machine's name unless given
     #[arg(long, value_parser = config::parse_name)]
     name: Option<String>,
     /// Where the node keeps its identity, log and partitions; the first free one of the user's unless given
