@@ -63,6 +63,31 @@ async fn calls_on_a_leader_that_is_stopped_go_on_elsewhere() {
     cluster.node(leader).resume().unwrap();
 }
 
+/// A node that stops in order gives back what it has not done: no call fails, and none counts as tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_on_nodes_that_are_stopped_in_order_go_on_elsewhere() {
+    let mut cluster = cluster().nodes(3).start().await.unwrap();
+    let program = example("primes").display().to_string();
+    let through =
+        |node: usize| cluster.floe().command(cluster.args(node, &["run", &program])).spawn().unwrap();
+    let drivers = [through(0), through(1), through(2)];
+    wait_until("the sessions are there", DEADLINE, async || {
+        let jobs = cluster.run(0, &["jobs"]).await.ok()?.success().ok()?;
+        (jobs.lines().filter(|line| line.contains("running")).count() == drivers.len()).then_some(())
+    })
+    .await
+    .unwrap();
+    for node in [1, 2] {
+        cluster.node(node).terminate().await.unwrap();
+        cluster.node(node).restart().await.unwrap();
+    }
+    for driver in drivers {
+        let output =
+            tokio::time::timeout(DEADLINE, driver.wait_with_output()).await.expect("it ends").unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 /// Writes a program that any node can run.
 fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);

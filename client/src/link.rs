@@ -123,11 +123,18 @@ impl Link {
             places: Places::default(),
             current: tokio::sync::Mutex::new(None),
         });
-        let (response, exchange) =
-            link.ask(&Request::Status, &[], &mut Patience::new(connect_timeout)).await?;
-        match response {
-            Response::Status(status) => link.learn(&status),
-            other => return Err(exchange.unexpected(&other)),
+        let mut patience = Patience::new(connect_timeout);
+        // A node that has no mesh yet knows nothing of it: another one is asked rather, if there is any.
+        let mut others = link.nodes().candidates().len().min(MAX_EXCUSES as usize);
+        loop {
+            let (response, exchange) = link.ask(&Request::Status, &[], &mut patience).await?;
+            let Response::Status(status) = response else { return Err(exchange.unexpected(&response)) };
+            link.learn(&status);
+            others = others.saturating_sub(1);
+            if status.era.is_some() || others == 0 {
+                break;
+            }
+            link.give_up(exchange).await;
         }
         tokio::spawn(refresh(Arc::downgrade(&link)));
         Ok(link)

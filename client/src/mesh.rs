@@ -9,7 +9,9 @@ use floe_protocol::frame::{self, FrameError};
 use floe_protocol::function::FunctionInput;
 use floe_protocol::graph::MAX_GRAPH_BYTES;
 use floe_protocol::message::{Request, Response, Status};
-use floe_protocol::{JobId, JobKind, JobSpec, JobStatus, KeyName, NodeId, Query, Secret, StageGraph};
+use floe_protocol::{
+    Failure, JobId, JobKind, JobSpec, JobStatus, KeyName, NodeId, Query, Secret, StageGraph,
+};
 use floe_transport::{InvitationSecret, MeshKey};
 use libp2p::Multiaddr;
 
@@ -189,9 +191,9 @@ impl Mesh {
         }
     }
 
-    /// Removes a node for good: no node lets it in again.
+    /// Removes a node for good: no node lets it in again. Where that cannot be agreed on in time it may be later.
     pub async fn forget(&self, node: NodeId) -> Result<()> {
-        let (answer, exchange) = self.ask(&Request::Forget { node }, &[]).await?;
+        let (answer, exchange) = self.ask(&Request::Forget { node }, &[]).await.map_err(or_later)?;
         match answer {
             Response::Done => Ok(()),
             other => Err(exchange.unexpected(&other)),
@@ -201,7 +203,7 @@ impl Mesh {
     /// Changes the mesh key, which is `from`, and returns what the new one is called. The nodes write it to the files in
     /// which they found the former one; this connection goes on.
     pub async fn rotate_key(&self, from: KeyName) -> Result<KeyName> {
-        let (answer, exchange) = self.ask(&Request::RotateKey { from }, &[]).await?;
+        let (answer, exchange) = self.ask(&Request::RotateKey { from }, &[]).await.map_err(or_later)?;
         match answer {
             Response::Rotated { to } => Ok(to),
             other => Err(exchange.unexpected(&other)),
@@ -342,4 +344,15 @@ pub fn new_job_id() -> Result<JobId> {
     getrandom::u64()
         .map(JobId)
         .map_err(|error| Error::Local(format!("the system gives no random numbers: {error}")))
+}
+
+/// What was asked of a mesh that could not agree on it in time may lie with its nodes, who agree on it when they can.
+fn or_later(error: Error) -> Error {
+    match error {
+        Error::Unavailable { failure: Failure::Unavailable { message }, waited } => {
+            let message = format!("{message}; it may still be done once the mesh has a leader");
+            Error::Unavailable { failure: Failure::Unavailable { message }, waited }
+        }
+        error => error,
+    }
 }

@@ -87,6 +87,8 @@ pub enum Action {
     Superseded(Failure),
     /// Break a connection that only seems to stand.
     Disconnect(NodeId),
+    /// The leader hears nothing of this node: see whether it answers here, and else break the connection too.
+    Probe(NodeId),
     /// This node has left its era, and with it its mesh, and must join the one that goes on. Its partitions stay, and
     /// what it runs: the other one's leader takes over what it wants of that. Nobody answers its proposals.
     Left {
@@ -548,6 +550,11 @@ impl Participant {
                 }
             }
             PeerMessage::Prepared { fence } => self.prepared(from, fence),
+            PeerMessage::Silent { fence, node } => {
+                if self.obeys(from, fence) && self.connected.contains(&node) {
+                    self.actions.push_back(Action::Probe(node));
+                }
+            }
             PeerMessage::Inventory(inventory) => self.schedule(Input::Inventory { node: from, inventory }),
             PeerMessage::Alive { fence, load } => self.schedule(Input::Alive { node: from, fence, load }),
             PeerMessage::Lost { partition, node } => self.schedule(Input::PartitionLost { partition, node }),
@@ -625,10 +632,21 @@ impl Participant {
                     let since_ms = self.now_ms().saturating_sub(HUNG_MS);
                     if self.heard_ms.get(&node).is_none_or(|heard_ms| *heard_ms < since_ms) {
                         self.actions.push_back(Action::Disconnect(node));
+                        self.tell_of_silence(node);
                     }
                 }
             }
         }
+    }
+
+    /// Calls that others wait for may be with a node that hangs, and they have little to hear of it otherwise.
+    fn tell_of_silence(&mut self, node: NodeId) {
+        let Some(scheduler) = &self.scheduler else { return };
+        let fence = scheduler.fence();
+        let others = self.connected.iter().filter(|other| **other != node);
+        let members = others.filter(|other| self.replica.state().members().contains_key(other));
+        let told = members.map(|other| Action::Send(*other, PeerMessage::Silent { fence, node }));
+        self.actions.extend(told);
     }
 
     /// Proposes a command of the leader's own, which it proposes again if nothing comes of it. One that is too long

@@ -298,8 +298,8 @@ impl Scheduler {
             effects: Vec::new(),
             quiet: false,
         };
-        for node in state.members().keys() {
-            scheduler.nodes.entry(*node).heard_ms = now_ms;
+        for (node, member) in state.members() {
+            scheduler.nodes.member(*node, member.name.clone(), now_ms);
         }
         for (id, job) in state.jobs() {
             let Some(work) = &job.work else { continue };

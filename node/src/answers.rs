@@ -67,12 +67,16 @@ impl Answers<'_> {
     }
 
     /// The newest jobs, without timelines.
-    pub fn newest_jobs(&self) -> Vec<JobStatus> {
+    pub fn newest_jobs(&self) -> Result<Vec<JobStatus>, Failure> {
+        if self.participant.state().era().is_none() {
+            let message = "this node has no mesh yet: it is still looking for others".to_owned();
+            return Err(Failure::Unavailable { message });
+        }
         let jobs = self.participant.state().jobs().iter();
         let mut newest: Vec<_> = jobs.map(|(id, job)| (Reverse(job.submitted_at.unix_ms()), *id)).collect();
         newest.sort_unstable();
         newest.truncate(MAX_LISTED_JOBS);
-        newest.into_iter().filter_map(|(_, id)| self.progress(id).ok()).collect()
+        Ok(newest.into_iter().filter_map(|(_, id)| self.progress(id).ok()).collect())
     }
 
     /// On the leader: the counts of tasks that run, and whom the job waits for, which the replicated state does not hold.

@@ -219,7 +219,7 @@ impl Calls {
             Request::Made { id, partition } => {
                 Ok(Response::Made(self.mailbox.ask(|reply| Ask::Made(id, partition, reply)).await??))
             }
-            Request::Jobs => Ok(Response::Jobs(self.mailbox.ask(Ask::Jobs).await?)),
+            Request::Jobs => Ok(Response::Jobs(self.mailbox.ask(Ask::Jobs).await??)),
             Request::Cancel { id } => {
                 let phase = JobPhase::Cancelled;
                 self.mailbox.propose(Command::EndJob { job: id, phase, ended_at: wall_time() }).await?;

@@ -43,6 +43,9 @@ use crate::ticks::Ticks;
 use crate::wakeups::Wakeups;
 use crate::worker::Worker;
 
+/// How long a node may take to answer of which the leader hears nothing.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How many events are taken in before what they cause is carried out, and written in one go: under load most of the time
 /// is the disk's, and heartbeats must not wait for too much.
 const MAX_AT_ONCE: usize = 256;
@@ -264,6 +267,10 @@ impl EventLoop {
                     }
                     // Where the connection only seems to stand, whoever waits on it must hear of its end.
                     self.network.disconnect(node);
+                }
+                Action::Probe(node) => {
+                    let network = self.network.clone();
+                    tokio::spawn(async move { network.probe(node, PROBE_TIMEOUT).await });
                 }
                 Action::Superseded(failure) => return Err(Error::Refused(failure)),
                 Action::Refused { from, fence } => {

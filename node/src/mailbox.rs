@@ -46,7 +46,7 @@ pub enum Ask {
     /// be had at present.
     Current(oneshot::Sender<bool>),
     /// The statuses of the newest jobs, without timelines.
-    Jobs(oneshot::Sender<Vec<JobStatus>>),
+    Jobs(oneshot::Sender<Result<Vec<JobStatus>, Failure>>),
     /// A job's result: its schema and partitions, once it has succeeded.
     Outputs(JobId, oneshot::Sender<Result<Option<Outputs>, Failure>>),
     /// Where a partition of a job's result lies as far as this node knows, or why it never will.

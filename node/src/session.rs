@@ -127,6 +127,12 @@ impl Sessions {
             let failure = Response::Failed(Failure::Refused { message });
             return write_frame(&mut stream, &failure).await.map_err(Failure::internal);
         }
+        // Held until all is written that there is to give back.
+        let closing = self.0.worker.hosts().closing();
+        if *closing.borrow() {
+            let failure = Failure::Unavailable { message: "this node is stopping".to_owned() };
+            return write_frame(&mut stream, &Response::Failed(failure)).await.map_err(Failure::internal);
+        }
         write_frame(&mut stream, &Response::Done).await.map_err(Failure::internal)?;
         let (calls, results) = seat::start(self.0.worker.clone(), self.0.mailbox.network().node(), id);
         wire::serve(stream, calls, results).await;

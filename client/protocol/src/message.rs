@@ -100,6 +100,14 @@ pub enum PeerMessage {
         /// Who was asked.
         node: NodeId,
     },
+    /// Leader to the others: it hears nothing of this node. Whoever has a connection to it should see whether that only
+    /// seems to stand.
+    Silent {
+        /// The leader's fence.
+        fence: Fence,
+        /// The node.
+        node: NodeId,
+    },
     /// To a node that seems to be of another era: this is ours. Also to one's own leader, about another node
     /// that told this of itself.
     View(Box<MeshView>),

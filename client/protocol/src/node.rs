@@ -16,14 +16,29 @@ const MAX_ADDRESS_BYTES: usize = 512;
 
 /// Whether a node may be called that: the text is shown to whoever looks at the mesh. The error says what is wrong.
 pub fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
+    let blank = name.trim().is_empty();
+    if blank || name.len() > MAX_NAME_BYTES || name.contains(|c| char::is_control(c) || is_unseen(c)) {
         let shown: String = name.chars().take(32).collect();
         return Err(format!(
-            "a node's name has 1 to {MAX_NAME_BYTES} bytes and no control characters, unlike `{}`",
+            "a node's name has 1 to {MAX_NAME_BYTES} bytes, not all of them blank, and nothing that is not seen, unlike \
+             `{}`",
             shown.escape_debug()
         ));
     }
     Ok(())
+}
+
+/// Whether a character has no shape of its own and changes how the others are shown: it breaks lines, turns the direction
+/// of writing, or is of no width.
+pub fn is_unseen(c: char) -> bool {
+    let ranges = [
+        '\u{200b}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2060}'..='\u{206f}',
+        '\u{e0000}'..='\u{e007f}',
+    ];
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}')
+        || ranges.iter().any(|range| range.contains(&c))
 }
 
 /// Which start of a node this is, of all from its data directory.

@@ -1,4 +1,5 @@
-//! What came with a submission lies on more than one node for as long as its job needs it: it cannot be made again.
+//! What came with a submission lies on more than one node for as long as its job is kept: it cannot be made again, and a
+//! result that is lost is made from it.
 //!
 //! ```text
 //!   a holder goes ──for longer than a restart takes──> another one is told to copy ──Copied──> two holders again
@@ -6,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use floe_protocol::{NodeId, PeerMessage, TaskId};
+use floe_protocol::{NodeId, PeerMessage, Placed, TaskId};
 
 use super::Scheduler;
 use super::job::{Job, Place, State};
@@ -24,8 +25,9 @@ const LOOK_MS: u64 = 1_000;
 /// A copy that was not heard of by then is ordered again.
 const COPY_RETRY_MS: u64 = 120_000;
 
-/// How many copies one node makes at a time.
-const MAX_COPYING: usize = 2;
+/// How many copies one node makes at a time, and of how many bytes: one alone may exceed that.
+const MAX_COPYING: usize = 64;
+const MAX_COPYING_BYTES: u64 = 32 << 20;
 
 /// What is known of partitions that too few nodes hold.
 #[derive(Debug, Default)]
@@ -43,6 +45,25 @@ struct Short {
     unfit: Vec<NodeId>,
 }
 
+/// The copies that a node makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Copying {
+    bytes: u64,
+    count: usize,
+}
+
+impl Copying {
+    fn add(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.count += 1;
+    }
+
+    fn has_room(self, bytes: u64) -> bool {
+        let fits = self.bytes.saturating_add(bytes) <= MAX_COPYING_BYTES;
+        self.count == 0 || (self.count < MAX_COPYING && fits)
+    }
+}
+
 impl Scheduler {
     /// To be called at every tick.
     pub(super) fn keep_copies(&mut self) {
@@ -51,8 +72,8 @@ impl Scheduler {
         }
         self.copies.looked_ms = self.now_ms;
         let mut before = std::mem::take(&mut self.copies.short);
-        let mut copying: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for (task, holders) in self.short() {
+        let mut copying: BTreeMap<NodeId, Copying> = BTreeMap::new();
+        for (task, bytes, holders) in self.short() {
             let mut short = before.remove(&task).unwrap_or(Short {
                 since_ms: self.now_ms,
                 ordered: None,
@@ -62,16 +83,16 @@ impl Scheduler {
                 .ordered
                 .filter(|(from, at_ms)| self.is_alive(*from) && self.now_ms < at_ms + COPY_RETRY_MS);
             short.ordered = under_way;
-            let from = holders.into_iter().min_by_key(|node| copying.get(node).copied().unwrap_or(0));
+            let from = holders.into_iter().min_by_key(|node| copying.get(node).copied().unwrap_or_default());
             if let Some(from) = under_way.map(|(from, _)| from).or(from) {
                 let busy = copying.entry(from).or_default();
                 if under_way.is_some() {
-                    *busy += 1;
-                } else if *busy < MAX_COPYING
+                    busy.add(bytes);
+                } else if busy.has_room(bytes)
                     && self.now_ms >= short.since_ms + COPY_PATIENCE_MS
                     && let Some(to) = self.target(task, &mut short.unfit)
                 {
-                    *busy += 1;
+                    busy.add(bytes);
                     short.ordered = Some((from, self.now_ms));
                     self.send(from, PeerMessage::Copy { fence: self.fence, partition: task, to });
                 }
@@ -96,20 +117,23 @@ impl Scheduler {
         {
             self.nodes.entry(node).held.insert(partition);
             self.copies.short.remove(&partition);
+            // Others may wait for their turn.
+            self.copies.looked_ms = 0;
             self.touch(partition.job);
         }
     }
 
-    /// Partitions that cannot be made again and that too few of the nodes hold that are there; and who does.
-    fn short(&self) -> Vec<(TaskId, Vec<NodeId>)> {
+    /// Partitions that cannot be made again and that too few of the nodes hold that are there: of how many bytes, and who
+    /// does.
+    fn short(&self) -> Vec<(TaskId, u64, Vec<NodeId>)> {
         // One whose inventory is just awaited is there all the same.
         let live = |node: &&NodeId| self.is_alive(**node);
         let mut short = Vec::new();
         for job in self.jobs.values() {
-            for (place, holders) in job.held_partitions() {
-                let holders: Vec<_> = holders.iter().filter(live).copied().collect();
+            for (place, placed) in job.held_partitions() {
+                let holders: Vec<_> = placed.nodes.iter().filter(live).copied().collect();
                 if !holders.is_empty() && holders.len() < COPIES {
-                    short.push((job.task_id(place), holders));
+                    short.push((job.task_id(place), placed.summary.bytes, holders));
                 }
             }
         }
@@ -137,17 +161,13 @@ impl Scheduler {
 }
 
 impl Job {
-    /// The partitions that came with the submission and may be read yet, and who holds them.
-    fn held_partitions(&self) -> impl Iterator<Item = (Place, &[NodeId])> {
-        let last = self.stages.len().saturating_sub(1);
-        let read = move |stage: &usize| !self.succeeded || *stage == last;
-        let held = (0..self.stages.len()).filter(|stage| self.is_held(*stage)).filter(read);
+    /// The partitions that came with the submission, and who holds them.
+    fn held_partitions(&self) -> impl Iterator<Item = (Place, &Placed)> {
+        let held = (0..self.stages.len()).filter(|stage| self.is_held(*stage));
         held.flat_map(move |stage| {
             let tasks = self.stages[stage].tasks.iter().enumerate();
             tasks.filter_map(move |(partition, task)| match &task.state {
-                State::Done(placed) => {
-                    Some((Place { stage, partition: partition as u32 }, placed.nodes.as_slice()))
-                }
+                State::Done(placed) => Some((Place { stage, partition: partition as u32 }, placed)),
                 _ => None,
             })
         })

@@ -154,6 +154,12 @@ impl Nodes {
         !self.free.is_empty()
     }
 
+    /// The node is a member, under this name, and counts as heard of now.
+    pub(super) fn member(&mut self, id: NodeId, name: String, now_ms: u64) {
+        let node = self.entry(id);
+        (node.name, node.heard_ms) = (name, now_ms);
+    }
+
     /// The node is connected, under this name and with these means.
     pub(super) fn up(&mut self, id: NodeId, name: String, slots: u32, memory_bytes: u64, now_ms: u64) {
         let node = self.entry(id);

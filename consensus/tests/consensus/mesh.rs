@@ -403,6 +403,7 @@ impl Mesh {
                 Action::Superseded(failure) => {
                     writeln!(self.story, "n{id} must not go on: {failure}").unwrap()
                 }
+                Action::Probe(other) => writeln!(self.story, "n{id} probes n{}", other.0).unwrap(),
                 Action::Disconnect(other) => broken.push(other.0),
                 Action::Left { era, to } => {
                     node.lonely_since_ms = self.now_ms;
@@ -576,6 +577,7 @@ fn kind_of(message: &PeerMessage) -> &'static str {
         PeerMessage::Report(_) => "report",
         PeerMessage::Prepare { .. } => "prepare",
         PeerMessage::Prepared { .. } => "prepared",
+        PeerMessage::Silent { .. } => "silent",
         _ => "other",
     }
 }
@@ -594,6 +596,7 @@ fn describe(message: &PeerMessage) -> Option<String> {
                 handed.jobs.iter().map(|(id, job)| format!("{} {}", id.0, job.phase.name())).collect();
             format!("adopt from {}: [{}]", eras.join(" "), jobs.join(", "))
         }
+        PeerMessage::Silent { node, .. } => format!("n{} is silent", node.0),
         PeerMessage::Adopted { jobs, .. } => {
             format!("adopted {:?}", jobs.iter().map(|job| job.0).collect::<Vec<_>>())
         }

@@ -349,6 +349,14 @@ impl Network {
         }
     }
 
+    /// Closes the connections to a node unless it answers within this time.
+    pub async fn probe(&self, node: NodeId, timeout: Duration) {
+        if let Err(CallError::Timeout { waited }) = self.call(node, &Request::Mesh, timeout).await {
+            tracing::debug!(%node, ?waited, "does not answer");
+            self.disconnect(node);
+        }
+    }
+
     /// Closes the connections to a node that the gate does not let in any more, and dials it no more.
     pub fn shut_out(&self, node: NodeId) {
         self.order(Command::ShutOut { node });

@@ -81,12 +81,14 @@ fn named<'a>(name: &str, nodes: &'a [NodeInfo]) -> anyhow::Result<Option<&'a Nod
     match nodes.iter().filter(same).collect::<Vec<_>>().as_slice() {
         [] => Ok(None),
         [node] => Ok(Some(node)),
-        _ => bail!("several nodes are called `{name}`: name one by its id: {}", list(nodes)),
+        several => {
+            bail!("several nodes are called `{name}`: name one by its id: {}", list(several.iter().copied()))
+        }
     }
 }
 
-fn list(nodes: &[NodeInfo]) -> String {
-    let names = nodes.iter().map(|node| format!("{} ({})", node.member.name, node.member.id));
+fn list<'a>(nodes: impl IntoIterator<Item = &'a NodeInfo>) -> String {
+    let names = nodes.into_iter().map(|node| format!("{} ({})", node.member.name, node.member.id));
     names.collect::<Vec<_>>().join(", ")
 }
 

@@ -3,10 +3,12 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use floe_protocol::node::is_unseen;
+
 /// The most characters of a cell: what others call their nodes and jobs is shown here.
 const MAX_CELL: usize = 1_000;
 
-/// Text for one line of a terminal, whoever wrote it: control characters are shown and not obeyed.
+/// Text for one line of a terminal, whoever wrote it: what would change how others are shown is shown and not obeyed.
 pub(super) fn plain(text: &str) -> String {
     let mut plain = String::new();
     for (at, character) in text.chars().enumerate() {
@@ -16,6 +18,7 @@ pub(super) fn plain(text: &str) -> String {
                 break;
             }
             _ if character.is_control() => plain.extend(character.escape_debug()),
+            _ if is_unseen(character) => plain.extend(character.escape_unicode()),
             _ => plain.push(character),
         }
     }

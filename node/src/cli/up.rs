@@ -40,10 +40,10 @@ pub(super) struct UpArgs {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where to listen; may be given more than once
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = address)]
     listen: Vec<Multiaddr>,
     /// A node of the mesh to join; may be given more than once
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = address)]
     join: Vec<Multiaddr>,
     /// The file that holds the mesh key; the user's own, made when needed, unless given
     #[arg(long, value_name = "FILE", env = "FLOE_KEY_FILE")]
@@ -64,8 +64,12 @@ pub(super) struct UpArgs {
     #[arg(long, hide = true)]
     while_stdin: bool,
     /// Wait for this many nodes, this one included, before founding a new mesh
-    #[arg(long, value_name = "N")]
-    expect: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    expect: Option<u32>,
+}
+
+fn address(text: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|error| format!("it is not a multiaddress such as /ip4/192.0.2.1/tcp/4001: {error}"))
 }
 
 /// The longest ticket that is read.
@@ -77,6 +81,9 @@ fn ticket(text: &str) -> Result<Ticket, String> {
     let text = if text == "-" {
         let mut input = std::io::stdin().lock().take(MAX_TICKET_BYTES);
         input.read_line(&mut line).map_err(|error| format!("cannot read it from standard input: {error}"))?;
+        if line.trim().is_empty() {
+            return Err("nothing came from standard input: pipe in what `floe invite` printed".to_owned());
+        }
         line.trim()
     } else {
         text
@@ -195,7 +202,7 @@ fn settings(args: UpArgs, home: &Path, number: usize) -> Settings {
         join,
         memory_bytes: args.memory.unwrap_or_else(config::default_memory_bytes),
         slots: args.slots.unwrap_or_else(config::default_slots),
-        expect: args.expect,
+        expect: args.expect.map(|count| count as usize),
         registry: Some(local::registry(home)),
         environments: Some(config::environments(home)),
         python: args.python,

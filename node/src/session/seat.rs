@@ -16,7 +16,7 @@ use std::time::Duration;
 use floe_protocol::session::{Call, CallFrame, CallResult, ResultFrame};
 use floe_protocol::{AttemptId, Failure, Function, JobId, NodeId, StageId, TaskId};
 use futures::FutureExt;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -122,6 +122,7 @@ async fn run(
     results: mpsc::Sender<ResultFrame>,
 ) {
     let mut runners = JoinSet::new();
+    let mut closing = seat.worker.hosts().closing();
     loop {
         let overdue = seat.overdue_at();
         tokio::select! {
@@ -149,8 +150,21 @@ async fn run(
                     return;
                 }
             }
+            () = stops(&mut closing) => {
+                while let Some(ready) = seat.ready() {
+                    let _ = results.send(ResultFrame::Results { node, results: ready }).await;
+                }
+                let _ = results.send(ResultFrame::GivenBack { calls: seat.unfinished() }).await;
+                return;
+            }
         }
     }
+}
+
+/// Waits until the node stops.
+async fn stops(closing: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the worker.
+    let _ = closing.wait_for(|closing| *closing).await;
 }
 
 impl Seat {
@@ -172,6 +186,13 @@ impl Seat {
             state.queue.drain(..).partition(|queued| queued.pinned);
         state.queue = kept;
         overdue.into_iter().map(|queued| queued.call.id).collect()
+    }
+
+    /// All calls that have no result, when the node is stopping: nothing is held against them, and others run them.
+    fn unfinished(&self) -> Vec<u64> {
+        let mut state = self.lock();
+        let queued: Vec<_> = state.queue.drain(..).map(|queued| queued.call.id).collect();
+        state.running.iter().filter(|call| !state.unwanted.contains(call)).copied().chain(queued).collect()
     }
 
     /// Takes a frame in; returns how many calls there are.
@@ -278,6 +299,7 @@ impl Seat {
                 let task = TaskId { job: self.session, stage: StageId(0), partition: 0 };
                 match self.worker.hosts().call_host(AttemptId { task, attempt: number }, &function).await {
                     Ok(host) => host,
+                    Err(_) if self.is_closing() => return None,
                     Err(failure) => {
                         let failed = |call: Call| CallResult {
                             id: call.id,
@@ -312,6 +334,8 @@ impl Seat {
                 self.put_back(key, pinned, left);
                 Some(host)
             }
+            // That is what ended it.
+            Err(_) if self.is_closing() => None,
             Err(ended) => {
                 let mut unfinished = ended.unfinished.into_iter();
                 if let Some(culprit) = unfinished.next() {
@@ -322,6 +346,11 @@ impl Seat {
                 None
             }
         }
+    }
+
+    /// Whether the node is stopping. What has not ended is given back then.
+    fn is_closing(&self) -> bool {
+        *self.worker.hosts().closing().borrow()
     }
 
     /// Waits until one of these calls is unwanted while it runs.

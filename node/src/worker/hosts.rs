@@ -41,6 +41,7 @@ use floe_protocol::{AttemptId, Failure, Function};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::family::Family;
@@ -54,6 +55,9 @@ use super::environment::Environments;
 use super::task_logs::{TaskLog, TaskLogs};
 use crate::disk::Disk;
 use crate::private;
+
+/// How long giving back calls may take when the node stops.
+const GIVE_BACK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long children may take to be gone when the node stops: they are killed, and only the system can hold them up.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
@@ -226,9 +230,16 @@ impl Hosts {
         self.0.family.len().saturating_sub(idle) > self.0.config.slots.max(1) as usize
     }
 
-    /// Kills all children, starts no more, and waits until they are gone.
+    /// Whether the node is stopping, for those who have calls to give back then: hosts are ended when they have dropped
+    /// this, or soon after.
+    pub fn closing(&self) -> watch::Receiver<bool> {
+        self.0.family.closing()
+    }
+
+    /// Starts no more children, has calls given back that have not ended, kills all children, and waits until they are gone.
     pub async fn shutdown(&self) {
         self.0.family.close();
+        let _ = timeout(GIVE_BACK_PATIENCE, self.0.family.handed_back()).await;
         let idle = self.0.idle().pool.clear();
         drop(idle);
         self.0.family.kill();

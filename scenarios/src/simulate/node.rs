@@ -410,6 +410,8 @@ impl Node {
                 Action::Event(event) => self.applied(event),
                 Action::Dial(member) => self.out.push(Out::Dial(member.id)),
                 Action::Disconnect(node) => self.out.push(Out::Disconnect(node)),
+                // Nobody waits for anything here that a connection would have to end for.
+                Action::Probe(_) => {}
                 Action::Refused { .. } => {}
                 Action::Superseded(_) => self.out.push(Out::BeginAnew),
                 Action::Left { era, .. } => self.left(era),

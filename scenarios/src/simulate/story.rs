@@ -52,6 +52,7 @@ pub(super) fn describe(wire: &Wire) -> String {
             format!("reports {}, well: {}", name(report.attempt), report.outcome.is_ok())
         }
         Wire::Peer(PeerMessage::Lost { partition, node }) => format!("{partition} is not on n{}", node.0),
+        Wire::Peer(PeerMessage::Silent { fence, node }) => format!("n{} is silent, at {fence}", node.0),
         Wire::Peer(PeerMessage::View(view)) => format!("is told {}", of_mesh(view)),
         Wire::Peer(PeerMessage::Adopt { claim, jobs_changed, jobs, .. }) => {
             format!("hands over {} bytes of jobs as of {jobs_changed}, of {}", jobs.len(), claim.era)

@@ -156,7 +156,7 @@ fn parse(text: &str) -> Result<Query, Failure> {
         (None, _) => {
             let span = views.first().map(|view| view.alias.name.span);
             return Err(wrong(
-                "a text without a query",
+                "a text without a query: it has to hold a SELECT",
                 span.unwrap_or_else(sqlparser::tokenizer::Span::empty),
             ));
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
@@ -18,14 +18,14 @@ pub(super) struct Family(Arc<Inner>);
 struct Inner {
     groups: watch::Sender<BTreeSet<i32>>,
     guard: Guard,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
     started: AtomicU64,
 }
 
 impl Family {
     pub(super) fn new(guard: Guard) -> Self {
         let groups = watch::Sender::new(BTreeSet::new());
-        let (closed, started) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (closed, started) = (watch::Sender::new(false), AtomicU64::new(0));
         Self(Arc::new(Inner { groups, guard, closed, started }))
     }
 
@@ -41,7 +41,7 @@ impl Family {
             groups.insert(group);
         });
         // Whoever closes looks at the groups after that.
-        !self.0.closed.load(Ordering::SeqCst) || {
+        !self.is_closed() || {
             self.leave(group);
             false
         }
@@ -61,12 +61,23 @@ impl Family {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.0.closed.load(Ordering::SeqCst)
+        *self.0.closed.borrow()
+    }
+
+    /// Whether the node is stopping, for those who have something to hand back then. They are waited for until they drop
+    /// it.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.0.closed.subscribe()
     }
 
     /// From now on there are no new children.
     pub(super) fn close(&self) {
-        self.0.closed.store(true, Ordering::SeqCst);
+        self.0.closed.send_replace(true);
+    }
+
+    /// Waits until nobody has anything to hand back.
+    pub(super) async fn handed_back(&self) {
+        self.0.closed.closed().await;
     }
 
     pub(super) fn kill(&self) {
