@@ -457,8 +457,8 @@ impl Participant {
         self.is_connected(node) && self.scheduler.as_ref().is_none_or(|scheduler| scheduler.is_alive(node))
     }
 
-    /// What this node tells one of another era, or of none.
-    pub fn view(&self) -> MeshView {
+    /// What this node tells one of another era, or of none, or itself.
+    pub fn view(&self, asker: NodeId) -> MeshView {
         let leader = self.leader();
         let members = self.state().members();
         let rank = |node: &&Member| (Some(node.id) != leader, !self.is_connected(node.id));
@@ -475,6 +475,7 @@ impl Participant {
             peers,
             ended: self.state().ended_eras().chain(self.replica.log().left().iter().copied()).collect(),
             members: named.into_iter().cloned().collect(),
+            known: members.get(&asker).map(|member| member.incarnation.clone()),
         }
     }
 

@@ -5,13 +5,17 @@
 //!   started, with a log ──look──> tell the leader ──agreed──> listed as it is now
 //!                        │  ^
 //!                        └──┴─ nobody leads: wait, and vote
+//!                        ├───> somebody knows of a start that this directory has missed: it was put back
 //!                        └───> the others say that this node leads, look after look: it is a copy
 //! ```
+//!
+//! What a directory that was put back has promised since, nobody can know by itself. Until it has looked around it does not
+//! vote.
 
 use std::collections::BTreeMap;
 
-use floe_protocol::NodeId;
 use floe_protocol::message::MeshView;
+use floe_protocol::{Incarnation, NodeId};
 
 /// How often in a row others may call this node their leader that does not lead: for as long as its former process is not
 /// missed, at ten looks a second. It is not the time that counts, in which this process may have been stopped.
@@ -27,7 +31,9 @@ pub enum Next {
     /// It looks again.
     Wait,
     /// It ends: another process leads the mesh under its name, with its data directory.
-    Superseded,
+    IsLedByAnother,
+    /// It ends: the mesh knows of a start of this node that its data directory has missed.
+    HasMissed,
 }
 
 /// What a look around showed.
@@ -48,9 +54,13 @@ pub struct Rejoin {
 }
 
 impl Rejoin {
-    /// Takes in what this node knows of its mesh, `own`, and what each of its peers answered. Nobody need be asked by a
-    /// node that [`knows_leader`].
-    pub fn look(&mut self, own: &MeshView, views: &BTreeMap<NodeId, MeshView>) -> Look {
+    /// Takes in what this node knows of its mesh, `own`, at this start, and what each of its peers answered. Nobody need be
+    /// asked by a node that [`knows_leader`].
+    pub fn look(&mut self, start: &Incarnation, own: &MeshView, views: &BTreeMap<NodeId, MeshView>) -> Look {
+        let known = views.values().chain([own]).filter_map(|view| view.known.as_ref());
+        if known.into_iter().any(|known| !start.follows(known)) {
+            return Look { next: Next::HasMissed, withholds: Some(true) };
+        }
         if knows_leader(own) {
             self.named = 0;
             return Look { next: Next::Propose, withholds: None };
@@ -64,7 +74,7 @@ impl Rejoin {
         let is_named = leaders.iter().filter(|leader| **leader == Some(own.node)).count() * 2 > leaders.len();
         self.named = if is_named { self.named + 1 } else { 0 };
         let next = match told {
-            _ if self.named > NAMED_LOOKS => Next::Superseded,
+            _ if self.named > NAMED_LOOKS => Next::IsLedByAnother,
             Some(leader) if !is_named => Next::Tell(leader),
             None if own.leader.is_some() && !is_named => Next::Propose,
             _ => Next::Wait,
@@ -95,13 +105,19 @@ mod tests {
             peers: vec![NodeId(1), NodeId(2), NodeId(3)],
             ended: Vec::new(),
             members: Vec::new(),
+            known: Some(Incarnation { number: 2, marks: vec![12, 11] }),
         }
+    }
+
+    /// This node's present start.
+    fn start() -> Incarnation {
+        Incarnation { number: 3, marks: vec![13, 12, 11] }
     }
 
     /// What node 1 finds, of which the others say that these lead.
     fn look(rejoin: &mut Rejoin, own: &MeshView, leaders: &[Option<u64>]) -> Look {
         let views = (2..).zip(leaders).map(|(node, leader)| (NodeId(node), view(node, *leader)));
-        rejoin.look(own, &views.collect())
+        rejoin.look(&start(), own, &views.collect())
     }
 
     #[test]
@@ -128,7 +144,7 @@ mod tests {
     #[test]
     fn what_others_say_of_another_era_counts_for_nothing() {
         let other = MeshView { era: Some(Era { epoch: 2, ..ERA }), ..view(2, Some(2)) };
-        let found = Rejoin::default().look(&view(1, None), &BTreeMap::from([(NodeId(2), other)]));
+        let found = Rejoin::default().look(&start(), &view(1, None), &BTreeMap::from([(NodeId(2), other)]));
         assert_eq!(found, Look { next: Next::Wait, withholds: Some(false) });
     }
 
@@ -142,6 +158,24 @@ mod tests {
         let mut once = rejoin.clone();
         assert_eq!(look(&mut once, &view(1, None), &[None, Some(1)]).next, Next::Wait, "one may have slept");
         assert_eq!(look(&mut once, &view(1, None), &[Some(1), Some(1)]).next, Next::Wait, "it begins anew");
-        assert_eq!(look(&mut rejoin, &view(1, None), &[Some(1), Some(1)]).next, Next::Superseded);
+        assert_eq!(look(&mut rejoin, &view(1, None), &[Some(1), Some(1)]).next, Next::IsLedByAnother);
+    }
+
+    #[test]
+    fn a_directory_that_has_missed_a_start_is_told_by_whoever_knows_of_it() {
+        let (own, mut rejoin) = (view(1, None), Rejoin::default());
+        let missed = Incarnation { number: 3, marks: vec![99, 12, 11] };
+        let knowing = MeshView { known: Some(missed.clone()), ..view(3, None) };
+        let views = BTreeMap::from([(NodeId(2), view(2, Some(2))), (NodeId(3), knowing)]);
+        let found = rejoin.look(&start(), &own, &views);
+        assert_eq!(found, Look { next: Next::HasMissed, withholds: Some(true) });
+        // It may have got the log since, and know so itself.
+        let own = MeshView { known: Some(missed), ..view(1, Some(2)) };
+        assert_eq!(rejoin.look(&start(), &own, &BTreeMap::new()).next, Next::HasMissed);
+        let own = MeshView { known: Some(start()), ..view(1, Some(2)) };
+        assert_eq!(rejoin.look(&start(), &own, &BTreeMap::new()).next, Next::Propose);
+        let stranger = MeshView { known: None, ..view(2, Some(2)) };
+        let found = rejoin.look(&start(), &view(1, None), &BTreeMap::from([(NodeId(2), stranger)]));
+        assert_eq!(found.next, Next::Tell(NodeId(2)));
     }
 }

@@ -125,6 +125,15 @@ impl Calls {
                 let said = job_status::watch(&self.mailbox, &self.progress, &mut stream, id).await?;
                 Ok(said.then_some(stream))
             }
+            Request::Mesh => {
+                let asker = match from {
+                    Caller::Node(node) => *node,
+                    Caller::Driver(_) | Caller::Guest { .. } => self.mailbox.network().node(),
+                };
+                let view = self.mailbox.ask(|reply| Ask::Mesh(asker, reply)).await;
+                reply(&mut stream, view.map_or_else(Response::Failed, Response::Mesh)).await?;
+                Ok(Some(stream))
+            }
             long if long.is_long() => self.answer_at_length(from, long, stream).await.map(|()| None),
             short => {
                 let response = self.short(short).await.unwrap_or_else(Response::Failed);
@@ -211,7 +220,6 @@ impl Calls {
         match request {
             Request::HasBlob { id } => Ok(Response::Has(self.blobs.has(id).await)),
             Request::Status => Ok(Response::Status(self.mailbox.ask(Ask::Status).await?)),
-            Request::Mesh => Ok(Response::Mesh(self.mailbox.ask(Ask::Mesh).await?)),
             Request::Job { id } => Ok(Response::Job(job_status::current(&self.mailbox, id).await?)),
             Request::Progress { id } => {
                 Ok(Response::Job(self.mailbox.ask(|reply| Ask::Progress(id, reply)).await??))

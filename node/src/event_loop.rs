@@ -380,7 +380,7 @@ impl EventLoop {
         match ask {
             Ask::Status(reply) => drop(reply.send(self.answers().status())),
             Ask::Leader(reply) => drop(reply.send(self.participant.leader())),
-            Ask::Mesh(reply) => drop(reply.send(self.participant.view())),
+            Ask::Mesh(asker, reply) => drop(reply.send(self.participant.view(asker))),
             Ask::Voters(reply) => drop(reply.send(self.participant.replica().standing().configuration)),
             Ask::Job(id, reply) => drop(reply.send(self.answers().job(id))),
             Ask::Progress(id, reply) => drop(reply.send(self.answers().progress(id))),

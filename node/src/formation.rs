@@ -45,8 +45,11 @@ pub async fn form(mailbox: &Mailbox, member: &Member, settings: &Settings) -> Re
     let mut started = Instant::now();
     let (mut hinted, mut had_mesh) = (false, false);
     let mut rejoin = Rejoin::default();
+    // Until it is known whether this directory has missed anything.
+    let has_log = mailbox.mesh().await?.era.is_some();
+    mailbox.tell(Ask::WithholdVote(has_log)).await;
     loop {
-        let own = mailbox.ask(Ask::Mesh).await?;
+        let own = mailbox.mesh().await?;
         // A node that has just left its mesh for another looks around anew.
         if had_mesh && own.era.is_none() {
             started = Instant::now();
@@ -140,7 +143,7 @@ pub async fn stay(mailbox: Mailbox, member: Member, settings: Settings) -> Failu
                 }
                 return failure;
             }
-            if mailbox.ask(Ask::Mesh).await.is_err() {
+            if mailbox.mesh().await.is_err() {
                 return stopped();
             }
             sleep(LOOK_INTERVAL).await;
@@ -204,7 +207,7 @@ async fn announce(
     rejoin: &mut Rejoin,
 ) -> Result<bool, Failure> {
     let views = if knows_leader(own) { BTreeMap::new() } else { views_of_peers(mailbox, own).await };
-    let look = rejoin.look(own, &views);
+    let look = rejoin.look(&member.incarnation, own, &views);
     if let Some(withholds) = look.withholds {
         mailbox.tell(Ask::WithholdVote(withholds)).await;
     }
@@ -220,7 +223,15 @@ async fn announce(
         }
         Next::Propose => mailbox.join(member.clone()).await,
         Next::Wait => return Ok(false),
-        Next::Superseded => {
+        Next::HasMissed => {
+            let message = format!(
+                "the mesh knows of a start of node {} that this data directory has missed: it was put back from a backup, or \
+                 is a copy",
+                member.name
+            );
+            return Err(Failure::Superseded { message });
+        }
+        Next::IsLedByAnother => {
             let message = format!(
                 "another process runs as node {} and leads the mesh: this data directory is a copy",
                 member.name
@@ -308,7 +319,7 @@ async fn join(
             // The leader's snapshot reaches this node next, and with it the mesh's id.
             let mut changes = mailbox.changes();
             let known = async {
-                while mailbox.ask(Ask::Mesh).await.is_ok_and(|own| own.era.is_none()) {
+                while mailbox.mesh().await.is_ok_and(|own| own.era.is_none()) {
                     let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
                 }
             };

@@ -32,8 +32,8 @@ pub enum Ask {
     Leader(oneshot::Sender<Option<NodeId>>),
     /// Who votes as far as the node knows, the old voters too while they change.
     Voters(oneshot::Sender<Configuration>),
-    /// What a node without a mesh asks.
-    Mesh(oneshot::Sender<MeshView>),
+    /// What a node without a mesh asks, or one that comes back to it.
+    Mesh(NodeId, oneshot::Sender<MeshView>),
     /// Put an entry into the log, if this node leads.
     Propose(Entry, oneshot::Sender<Proposed>),
     /// A job's status by the replicated state and, on the leader, the scheduler's live counts; or why there is none.
@@ -203,6 +203,12 @@ impl Mailbox {
             answer = self.network.call(leader, request, patience) => Some(answer),
             Ok(()) = changes.changed() => None,
         }
+    }
+
+    /// What this node knows of its mesh.
+    pub async fn mesh(&self) -> Result<MeshView, Failure> {
+        let own = self.network().node();
+        self.ask(|reply| Ask::Mesh(own, reply)).await
     }
 
     /// Makes a member known to the leader.

@@ -635,6 +635,8 @@ pub struct MeshView {
     pub ended: Vec<Era>,
     /// Some members of its mesh with their addresses, the leader first.
     pub members: Vec<Member>,
+    /// The start of the node that asks that its mesh knows, if it is a member.
+    pub known: Option<Incarnation>,
 }
 
 impl MeshView {

@@ -262,7 +262,7 @@ impl Participant {
             return;
         }
         told_ms.insert(node, now_ms);
-        let view = self.view();
+        let view = self.view(node);
         self.send(node, PeerMessage::View(Box::new(view)));
     }
 

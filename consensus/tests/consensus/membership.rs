@@ -90,6 +90,7 @@ fn view(node: u64, text: &str) -> MeshView {
         peers: vec![],
         ended: vec![],
         members: vec![],
+        known: None,
     };
     match text.strip_prefix("mesh-") {
         Some(mesh) => {

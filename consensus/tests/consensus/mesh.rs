@@ -306,7 +306,8 @@ impl Mesh {
         let elapsed_ms = now_ms - node.lonely_since_ms;
         let left = node.participant.replica().log().parts().left.clone();
         let there = node.connected.iter().filter(|id| !self.paused.contains(id)).copied().collect::<Vec<_>>();
-        let views = there.iter().map(|id| (NodeId(*id), self.nodes[id].participant.view())).collect();
+        let views =
+            there.iter().map(|peer| (NodeId(*peer), self.nodes[peer].participant.view(NodeId(id)))).collect();
         match genesis(NodeId(id), &views, &left, elapsed_ms, None) {
             Decision::Wait => {}
             Decision::Found => {

@@ -369,6 +369,7 @@ fn nonsense() -> impl Strategy<Value = PeerMessage> {
         peers: vec![],
         ended,
         members,
+        known: None,
     });
     let some_jobs = prop::collection::vec((0..30_u64, 0..6_usize), 0..4).prop_map(|jobs| {
         let jobs: Vec<_> = jobs.into_iter().map(|(id, flaw)| (job(id), flawed_job(flaw))).collect();

@@ -188,6 +188,8 @@ pub(super) struct Node {
     ask_due_ms: u64,
     leaving_since_ms: Option<u64>,
     rejoin: Rejoin,
+    /// Whether it has asked others for what they know of it.
+    asked: bool,
     joins: bool,
     bug: Option<Bug>,
 }
@@ -227,6 +229,7 @@ impl Node {
             ask_due_ms: 0,
             leaving_since_ms: None,
             rejoin: Rejoin::default(),
+            asked: false,
             joins,
             bug,
         })
@@ -321,7 +324,7 @@ impl Node {
                 self.participant.receive(self.reading, from, message);
             }
             Wire::AskView => {
-                let view = self.participant.view();
+                let view = self.participant.view(from);
                 self.send(from, Wire::View(Box::new(view)));
             }
             Wire::View(view) => drop(self.views.insert(from, (*view, self.now_ms()))),
@@ -603,16 +606,19 @@ impl Node {
     /// Makes this start known to the mesh. One that was removed while it was away hears of no leader by itself:
     /// it asks its peers.
     fn come_back(&mut self) {
-        let own = self.participant.view();
+        let own = self.participant.view(self.id());
         if !knows_leader(&own) {
             self.ask_for_views();
+            if !std::mem::replace(&mut self.asked, true) {
+                return self.participant.withhold_vote(true);
+            }
         }
         let views = self.views.iter().map(|(node, (view, _))| (*node, view.clone())).collect();
-        let look = self.rejoin.look(&own, &views);
+        let look = self.rejoin.look(&self.member().incarnation.clone(), &own, &views);
         if let Some(withholds) = look.withholds {
             self.participant.withhold_vote(withholds);
         }
-        if look.next == Next::Superseded {
+        if matches!(look.next, Next::IsLedByAnother | Next::HasMissed) {
             return self.out.push(Out::BeginAnew);
         }
         if look.next == Next::Wait || self.now_ms() < self.ask_due_ms {

@@ -177,7 +177,8 @@ impl World {
     }
 
     /// The copy of a node's directory is put back. Like the loss of a machine it is a fault that a run has once; and what the
-    /// node has said since has to be on all other voters' disks, for nobody else can know of it.
+    /// node has said since has to be on the disks of all that may think that they have a vote, for nobody else can know of
+    /// it.
     pub(super) fn put_back(&mut self, id: NodeId) {
         let Some(copy) = self.machines.get_mut(&id).and_then(|machine| machine.copy.take()) else { return };
         let is_known = self.leader().is_some_and(|leader| {
@@ -187,17 +188,16 @@ impl World {
                 (standing.term, leader.participant.replica().log().parts().hard_state.commit);
             let knows = |machine: &Machine| {
                 let log = machine.disk.durable();
-                let of = machine.node.as_ref().and_then(|node| node.era());
-                of == leader.era()
+                machine.node.as_ref().is_none_or(|node| node.era() == leader.era())
                     && log.parts().hard_state.term == term
                     && log.last_index().is_ok_and(|last| last == agreed)
             };
-            let all = configuration.voters.iter().chain([&id]);
+            let has_log = |machine: &&Machine| !machine.gone && !machine.disk.durable().is_empty();
             copy.era == leader.era()
                 && copy.voters >= 3
                 && configuration.voters.len() >= 3
                 && configuration.outgoing.is_empty()
-                && all.into_iter().all(|node| self.machines.get(node).is_some_and(knows))
+                && self.machines.values().filter(has_log).all(knows)
         });
         let bears = self.staying() >= MIN_NODES_AFTER_LOSS && self.machines.len() < MAX_NODES;
         if self.calm || self.lost || !is_known || !bears {
