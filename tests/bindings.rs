@@ -23,11 +23,13 @@ const REQUIREMENTS: &[&str] = &[
     "psycopg[binary]",
 ];
 
-/// Tests that mostly wait: for nodes that were killed, for programs that end. They run beside all others, with a mesh of
-/// their own.
-const WAITING: [&str; 4] = [
+/// About half of the tests, by the time that they take: they run beside the others, with a mesh of their own. Most of them
+/// wait: for nodes that were killed, for programs that end.
+const BESIDE: [&str; 6] = [
+    "tests/test_bad_input.py",
     "tests/test_connect.py",
     "tests/test_documentation.py",
+    "tests/test_environments.py",
     "tests/test_failures.py",
     "tests/test_programs.py",
 ];
@@ -69,9 +71,9 @@ fn the_python_package_passes_its_tests() {
         tests
     };
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| run(pytest().args(WAITING)));
-        run(pytest().arg("tests").args(WAITING.map(|file| format!("--ignore={file}"))));
-        waiting.join().unwrap();
+        let beside = scope.spawn(|| run(pytest().args(BESIDE)));
+        run(pytest().arg("tests").args(BESIDE.map(|file| format!("--ignore={file}"))));
+        beside.join().unwrap();
     });
 }
 
