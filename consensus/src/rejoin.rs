@@ -41,9 +41,9 @@ pub enum Next {
 pub struct Look {
     /// What to do.
     pub next: Next,
-    /// Whether the node keeps out of elections ([`crate::Participant::withhold_vote`]); `None` leaves it as it is. Whoever
-    /// has a leader needs no vote of a start that the mesh does not know.
-    pub withholds: Option<bool>,
+    /// Whether the node keeps out of elections ([`crate::Participant::withhold_vote`]). Others that have a leader need no vote
+    /// of a start that the mesh does not know; those whose leader this node heard too may when that dies.
+    pub withholds: bool,
 }
 
 /// A node on its way back into its mesh.
@@ -59,17 +59,17 @@ impl Rejoin {
     pub fn look(&mut self, start: &Incarnation, own: &MeshView, views: &BTreeMap<NodeId, MeshView>) -> Look {
         let known = views.values().chain([own]).filter_map(|view| view.known.as_ref());
         if known.into_iter().any(|known| !start.follows(known)) {
-            return Look { next: Next::HasMissed, withholds: Some(true) };
+            return Look { next: Next::HasMissed, withholds: true };
         }
         if knows_leader(own) {
             self.named = 0;
-            return Look { next: Next::Propose, withholds: None };
+            return Look { next: Next::Propose, withholds: false };
         }
         let leaders: Vec<_> =
             views.values().filter(|view| view.era == own.era).map(|view| view.leader).collect();
         let others = leaders.iter().copied().flatten().filter(|leader| *leader != own.node);
         let told = others.min_by_key(|leader| (!own.peers.contains(leader), *leader));
-        let withholds = Some(leaders.iter().any(Option::is_some));
+        let withholds = leaders.iter().any(Option::is_some);
         // One that was stopped for a while is late to miss the former process.
         let is_named = leaders.iter().filter(|leader| **leader == Some(own.node)).count() * 2 > leaders.len();
         self.named = if is_named { self.named + 1 } else { 0 };
@@ -124,11 +124,11 @@ mod tests {
     fn the_leader_is_told_and_needs_no_vote() {
         let mut rejoin = Rejoin::default();
         let found = look(&mut rejoin, &view(1, None), &[None, Some(2)]);
-        assert_eq!(found, Look { next: Next::Tell(NodeId(2)), withholds: Some(true) });
+        assert_eq!(found, Look { next: Next::Tell(NodeId(2)), withholds: true });
         let found = look(&mut rejoin, &view(1, Some(3)), &[]);
-        assert_eq!(found, Look { next: Next::Propose, withholds: None }, "it hears from it");
+        assert_eq!(found, Look { next: Next::Propose, withholds: false }, "it hears from it");
         let found = look(&mut rejoin, &view(1, None), &[None, None]);
-        assert_eq!(found, Look { next: Next::Wait, withholds: Some(false) }, "they need its vote");
+        assert_eq!(found, Look { next: Next::Wait, withholds: false }, "they need its vote");
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
     fn what_others_say_of_another_era_counts_for_nothing() {
         let other = MeshView { era: Some(Era { epoch: 2, ..ERA }), ..view(2, Some(2)) };
         let found = Rejoin::default().look(&start(), &view(1, None), &BTreeMap::from([(NodeId(2), other)]));
-        assert_eq!(found, Look { next: Next::Wait, withholds: Some(false) });
+        assert_eq!(found, Look { next: Next::Wait, withholds: false });
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
         let mut rejoin = Rejoin::default();
         for _ in 0..NAMED_LOOKS {
             let found = look(&mut rejoin, &view(1, None), &[Some(1), Some(1)]);
-            assert_eq!(found, Look { next: Next::Wait, withholds: Some(true) });
+            assert_eq!(found, Look { next: Next::Wait, withholds: true });
         }
         let mut once = rejoin.clone();
         assert_eq!(look(&mut once, &view(1, None), &[None, Some(1)]).next, Next::Wait, "one may have slept");
@@ -168,7 +168,7 @@ mod tests {
         let knowing = MeshView { known: Some(missed.clone()), ..view(3, None) };
         let views = BTreeMap::from([(NodeId(2), view(2, Some(2))), (NodeId(3), knowing)]);
         let found = rejoin.look(&start(), &own, &views);
-        assert_eq!(found, Look { next: Next::HasMissed, withholds: Some(true) });
+        assert_eq!(found, Look { next: Next::HasMissed, withholds: true });
         // It may have got the log since, and know so itself.
         let own = MeshView { known: Some(missed), ..view(1, Some(2)) };
         assert_eq!(rejoin.look(&start(), &own, &BTreeMap::new()).next, Next::HasMissed);

@@ -208,9 +208,7 @@ async fn announce(
 ) -> Result<bool, Failure> {
     let views = if knows_leader(own) { BTreeMap::new() } else { views_of_peers(mailbox, own).await };
     let look = rejoin.look(&member.incarnation, own, &views);
-    if let Some(withholds) = look.withholds {
-        mailbox.tell(Ask::WithholdVote(withholds)).await;
-    }
+    mailbox.tell(Ask::WithholdVote(look.withholds)).await;
     let outcome = match look.next {
         Next::Tell(leader) => {
             let request = Request::Join { member: member.clone() };

@@ -19,8 +19,10 @@ const COPIES: usize = 2;
 /// How long a holder may be away before what it holds is copied elsewhere: a node that is started again brings it back.
 pub const COPY_PATIENCE_MS: u64 = 10_000;
 
-/// How often it is looked for partitions that too few nodes hold.
+/// How often it is looked for partitions that too few nodes hold: while there are some, and while there are none. All
+/// jobs' partitions are looked at.
 const LOOK_MS: u64 = 1_000;
+const IDLE_LOOK_MS: u64 = 3_000;
 
 /// A copy that was not heard of by then is ordered again.
 const COPY_RETRY_MS: u64 = 120_000;
@@ -67,10 +69,14 @@ impl Copying {
 impl Scheduler {
     /// To be called at every tick.
     pub(super) fn keep_copies(&mut self) {
-        if self.settling.is_some() || self.now_ms < self.copies.looked_ms + LOOK_MS {
+        let interval_ms = if self.copies.short.is_empty() { IDLE_LOOK_MS } else { LOOK_MS };
+        if self.settling.is_some() || self.now_ms < self.copies.looked_ms + interval_ms {
             return;
         }
         self.copies.looked_ms = self.now_ms;
+        if self.nodes.iter().filter(|(node, _)| self.is_alive(*node)).count() < COPIES {
+            return;
+        }
         let mut before = std::mem::take(&mut self.copies.short);
         let mut copying: BTreeMap<NodeId, Copying> = BTreeMap::new();
         for (task, bytes, holders) in self.short() {

@@ -615,9 +615,7 @@ impl Node {
         }
         let views = self.views.iter().map(|(node, (view, _))| (*node, view.clone())).collect();
         let look = self.rejoin.look(&self.member().incarnation.clone(), &own, &views);
-        if let Some(withholds) = look.withholds {
-            self.participant.withhold_vote(withholds);
-        }
+        self.participant.withhold_vote(look.withholds);
         if matches!(look.next, Next::IsLedByAnother | Next::HasMissed) {
             return self.out.push(Out::BeginAnew);
         }

@@ -82,8 +82,8 @@ class Job(Generic[T]):
     def status(self) -> dict[str, Any]:
         """All that is known of it: ``phase``, ``stages`` with their tasks, times.
 
-        ``other_ends`` says how else it ended, where parts of the mesh that were cut off disagree; ``waits_for``
-        which nodes it waits for that are away, if it cannot go on without them.
+        ``other_ends`` says how else it ended, where parts of the mesh that were cut off disagree;
+        ``waits_for`` which nodes it waits for that are away, if it cannot go on without them.
         """
         return json.loads(_translated(self._core.status))
 
