@@ -21,6 +21,10 @@ use floe_protocol::{Incarnation, NodeId};
 /// missed, at ten looks a second. It is not the time that counts, in which this process may have been stopped.
 pub const NAMED_LOOKS: u32 = 50;
 
+/// The same if only most of those say so who know of a leader at all. The others may be copies too; or the mesh has none,
+/// and few have not missed it yet.
+pub const NAMED_BY_FEW_LOOKS: u32 = 3 * NAMED_LOOKS;
+
 /// What a node does after a look around.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -49,8 +53,9 @@ pub struct Look {
 /// A node on its way back into its mesh.
 #[derive(Clone, Debug, Default)]
 pub struct Rejoin {
-    /// How often in a row others have called it their leader.
+    /// How often in a row most others have called it their leader, and most of those who know of one.
     named: u32,
+    named_by_few: u32,
 }
 
 impl Rejoin {
@@ -62,7 +67,7 @@ impl Rejoin {
             return Look { next: Next::HasMissed, withholds: true };
         }
         if knows_leader(own) {
-            self.named = 0;
+            (self.named, self.named_by_few) = (0, 0);
             return Look { next: Next::Propose, withholds: false };
         }
         let leaders: Vec<_> =
@@ -71,10 +76,13 @@ impl Rejoin {
         let told = others.min_by_key(|leader| (!own.peers.contains(leader), *leader));
         let withholds = leaders.iter().any(Option::is_some);
         // One that was stopped for a while is late to miss the former process.
-        let is_named = leaders.iter().filter(|leader| **leader == Some(own.node)).count() * 2 > leaders.len();
-        self.named = if is_named { self.named + 1 } else { 0 };
+        let names_this = leaders.iter().filter(|leader| **leader == Some(own.node)).count();
+        let in_a_row = |count: u32, of: usize| if names_this * 2 > of { count + 1 } else { 0 };
+        self.named = in_a_row(self.named, leaders.len());
+        self.named_by_few = in_a_row(self.named_by_few, leaders.iter().flatten().count());
+        let is_named = self.named_by_few > 0;
         let next = match told {
-            _ if self.named > NAMED_LOOKS => Next::IsLedByAnother,
+            _ if self.named > NAMED_LOOKS || self.named_by_few > NAMED_BY_FEW_LOOKS => Next::IsLedByAnother,
             Some(leader) if !is_named => Next::Tell(leader),
             None if own.leader.is_some() && !is_named => Next::Propose,
             _ => Next::Wait,
@@ -156,9 +164,15 @@ mod tests {
             assert_eq!(found, Look { next: Next::Wait, withholds: true });
         }
         let mut once = rejoin.clone();
-        assert_eq!(look(&mut once, &view(1, None), &[None, Some(1)]).next, Next::Wait, "one may have slept");
+        assert_eq!(look(&mut once, &view(1, None), &[Some(2), Some(1)]).next, Next::Tell(NodeId(2)));
         assert_eq!(look(&mut once, &view(1, None), &[Some(1), Some(1)]).next, Next::Wait, "it begins anew");
         assert_eq!(look(&mut rejoin, &view(1, None), &[Some(1), Some(1)]).next, Next::IsLedByAnother);
+        // Another copy, which it takes for the node that runs, does not know the leader either.
+        let mut beside = Rejoin::default();
+        for _ in 0..NAMED_BY_FEW_LOOKS {
+            assert_eq!(look(&mut beside, &view(1, None), &[Some(1), None]).next, Next::Wait);
+        }
+        assert_eq!(look(&mut beside, &view(1, None), &[Some(1), None]).next, Next::IsLedByAnother);
     }
 
     #[test]

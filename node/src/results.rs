@@ -235,7 +235,13 @@ impl Results {
                 let known = self.mailbox.call_leader(&Request::Progress { id }, config::CALL_TIMEOUT).await;
                 let waits_for = match known {
                     Some(Response::Job(status)) => status.waits_for,
-                    _ => None,
+                    // It may be this node that leads.
+                    _ => self
+                        .mailbox
+                        .ask(|reply| Ask::Progress(id, reply))
+                        .await?
+                        .ok()
+                        .and_then(|job| job.waits_for),
                 };
                 Err(waits_for.map_or(failure, |waits_for| Failure::Refused {
                     message: format!(
